@@ -1,0 +1,186 @@
+"""The avatar: raw parameters of the Gaussians, bound to a head mesh or free in space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn import Parameter
+
+from scene import rig
+from scene.flame import Flame, FlameParameters
+from scene.ply import read_ply, write_ply
+from utils.errors import UserError
+from utils.sh import C0
+from utils.types import Gaussians
+
+START_OPACITY = 0.1
+PLY_NAME = "point_cloud.ply"
+FLAME_NAME = "flame_param.npz"
+
+
+class GaussianModel:
+    """Gaussians before their activations, and the head that moves them.
+
+    Raw values are what is optimised and saved: log standard deviations, logit
+    opacities, quaternions of any length. A bound Gaussian's position, rotation
+    and scale are in the frame of its triangle (`scene/rig.py`); an unbound
+    one's are in world space. Calling the model with a timestep gives activated
+    world-space Gaussians.
+    """
+
+    def __init__(
+        self,
+        fields: dict[str, Tensor],            # the raw parameters, see `scene/ply.py`
+        *,
+        sh_degree: int,
+        binding: Tensor | None = None,        # [N] int64, the triangle of each Gaussian
+        flame: Flame | None = None,
+        flame_parameters: FlameParameters | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.sh_degree = sh_degree
+        self.active_sh_degree = 0
+        self.flame = flame
+        self.flame_parameters = flame_parameters
+        self.binding = None if binding is None else binding.to(self.device)
+        self.xyz = self._parameter(fields["xyz"])                      # [N, 3]
+        self.features_dc = self._parameter(fields["features_dc"])      # [N, 1, 3]
+        self.features_rest = self._parameter(fields["features_rest"])  # [N, (sh_degree+1)^2 - 1, 3]
+        self.opacity = self._parameter(fields["opacity"])              # [N, 1] logit
+        self.scaling = self._parameter(fields["scaling"])              # [N, 3] log
+        self.rotation = self._parameter(fields["rotation"])            # [N, 4] wxyz
+
+    def _parameter(self, value: Tensor) -> Parameter:
+        return Parameter(value.detach().to(self.device, torch.float32).contiguous())
+
+    # ---- construction -------------------------------------------------------
+
+    @classmethod
+    def from_mesh(cls, flame: Flame, flame_parameters: FlameParameters, *, sh_degree: int,
+                  generator: torch.Generator, device: torch.device | str) -> GaussianModel:
+        """One Gaussian per triangle: centred, filling it, almost transparent, near black."""
+        count = flame.faces.shape[0]
+        # Near black, but not equal: identical colours would get identical gradients.
+        colors = torch.rand(count, 3, generator=generator) / 255.0
+        fields = _start(torch.zeros(count, 3), torch.zeros(count, 3), colors, sh_degree)
+        return cls(fields, sh_degree=sh_degree, binding=torch.arange(count), flame=flame,
+                   flame_parameters=flame_parameters, device=device)
+
+    @classmethod
+    def from_points(cls, points: np.ndarray, colors: np.ndarray, *, sh_degree: int,
+                    device: torch.device | str) -> GaussianModel:
+        """One isotropic Gaussian per point, as large as the distance to its neighbours.
+
+        Args:
+            points: [P, 3] metres, world space.
+            colors: [P, 3] in 0..1.
+
+        Raises:
+            UserError: fewer than two points.
+        """
+        if len(points) < 2:
+            raise UserError(f"a static scene needs at least 2 start points, got {len(points)}")
+        neighbours = min(4, len(points))  # the nearest is the point itself
+        distances = cKDTree(points).query(points, k=neighbours)[0][:, 1:]
+        # Coinciding points would give scale zero and with it an infinite logarithm.
+        scale = np.sqrt(np.maximum((distances ** 2).mean(axis=1), 1e-7))
+        log_scales = torch.from_numpy(np.log(scale)).float()[:, None].repeat(1, 3)
+        fields = _start(torch.from_numpy(points).float(), log_scales, torch.from_numpy(colors).float(), sh_degree)
+        return cls(fields, sh_degree=sh_degree, device=device)
+
+    # ---- files --------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Writes `point_cloud.ply`, and `flame_param.npz` beside it for a bound avatar."""
+        fields = {name: value.detach().cpu() for name, value in self.parameters().items()}
+        fields["binding"] = None if self.binding is None else self.binding.cpu()
+        if self.flame_parameters is not None:
+            self.flame_parameters.save(folder / FLAME_NAME)
+        write_ply(folder / PLY_NAME, fields)
+
+    @classmethod
+    def load(cls, folder: Path, *, flame: Flame | None = None, flame_parameters: FlameParameters | None = None,
+             device: torch.device | str = "cpu") -> GaussianModel:
+        """Reads an avatar written by `save` or by another program of this family.
+
+        Raises:
+            UserError: a broken file, or triangles that the head model does not have.
+        """
+        path = folder / PLY_NAME
+        fields = read_ply(path)
+        binding = fields.pop("binding")
+        if binding is not None:
+            if flame is None:
+                raise UserError(f"{path} is bound to a head mesh (binding_0), but no head model was given")
+            faces = flame.faces.shape[0]
+            if len(binding) and int(binding.max()) >= faces:
+                raise UserError(f"{path}: binding_0 names triangle {int(binding.max())}, but the head model has "
+                                f"{faces}; give the head model of this avatar with --head_model")
+        degree = round((fields["features_rest"].shape[1] + 1) ** 0.5) - 1
+        model = cls(fields, sh_degree=degree, binding=binding, flame=flame if binding is not None else None,
+                    flame_parameters=flame_parameters if binding is not None else None, device=device)
+        model.active_sh_degree = degree
+        return model
+
+    # ---- use ----------------------------------------------------------------
+
+    def parameters(self) -> dict[str, Parameter]:
+        """The trainable rows by name, in the order of the optimizer's groups."""
+        return {"xyz": self.xyz, "features_dc": self.features_dc, "features_rest": self.features_rest,
+                "opacity": self.opacity, "scaling": self.scaling, "rotation": self.rotation}
+
+    def __len__(self) -> int:
+        return self.xyz.shape[0]
+
+    def __call__(self, timestep: int) -> tuple[Gaussians, Tensor | None]:
+        """Activated Gaussians in world space, and the mesh vertices [V, 3] they ride on (None when unbound).
+
+        `timestep` is a row of the FLAME parameters; unbound scenes ignore it.
+        """
+        sh = torch.cat([self.features_dc, self.features_rest], dim=1)
+        if self.binding is None:
+            quats = torch.nn.functional.normalize(self.rotation, dim=1)
+            return Gaussians(self.xyz, quats, self.scaling.exp(), self.opacity.sigmoid().squeeze(1), sh), None
+        vertices = self.flame.vertices(self.flame_parameters, timestep)
+        means, quats, scales, opacities = rig.bind(
+            vertices, self.flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding)
+        return Gaussians(means, quats, scales, opacities, sh), vertices
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the optimizer and the (constant) head model."""
+        return {
+            "fields": {name: value.detach() for name, value in self.parameters().items()},
+            "binding": self.binding,
+            "sh_degree": self.sh_degree,
+            "active_sh_degree": self.active_sh_degree,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], *, flame: Flame | None, flame_parameters: FlameParameters | None,
+                   device: torch.device | str) -> GaussianModel:
+        """The inverse of `state_dict`."""
+        model = cls(state["fields"], sh_degree=state["sh_degree"], binding=state["binding"],
+                    flame=flame, flame_parameters=flame_parameters, device=device)
+        model.active_sh_degree = state["active_sh_degree"]
+        return model
+
+
+def _start(xyz: Tensor, log_scales: Tensor, colors: Tensor, sh_degree: int) -> dict[str, Tensor]:
+    """Raw parameters of Gaussians with identity rotation and the common start opacity."""
+    count = xyz.shape[0]
+    rotation = torch.zeros(count, 4)
+    rotation[:, 0] = 1.0
+    return {
+        "xyz": xyz,
+        "features_dc": ((colors - 0.5) / C0)[:, None, :],
+        "features_rest": torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+        "opacity": torch.full((count, 1), START_OPACITY).logit(),
+        "scaling": log_scales,
+        "rotation": rotation,
+    }
