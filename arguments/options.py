@@ -1,0 +1,274 @@
+"""The option groups: one dataclass field per flag, with its default, help line, unit and limits.
+
+A field is the single place where an option is described. `parser` turns it into
+a flag of the same name, `validate` checks its limits, `config_file` stores it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+from utils.errors import UserError
+
+# The length of run that the defaults are made for; see `schedule.scale_schedule`.
+DEFAULT_ITERATIONS = 600_000
+
+BACKENDS = ("auto", "native", "gsplat", "dgr", "reference")
+DEVICES = ("auto", "cpu", "cuda")
+# Whole numbers end up in 64-bit counters and seeds.
+LARGEST_INTEGER = 2**63 - 1
+
+
+def option(
+    default: Any,
+    help: str,                       # one line
+    *,
+    unit: str = "",
+    short: str = "",                 # one-letter flag, with its dash
+    choices: tuple[str, ...] = (),
+    at_least: float | None = None,
+    above: float | None = None,      # exclusive lower limit
+    at_most: float | None = None,
+    path: bool = False,              # made absolute by the parser
+) -> Any:
+    """A dataclass field that carries everything the parser and the checks need."""
+    return dataclasses.field(default=default, metadata={
+        "help": help, "unit": unit, "short": short, "choices": choices,
+        "at_least": at_least, "above": above, "at_most": at_most, "path": path,
+    })
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which data, and what the avatar is made of."""
+
+    source_path: str = option("", "folder of the capture", short="-s", path=True)
+    model_path: str = option("", "folder of the avatar: everything is written here", short="-m", path=True)
+    target_path: str | None = option(
+        None, "capture whose cameras and motion replace those of the source", short="-t", path=True)
+    images: str = option("images", "name of the image folder inside a COLMAP scene", short="-i")
+    resolution: int = option(
+        -1, "1, 2, 4 or 8 divides the image size; another number is the target width; -1 keeps it, up to a width "
+        "of 1600", short="-r", unit="pixels", at_least=-1)
+    white_background: bool = option(False, "white instead of black behind the subject", short="-w")
+    eval: bool = option(False, "hold back the val and test splits instead of training on them too")
+    bind_to_mesh: bool = option(False, "bind every Gaussian to a triangle of the tracked head")
+    sh_degree: int = option(3, "degree of the view-dependent colour", unit="0 to 3", at_least=0, at_most=3)
+    data_device: str = option(
+        "auto", "where the decoded images live; auto: on the GPU when they fit", choices=DEVICES)
+    disable_flame_static_offset: bool = option(False, "ignore the per-vertex static offset of the tracking")
+    not_finetune_flame_params: bool = option(False, "keep the tracked FLAME parameters as they are")
+    select_camera_id: int = option(-1, "use this camera only; -1: all of them", at_least=-1)
+    head_model: str | None = option(
+        None, "FLAME-format head model; default: <source>/head_model.pkl, else "
+        "flame_model/assets/flame/flame2023.pkl", path=True)
+
+
+@dataclass(frozen=True)
+class OptimizationOptions:
+    """Learning rates, densification and losses."""
+
+    iterations: int = option(DEFAULT_ITERATIONS, "length of the run", unit="iterations", at_least=1)
+    position_lr_init: float = option(0.005, "first learning rate of the positions, times the scene extent", above=0)
+    position_lr_final: float = option(0.00005, "last learning rate of the positions, times the scene extent", above=0)
+    position_lr_delay_mult: float = option(
+        0.01, "accepted for existing scripts, without effect: it scales a warm-up that lasts 0 iterations",
+        at_least=0, at_most=1)
+    position_lr_max_steps: int = option(
+        600_000, "when the positions reach their last learning rate", unit="iterations", at_least=1)
+    feature_lr: float = option(
+        0.0025, "learning rate of the base colour; the other colour coefficients take a 20th", at_least=0)
+    opacity_lr: float = option(0.05, "learning rate of the opacity", unit="logit", at_least=0)
+    scaling_lr: float = option(0.017, "learning rate of the size", unit="log", at_least=0)
+    rotation_lr: float = option(0.001, "learning rate of the rotation quaternion", at_least=0)
+    percent_dense: float = option(
+        0.01, "size that separates cloning (below) from splitting (above)", unit="share of the scene extent",
+        at_least=0)
+    densification_interval: int = option(2_000, "time between densifications", unit="iterations", at_least=1)
+    opacity_reset_interval: int = option(60_000, "time between opacity resets", unit="iterations", at_least=1)
+    densify_from_iter: int = option(10_000, "densification starts after this", unit="iterations", at_least=0)
+    densify_until_iter: int = option(600_000, "densification ends before this", unit="iterations", at_least=0)
+    densify_grad_threshold: float = option(
+        0.0002, "mean gradient of the projected centre above which a Gaussian is densified", unit="NDC", above=0)
+    sh_increase_interval: int = option(
+        1_000, "time between steps of the colour degree, from 0 to --sh_degree", unit="iterations", at_least=1)
+    flame_expr_lr: float = option(1e-3, "learning rate of the expression coefficients", at_least=0)
+    flame_trans_lr: float = option(1e-6, "learning rate of the head translation", unit="metres", at_least=0)
+    flame_pose_lr: float = option(1e-5, "learning rate of the head, neck, jaw and eye poses", unit="radians",
+                                  at_least=0)
+    lambda_dssim: float = option(0.2, "weight of 1 - SSIM; L1 takes the rest", unit="0 to 1", at_least=0, at_most=1)
+    lambda_xyz: float = option(1e-2, "weight of the penalty on leaving the triangle", at_least=0)
+    threshold_xyz: float = option(
+        1.0, "free distance from the triangle's centre", unit="triangle scales, or metres with --metric_xyz",
+        at_least=0)
+    metric_xyz: bool = option(False, "measure --threshold_xyz in metres")
+    lambda_scale: float = option(1.0, "weight of the penalty on large Gaussians", at_least=0)
+    threshold_scale: float = option(
+        0.6, "free size", unit="triangle scales, or metres with --metric_scale", at_least=0)
+    metric_scale: bool = option(False, "measure --threshold_scale in metres")
+    lambda_dynamic_offset: float = option(0.0, "weight of the size of the per-timestep vertex offsets", at_least=0)
+    lambda_laplacian: float = option(0.0, "weight of the roughness of the vertex offsets", at_least=0)
+    lambda_dynamic_offset_std: float = option(
+        0.0, "weight of the spread of the per-timestep vertex offsets", at_least=0)
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """How a picture is made."""
+
+    convert_SHs_python: bool = option(False, "evaluate the view-dependent colour in PyTorch, not in the kernels")
+    compute_cov3D_python: bool = option(
+        False, "refused: the kernels compute the covariances themselves, with the same result")
+    debug: bool = option(False, "stop at the first NaN or infinite value (slower)")
+    rasterizer: str = option(
+        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how the run proceeds."""
+
+    ip: str | None = option(None, "address of the live viewer (accepted; there is no viewer yet)")
+    port: int | None = option(None, "port of the live viewer (accepted; there is no viewer yet)",
+                              at_least=1, at_most=65535)
+    debug_from: int = option(-1, "turn --debug on from this iteration; -1: never", unit="iterations", at_least=-1)
+    detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
+    interval: int = option(
+        60_000, "time between evaluations, saved avatars and checkpoints; the last iteration always gets all three",
+        unit="iterations", at_least=1)
+    test_iterations: tuple[int, ...] = option(
+        (), "evaluate at these iterations instead of every --interval; those beyond the run are ignored", at_least=1)
+    save_iterations: tuple[int, ...] = option(
+        (), "save the avatar at these iterations instead of every --interval; those beyond the run are ignored",
+        at_least=1)
+    checkpoint_iterations: tuple[int, ...] = option(
+        (), "write a checkpoint at these iterations instead of every --interval; those beyond the run are ignored",
+        at_least=1)
+    start_checkpoint: str | None = option(
+        None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True)
+    quiet: bool = option(False, "print no progress")
+    seed: int = option(0, "seed of every random choice", at_least=0, at_most=2**32 - 1)
+    device: str = option("auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
+    scale_schedule: bool = option(
+        False, f"scale every iteration-valued default by iterations / {DEFAULT_ITERATIONS}, so that a short run is a "
+        "small copy of the long one; values typed on the command line are taken as typed")
+    ram_share: float = option(
+        0.5, "share of the memory that decoded images may fill before they go to a memory-mapped file",
+        unit="0 to 1", above=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything `train.py` needs. Names are unique across the groups: `cfg_args` is flat."""
+
+    model: ModelOptions = ModelOptions()
+    optimization: OptimizationOptions = OptimizationOptions()
+    pipeline: PipelineOptions = PipelineOptions()
+    run: RunOptions = RunOptions()
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Everything `render.py` needs besides the avatar's `cfg_args`."""
+
+    model_path: str = option("", "folder of the avatar", short="-m", path=True)
+    iteration: int = option(-1, "saved iteration to render; -1: the newest", unit="iterations", at_least=-1)
+    skip_train: bool = option(False, "leave out the train split")
+    skip_val: bool = option(False, "leave out the val split (held-out cameras)")
+    skip_test: bool = option(False, "leave out the test split (held-out sequences)")
+    select_camera_id: int = option(-1, "use this camera only; -1: all of them", at_least=-1)
+    source_path: str | None = option(
+        None, "folder of the capture, if it is not where it was during training", short="-s", path=True)
+    target_path: str | None = option(
+        None, "capture whose cameras and motion the avatar follows", short="-t", path=True)
+    head_model: str | None = option(
+        None, "FLAME-format head model, if it is not where it was during training", path=True)
+    render_mesh: bool = option(False, "also draw the head mesh over the pictures")
+    export_world: int | None = option(
+        None, "write an ordinary world-space 3DGS PLY of this timestep, which any splat viewer opens", unit="timestep",
+        at_least=0)
+    rasterizer: str = option(
+        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS)
+    device: str = option("auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
+    quiet: bool = option(False, "print no progress")
+
+
+class FieldType(typing.NamedTuple):
+    """The type of an option, taken apart."""
+
+    kind: type        # bool, int, float or str
+    optional: bool    # None is allowed
+    many: bool        # a tuple of `kind`
+
+
+@functools.cache
+def field_types(group: type) -> dict[str, FieldType]:
+    """The types of the fields of one option group, by name."""
+    types = {}
+    for name, hint in typing.get_type_hints(group).items():
+        arguments = typing.get_args(hint)
+        kind = next((part for part in arguments if part in (int, float, str)), hint)
+        types[name] = FieldType(kind, type(None) in arguments, typing.get_origin(hint) is tuple)
+    return types
+
+
+def groups(options: Options) -> Iterator[tuple[str, Any]]:
+    """(name in `Options`, group) for each of the four groups."""
+    for field in dataclasses.fields(options):
+        yield field.name, getattr(options, field.name)
+
+
+def flatten(options: Options) -> dict[str, Any]:
+    """All options by name, in the order of the groups."""
+    return {field.name: getattr(group, field.name)
+            for _, group in groups(options) for field in dataclasses.fields(group)}
+
+
+def validate(group: Any, where: str = "") -> None:
+    """Checks every value of one option group against the limits of its field.
+
+    Args:
+        group: an instance of one of the dataclasses above.
+        where: put before the flag in messages, such as the file the values are from.
+
+    Raises:
+        UserError: naming the flag and the value.
+    """
+    types = field_types(type(group))
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        for item in value if types[field.name].many else (value,):
+            problem = None if item is None else _problem(item, field.metadata)
+            if problem:
+                raise UserError(f"{where}--{field.name} {problem}, not {item!r}")
+    if getattr(group, "resolution", 1) == 0:
+        raise UserError(f"{where}--resolution must be -1 or positive, not 0")
+    if getattr(group, "compute_cov3D_python", False):
+        raise UserError(f"{where}--compute_cov3D_python is not supported, because the kernels compute the same "
+                        "covariances themselves; leave the flag out")
+
+
+def _problem(value: Any, limits: typing.Mapping[str, Any]) -> str | None:
+    """What is wrong with one value, as the middle of a sentence; None when nothing is."""
+    if isinstance(value, str):
+        if limits["choices"] and value not in limits["choices"]:
+            return f"must be one of {', '.join(limits['choices'])}"
+        return "must not contain a NUL character" if "\0" in value else None
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return "must fit into 64 bits"
+    if not math.isfinite(value):
+        return "must be a finite number"
+    if limits["at_least"] is not None and value < limits["at_least"]:
+        return f"must be at least {limits['at_least']}"
+    if limits["above"] is not None and value <= limits["above"]:
+        return f"must be more than {limits['above']}"
+    if limits["at_most"] is not None and value > limits["at_most"]:
+        return f"must be at most {limits['at_most']}"
+    return None

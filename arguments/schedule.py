@@ -1,0 +1,85 @@
+"""When things happen: the shortened schedule, and the iterations that evaluate and save."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from arguments.options import DEFAULT_ITERATIONS, Options
+
+# Iteration-valued options and the least that each may shrink to.
+_SCALED = {
+    "position_lr_max_steps": 1,
+    "sh_increase_interval": 1,
+    "densify_from_iter": 10,
+    "densify_until_iter": 1,
+    # The gradient statistic is a mean over views; fewer than these say little.
+    "densification_interval": 10,
+    # After a reset an opacity needs about 100 Adam steps to climb back to one half.
+    "opacity_reset_interval": 100,
+    # Evaluating takes as long as many iterations do.
+    "interval": 100,
+}
+
+
+def scale_schedule(options: Options, typed: frozenset[str] = frozenset()) -> Options:
+    """The same options with every iteration-valued one multiplied by iterations / 600,000.
+
+    Values round to the nearest iteration and do not fall below the minimum of
+    their kind. Explicit lists (`--test_iterations` ...) and `--debug_from` name
+    iterations of this very run and stay.
+
+    Args:
+        options: with the values of a 600,000 iteration run.
+        typed: names of options that the user set; they are taken as typed.
+    """
+    iterations = options.optimization.iterations
+
+    def scaled(group: object) -> dict[str, int]:
+        names = {field.name for field in dataclasses.fields(group)} & _SCALED.keys() - typed
+        return {name: max(_SCALED[name], round(getattr(group, name) * iterations / DEFAULT_ITERATIONS))
+                for name in names}
+
+    return dataclasses.replace(
+        options,
+        optimization=dataclasses.replace(options.optimization, **scaled(options.optimization)),
+        run=dataclasses.replace(options.run, **scaled(options.run)),
+    )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The iterations at which one kind of event is due; call it with an iteration counted from 1."""
+
+    last: int                        # iterations of the run
+    interval: int                    # used where nothing is listed
+    listed: frozenset[int]           # replaces the interval where not empty
+
+    def __call__(self, iteration: int) -> bool:
+        # The last one is always due: a run that ends between two multiples of
+        # the interval must not lose its result.
+        if iteration == self.last:
+            return True
+        return iteration in self.listed if self.listed else iteration % self.interval == 0
+
+
+class Milestones(NamedTuple):
+    """When to evaluate, save the avatar, and write a checkpoint."""
+
+    test: Moments
+    save: Moments
+    checkpoint: Moments
+
+
+def milestones(options: Options) -> Milestones:
+    """The three kinds of moments of the run that `options` describes.
+
+    Each is every multiple of `--interval` up to the actual number of
+    iterations, or the explicit list where one was given, and always the last
+    iteration. Listed iterations beyond the run never come, so that a script
+    with `--test_iterations 7000 30000` also works for a short run.
+    """
+    run, last = options.run, options.optimization.iterations
+    return Milestones(*(Moments(last, run.interval, frozenset(listed))
+                        for listed in (run.test_iterations, run.save_iterations, run.checkpoint_iterations)))

@@ -1,0 +1,211 @@
+"""Point clouds of Gaussians as PLY, in the layout of the Gaussian-splatting ecosystem.
+
+Binary little endian, one element `vertex`, every property float32, in the order
+
+    x y z nx ny nz  f_dc_0..2  f_rest_0..  opacity  scale_0..2  rot_0..3  [binding_0]
+
+with raw values (before the activations), triangle-local when `binding_0` is
+there. `f_rest` is channel-major: all red coefficients, then green, then blue.
+This is the only place that knows these names; everywhere else the tensors of
+`Gaussians` or of the avatar are used.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Mapping
+
+import numpy as np
+import plyfile
+import torch
+from torch import Tensor
+
+from utils.errors import UserError, one_line
+from utils.files import atomic_path
+from utils.types import Gaussians
+
+# A header has a line of about 20 bytes per property; ours have 63 properties.
+_LONGEST_HEADER = 1 << 16  # bytes
+# Triangle numbers are stored as float32, which counts exactly up to here.
+_LARGEST_EXACT = 2**24
+_SIZES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2, "int16": 2, "uint16": 2,
+          "int": 4, "uint": 4, "int32": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8}
+
+
+def _names(rest: int, bound: bool) -> list[str]:
+    """The properties in file order; `rest` counts the f_rest columns."""
+    return ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2",
+            *(f"f_rest_{i}" for i in range(rest)),
+            "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3",
+            *(["binding_0"] if bound else [])]
+
+
+def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
+    """Writes raw Gaussian parameters, atomically.
+
+    Args:
+        path: the file; its folder is made when missing.
+        fields: xyz [N, 3], features_dc [N, 1, 3], features_rest [N, K-1, 3],
+            opacity [N, 1], scaling [N, 3], rotation [N, 4] (wxyz), on any device,
+            and binding [N] (triangle of each, integers) or None.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    count = len(fields["xyz"])
+    binding = fields.get("binding")
+    rest = fields["features_rest"]
+    if binding is not None and count and int(binding.max()) >= _LARGEST_EXACT:
+        raise UserError(f"cannot write {path}: triangle numbers of {_LARGEST_EXACT} and more do not fit its format")
+
+    def columns(tensor: Tensor) -> np.ndarray:
+        return tensor.detach().cpu().reshape(count, -1).numpy()
+
+    blocks = [
+        columns(fields["xyz"]),
+        np.zeros((count, 3)),  # normals: unused, but part of the layout
+        columns(fields["features_dc"]),
+        columns(rest.transpose(1, 2)),  # [N, K-1, 3] -> channel-major
+        columns(fields["opacity"]),
+        columns(fields["scaling"]),
+        columns(fields["rotation"]),
+    ]
+    if binding is not None:
+        blocks.append(columns(binding))
+    names = _names(3 * rest.shape[1], binding is not None)
+    # Every column has the same type, so the records are the rows of one matrix.
+    rows = np.concatenate(blocks, axis=1, dtype="<f4", casting="unsafe")
+    assert rows.shape == (count, len(names)), f"{rows.shape} values for {len(names)} properties"
+    header = "".join(["ply\nformat binary_little_endian 1.0\n", f"element vertex {count}\n",
+                      *(f"property float {name}\n" for name in names), "end_header\n"])
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(header.encode("ascii"))
+        stream.write(rows.data)
+
+
+def export_world(path: str | Path, gaussians: Gaussians) -> None:
+    """Writes activated world-space Gaussians as an ordinary 3DGS file that any splat viewer opens.
+
+    The colour coefficients are copied: in this method the view direction is
+    always a world direction, so they do not turn with the triangle.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    # An opacity of exactly 0 or 1, or a scale of 0, has no finite raw value.
+    opacity = gaussians.opacities.detach().double().clamp(1e-6, 1 - 1e-6)
+    write_ply(path, {
+        "xyz": gaussians.means,
+        "features_dc": gaussians.sh[:, :1],
+        "features_rest": gaussians.sh[:, 1:],
+        "opacity": torch.logit(opacity)[:, None],
+        "scaling": gaussians.scales.detach().clamp_min(1e-12).log(),
+        "rotation": gaussians.quats,
+        "binding": None,
+    })
+
+
+def read_ply(path: str | Path) -> dict[str, Tensor | None]:
+    """Reads raw Gaussian parameters, whoever wrote them.
+
+    Accepted beyond our own layout: any order and number type of the properties,
+    extra ones, ASCII and big endian, no normals, no `binding_0` (an unbound
+    scene), any degree of the view-dependent colour.
+
+    Returns:
+        The fields of `write_ply`, float32 on the CPU; binding is int64 or None.
+
+    Raises:
+        UserError: unreadable, truncated or malformed file, a missing property, a value that is not finite.
+    """
+    path = Path(path)
+    vertices = _read_vertices(path)
+    names = vertices.dtype.names or ()
+    if not len(vertices):
+        raise UserError(f"{path} holds no Gaussians")
+
+    def column(name: str) -> np.ndarray:
+        if name not in names:
+            raise UserError(f"{path} has no property {name}, so it is not a Gaussian point cloud")
+        if vertices.dtype[name].hasobject:
+            raise UserError(f"{path}: property {name} must be a number, not a list")
+        with np.errstate(over="ignore"):
+            values = vertices[name].astype(np.float32)
+        broken = np.flatnonzero(~np.isfinite(values))
+        if len(broken):
+            raise UserError(f"{path}: property {name} of vertex {broken[0]} is not a finite number")
+        return values
+
+    def block(*wanted: str) -> Tensor:
+        return torch.from_numpy(np.stack([column(name) for name in wanted], axis=1))
+
+    rest = sum(re.fullmatch(r"f_rest_[0-9]+", name) is not None for name in names)
+    coefficients = rest // 3 + 1
+    if rest % 3 or math.isqrt(coefficients) ** 2 != coefficients:
+        raise UserError(f"{path} has {rest} f_rest properties; degrees 0 to 3 have 0, 9, 24 and 45")
+    features_rest = (block(*(f"f_rest_{i}" for i in range(rest))).reshape(-1, 3, coefficients - 1)
+                     if rest else torch.zeros(len(vertices), 3, 0))
+    return {
+        "xyz": block("x", "y", "z"),
+        "features_dc": block("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
+        "features_rest": features_rest.transpose(1, 2).contiguous(),
+        "opacity": block("opacity"),
+        "scaling": block("scale_0", "scale_1", "scale_2"),
+        "rotation": block("rot_0", "rot_1", "rot_2", "rot_3"),
+        "binding": _binding(path, column("binding_0")) if "binding_0" in names else None,
+    }
+
+
+def _binding(path: Path, values: np.ndarray) -> Tensor:
+    """Checked triangle numbers [N] int64; whether the head has so many triangles is the caller's to know."""
+    wrong = np.flatnonzero((values < 0) | (values >= _LARGEST_EXACT) | (values != np.floor(values)))
+    if len(wrong):
+        raise UserError(f"{path}: property binding_0 of vertex {wrong[0]} is {values[wrong[0]]:g}, "
+                        "which is not the number of a triangle")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _read_vertices(path: Path) -> np.ndarray:
+    """The structured array [N] of the element `vertex`, read by plyfile."""
+    try:
+        _check_size(path)
+        with np.errstate(over="ignore"):  # too large for float32: reported as not finite
+            data = plyfile.PlyData.read(str(path))
+        if "vertex" not in data:
+            raise UserError(f"{path} has no element vertex, so it is not a point cloud")
+        return data["vertex"].data
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (plyfile.PlyParseError, ValueError, OverflowError, EOFError, MemoryError) as error:
+        raise UserError(f"{path} is not a readable PLY file: {one_line(error)}") from error
+
+
+def _check_size(path: Path) -> None:
+    """Refuses a file too short for what its header announces, before anything of that size is allocated."""
+    with open(path, "rb") as stream:
+        start = stream.read(_LONGEST_HEADER)
+    end = re.search(rb"\nend_header\r?\n", start)
+    if not start.startswith(b"ply") or end is None:
+        raise UserError(f"{path} is not a PLY file: it does not begin with a PLY header")
+    lines = [line.split() for line in start[:end.start()].decode("ascii", errors="replace").splitlines()]
+    ascii_format = ["format", "ascii", "1.0"] in lines
+    # The least number of bytes that the elements can take: in ASCII a digit and
+    # a separator per value, for a list its length alone.
+    needed, count, properties = 0, 0, 0
+    for words in [*lines, ["element", "", "0"]]:
+        if words[:1] == ["element"] and len(words) == 3:
+            if count and not properties:
+                raise UserError(f"{path} announces {count} elements without properties")
+            count, properties = int(words[2]), 0
+            if count < 0:
+                raise UserError(f"{path} announces {count} elements")
+        elif words[:1] == ["property"] and len(words) >= 3:
+            kind = words[2] if words[1] == "list" else words[1]
+            properties += 1
+            needed += count * (2 if ascii_format else _SIZES.get(kind, 1))
+    available = path.stat().st_size - end.end()
+    # The last separator of an ASCII file may be missing.
+    if needed > available + ascii_format:
+        raise UserError(f"{path} is cut short: its header announces at least {needed} bytes, {available} follow it")
