@@ -1,0 +1,299 @@
+"""Every training image, decoded once by worker processes and kept as bytes.
+
+What it costs: a real capture of 16 cameras has about 15,000 images of 550x802
+pixels, 19.8 GB as RGB bytes (four times that as floats). One core decodes about
+65 such PNGs with their masks in a second: four minutes on one core, 15 seconds
+on 16. A training loop that decodes in every iteration pays those 15 ms 600,000
+times, two and a half hours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scene import image_decode
+from scene.dataset_common import View
+from utils.errors import UserError
+from utils.files import atomic_path
+
+MAX_WORKERS = 32
+CUDA_SHARE = 0.5          # of the free GPU memory may hold images
+SUFFIX = ".images"        # of the memory-mapped file
+LAYOUT = 1                # raise when the content of that file changes its meaning
+
+
+class ImageCache:
+    """The images of `views`, composited over `background` and at training size.
+
+    Kept in memory; in a memory-mapped file under `folder` when they take more
+    than `ram_share` of the memory that is free; on the GPU when `device` is one
+    and they fit into half of its free memory. The file carries a key of
+    everything its content depends on, so later runs reuse it, and runs that
+    start together wait for the first to write it. It may be deleted whenever
+    no run uses it.
+
+    Stored planar, [3, H, W] per image: converting to the float image that the
+    loss wants then is one pass over contiguous memory.
+
+    Attributes:
+        where: "ram", "mmap" or "cuda".
+        nbytes: size of all images.
+    """
+
+    def __init__(self, views: Sequence[View], background: tuple[float, float, float], *,
+                 device: torch.device | str = "cpu", ram_share: float = 0.5, folder: Path | None = None,
+                 workers: int | None = None, progress: bool = True) -> None:
+        """Decodes, or reuses the file of an earlier run.
+
+        Args:
+            background: RGB 0..1.
+            device: where the images are to stay.
+            folder: for the memory-mapped file; None = only memory will do.
+            workers: number of decoding processes; None = one per usable core, at most 32.
+
+        Raises:
+            UserError: an image is missing, broken or of the wrong size, there is no room, or no such device.
+        """
+        device = _device(device)
+        jobs, self._offsets = _jobs(views, background)
+        self._sizes = [(view.camera.height, view.camera.width) for view in views]
+        self.nbytes = self._offsets[-1]
+        count = workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)), max(1, len(jobs) // 8))
+        if self.nbytes <= ram_share * available_memory():
+            self.where = "ram"
+            self._bytes = _decode_to_memory(jobs, self.nbytes, count, progress)
+        elif folder is not None:
+            self.where = "mmap"
+            self._bytes = _decode_to_file(jobs, self.nbytes, count, progress, Path(folder))
+        else:
+            raise UserError(f"{len(jobs)} images take {self.nbytes / 1e9:.1f} GB of memory, which is not free: "
+                            "train at a smaller --resolution")
+        if device.type == "cuda" and self.nbytes <= CUDA_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.where = "cuda"
+            self._bytes = _copy_in_pieces(self._bytes, device)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """[H, W, 3] uint8, a view into the cache: do not write to it."""
+        return self._planar(index).permute(1, 2, 0)
+
+    def image(self, index: int, device: torch.device | str) -> Tensor:
+        """[3, H, W] float32, 0..1, contiguous, on `device`; a new tensor."""
+        # Bytes travel to the device, a quarter of the floats.
+        return self._planar(index).to(device).float().div_(255.0)
+
+    def _planar(self, index: int) -> Tensor:
+        height, width = self._sizes[index]  # an IndexError ends iteration over the cache
+        start = self._offsets[index % len(self._sizes)]
+        return self._bytes[start:start + 3 * height * width].view(3, height, width)
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--data_device {name} is no device: give cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--data_device {name}: PyTorch finds no CUDA device here, give cpu")
+    return device
+
+
+def _jobs(views: Sequence[View], background: tuple[float, float, float]) -> tuple[list[dict[str, Any]], list[int]]:
+    """What the workers are to do, and where each image starts; the last offset is the size of all."""
+    jobs, offsets = [], [0]
+    for view in views:
+        width, height = view.camera.width, view.camera.height
+        jobs.append({"image": str(view.image_path), "mask": str(view.mask_path) if view.mask_path else None,
+                     "source_size": view.source_size, "size": (width, height), "background": background,
+                     "offset": offsets[-1]})
+        offsets.append(offsets[-1] + 3 * width * height)
+    return jobs, offsets
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: of the machine, and of its container if that is less."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    for limit, used, stat in (("memory.max", "memory.current", "memory.stat"),
+                              ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")):
+        with contextlib.suppress(OSError, ValueError):  # no such limit ("max" is no number)
+            group = Path("/sys/fs/cgroup")
+            room = int((group / limit).read_text()) - int((group / used).read_text())
+            for line in (group / stat).read_text().splitlines():
+                if line.startswith(("inactive_file ", "total_inactive_file ")):  # page cache, given up on demand
+                    room += int(line.split()[1])
+                    break
+            free = min(free, max(0, room))
+    return free
+
+
+def _decode_to_memory(jobs: list[dict[str, Any]], nbytes: int, workers: int, progress: bool) -> Tensor:
+    """[nbytes] uint8 in anonymous shared memory."""
+    if not nbytes:
+        return torch.empty(0, dtype=torch.uint8)
+    # A memfd has no name, so nothing is left behind however the run ends, and
+    # it does not count against /dev/shm, which containers limit to 64 MB.
+    with contextlib.ExitStack() as stack:
+        if hasattr(os, "memfd_create"):
+            file = os.memfd_create("images")
+            stack.callback(os.close, file)
+        else:
+            file = stack.enter_context(tempfile.TemporaryFile()).fileno()
+        os.ftruncate(file, nbytes)
+        _decode(jobs, file, workers, progress)
+        return torch.frombuffer(mmap.mmap(file, nbytes), dtype=torch.uint8)
+
+
+def _decode_to_file(jobs: list[dict[str, Any]], nbytes: int, workers: int, progress: bool, folder: Path) -> Tensor:
+    """[nbytes] uint8, mapped read-only from the file in `folder`, which is written unless it is there."""
+    path = folder / f"{_key(jobs)}{SUFFIX}"
+    with _locked(folder) as alone:
+        if not path.exists() or path.stat().st_size != nbytes:
+            if alone:
+                for left in folder.glob(f".tmp-*{SUFFIX}"):  # of a run that was killed while writing
+                    left.unlink(missing_ok=True)
+            if nbytes > shutil.disk_usage(folder).free:
+                raise UserError(f"{len(jobs)} images take {nbytes / 1e9:.1f} GB, more than is free in memory and in "
+                                f"{folder}: train at a smaller --resolution or make room")
+            with atomic_path(path) as temporary, open(temporary, "rb+") as file:
+                os.ftruncate(file.fileno(), nbytes)
+                _decode(jobs, file.fileno(), workers, progress)
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # as it should be: others use the file too
+        return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the lock of `folder`; yields False where the file system has no locks (writing is atomic anyway)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _key(jobs: list[dict[str, Any]]) -> str:
+    """A name for the pixels that `jobs` make: files with size and time of change, sizes, background."""
+    key = hashlib.sha256(f"{LAYOUT}".encode())
+    for job in jobs:
+        stats = []
+        for path in (job["image"], job["mask"]):
+            with contextlib.suppress(OSError):  # a missing file is reported by the worker
+                if path:
+                    status = os.stat(path)
+                    stats.append((path, status.st_size, status.st_mtime_ns))
+        key.update(json.dumps([job, stats]).encode())
+    return key.hexdigest()[:24]
+
+
+def _copy_in_pieces(source: Tensor, device: torch.device, piece: int = 256 << 20) -> Tensor:
+    """`source` on `device`, without ever having all of a mapped file in memory."""
+    copy = torch.empty(source.numel(), dtype=torch.uint8, device=device)
+    for start in range(0, source.numel(), piece):
+        copy[start:start + piece].copy_(source[start:start + piece])
+    return copy
+
+
+def _decode(jobs: list[dict[str, Any]], file: int, workers: int, progress: bool) -> None:
+    """Runs `jobs` on `workers` processes that write into `file`; `UserError` for the first that fails."""
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(_worker(file)) for _ in range(workers)]
+        # All headers first: a wrong size is told in seconds, not after minutes of decoding.
+        _run(processes, jobs, check=True, progress=False)
+        _run(processes, jobs, check=False, progress=progress)
+
+
+@contextlib.contextmanager
+def _worker(file: int) -> Iterator[subprocess.Popen]:
+    """A decoding process.
+
+    Not `multiprocessing`: forking after PyTorch started its threads can hang,
+    and its other start methods import the main script again, PyTorch included.
+    """
+    # The workers share the cores already; -P keeps the modules of this folder from shadowing libraries.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-P", image_decode.__file__, str(file)], pass_fds=(file,), text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()  # idle, or nobody wants its answer any more
+        process.communicate()
+
+
+def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check: bool, progress: bool) -> None:
+    """Hands `jobs` out in small batches, so that the workers end together; one thread waits for each worker."""
+    size = max(1, min(64 if check else 8, math.ceil(len(jobs) / len(processes))))
+    batches = iter([jobs[start:start + size] for start in range(0, len(jobs), size)])
+    lock, failures = threading.Lock(), []
+
+    def feed(process: subprocess.Popen) -> None:
+        while True:
+            with lock:
+                batch = next(batches, None)
+            if batch is None or failures:
+                return
+            error = _request(process, batch, check)
+            with lock:
+                if error:
+                    failures.append(error)
+                bar.update(len(batch))
+
+    with tqdm(total=len(jobs), desc="Decoding images", unit="img", disable=not progress) as bar:
+        with ThreadPoolExecutor(len(processes)) as pool:
+            try:
+                for future in [pool.submit(feed, process) for process in processes]:
+                    future.result()
+            except BaseException:  # Ctrl-C: the threads stop after their batch
+                failures.append("interrupted")
+                raise
+    if failures:
+        raise UserError(failures[0])
+
+
+def _request(process: subprocess.Popen, batch: list[dict[str, Any]], check: bool) -> str | None:
+    """Has `process` do `batch`; the first error, if there is one."""
+    try:
+        process.stdin.write(json.dumps({"check": check, "jobs": batch}) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+    if not answer:
+        status = process.wait()
+        return (f"the process that decoded {batch[0]['image']} ended with status {status}"
+                + (": probably too little memory, try a smaller --resolution" if status == -9 else ""))
+    return next((error for error in json.loads(answer) if error), None)
