@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from utils.files import write_json
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,19 @@ class Camera:
     def to(self, device: torch.device | str) -> "Camera":
         """The same camera with its matrix on `device`."""
         return dataclasses.replace(self, world_to_camera=self.world_to_camera.to(device))
+
+
+def write_cameras_json(path: Path, cameras: Sequence[Camera]) -> None:
+    """Writes the list of views in the layout that 3DGS viewers read.
+
+    Each entry: `id`, `img_name`, `width`, `height`, `position` [3] (the optical
+    centre), `rotation` [3][3] (camera-to-world, OpenCV axes), `fy`, `fx`.
+    """
+    entries = []
+    for index, camera in enumerate(cameras):
+        rotation = camera.world_to_camera[:3, :3].T
+        entries.append({
+            "id": index, "img_name": camera.name, "width": camera.width, "height": camera.height,
+            "position": camera.center.tolist(), "rotation": rotation.tolist(), "fy": camera.fy, "fx": camera.fx,
+        })
+    write_json(path, entries)

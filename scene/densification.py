@@ -155,13 +155,14 @@ class DensityControl:
                                       model.flame.faces.shape[0])
 
         keep = torch.nonzero(~drop).squeeze(1)
-        gather_rows(model.parameters(), self.optimizer, source[keep], fresh[keep],
-                    {"xyz": xyz[keep], "scaling": scaling[keep]})
-        if model.binding is not None:
-            model.binding = model.binding[source[keep]]
+        source = source[keep]
+        model.replace_rows(
+            gather_rows(model.parameters(), self.optimizer, source, fresh[keep],
+                        {"xyz": xyz[keep], "scaling": scaling[keep]}),
+            binding=None if model.binding is None else model.binding[source])
         self._clear()
         return DensityReport(cloned=len(cloned), split=len(parents) // CHILDREN,
-                             pruned=len(source) - len(keep), total=len(keep))
+                             pruned=len(drop) - len(keep), total=len(keep))
 
     def _jitter(self, parents: Tensor) -> Tensor:
         """[M, 3] offsets of split children: a draw from the parent's own distribution.

@@ -135,6 +135,12 @@ class GaussianModel:
         return {"xyz": self.xyz, "features_dc": self.features_dc, "features_rest": self.features_rest,
                 "opacity": self.opacity, "scaling": self.scaling, "rotation": self.rotation}
 
+    def replace_rows(self, parameters: dict[str, Parameter], binding: Tensor | None) -> None:
+        """Puts the result of `scene.surgery.gather_rows` in place."""
+        for name, parameter in parameters.items():
+            setattr(self, name, parameter)
+        self.binding = binding
+
     def __len__(self) -> int:
         return self.xyz.shape[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -51,6 +51,13 @@ class GaussianOptimizer(torch.optim.Adam):
         # are that small, and a larger eps would silently lower the step.
         super().__init__(groups, lr=0.0, eps=1e-15, fused=True)
         self.position_schedule = (position_lr_init * extent, position_lr_final * extent, position_lr_max_steps)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over moments and step counts; learning rates stay those of this run's options."""
+        rates = [group["lr"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, rate in zip(self.param_groups, rates):
+            group["lr"] = rate
 
     def set_step(self, step: int) -> None:
         """Sets the learning rates for iteration `step` (1 is the first)."""

@@ -24,22 +24,27 @@ def gather_rows(
     source: Tensor,               # [M] int64: the old row that each new row comes from
     fresh: Tensor,                # [M] bool: rows that start with zero Adam moments
     values: Mapping[str, Tensor], # name -> [M, ...] complete replacement values, where they differ
-) -> None:
-    """Replaces the rows of every parameter by `parameter[source]`, moments included.
+) -> dict[str, Parameter]:
+    """New parameters with the rows `parameter[source]`, moments included; the optimizer holds them from then on.
 
-    A parameter object keeps its identity, so the optimizer's groups need no
-    rebuilding; its gradient is dropped because it no longer has the right rows.
+    New objects, not new data in the old ones: autograd remembers the shape of a
+    parameter for as long as any graph that used it is alive.
+
+    Returns:
+        The new parameters by name; the caller puts them in place of the old ones.
     """
-    for name, parameter in parameters.items():
-        replacement = values.get(name)
-        parameter.data = parameter.data[source] if replacement is None else replacement
-        parameter.grad = None
-        state = optimizer.state.get(parameter)
-        if not state:
+    replaced = {}
+    for name, old in parameters.items():
+        value = values.get(name)
+        new = replaced[name] = Parameter(old.detach()[source] if value is None else value.detach())
+        for group in optimizer.param_groups:
+            group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+        state = optimizer.state.pop(old, None)
+        if state is None:
             continue
-        keep = (~fresh).view(-1, *[1] * (parameter.dim() - 1))
-        for moment in MOMENTS:
-            state[moment] = state[moment][source] * keep
+        keep = (~fresh).view(-1, *[1] * (old.dim() - 1))
+        optimizer.state[new] = {key: item[source] * keep if key in MOMENTS else item for key, item in state.items()}
+    return replaced
 
 
 def overwrite(parameter: Parameter, optimizer: Optimizer, value: Tensor) -> None:

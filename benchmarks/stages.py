@@ -1,0 +1,57 @@
+"""Where the time of a training iteration goes.
+
+    python benchmarks/stages.py -s DATA [--json FILE] [any train.py flag]
+
+Runs the very loop of `train.py` into a temporary folder with a stop-watch
+around each stage, and prints the median milliseconds of the run's last half
+(the point count has settled by then) and the iterations per second. Defaults to
+300 iterations of a bound avatar on white; to time a trained avatar, give the
+length and schedule of its run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from arguments import parse_train  # noqa: E402
+from train import train  # noqa: E402
+from utils.device import pick_device  # noqa: E402
+from utils.errors import run_script  # noqa: E402
+from utils.results import device_name, git_commit  # noqa: E402
+from utils.stages import Stages  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the medians here")
+    ours, flags = parser.parse_known_args()
+    if "--iterations" not in flags:
+        flags += ["--iterations", "300"]
+    with tempfile.TemporaryDirectory(prefix="stages-") as folder:
+        options = parse_train([*flags, "-m", os.path.join(folder, "model"), "--eval", "--bind_to_mesh",
+                               "--white_background"])
+        device = pick_device(options.run.device)
+        stages = Stages(True, device)
+        results = train(options, stages)
+    half = options.optimization.iterations // 2
+    print(f"\n{device_name(device)}, rasterizer {results['backend']}, {results['points']:,} Gaussians at the end")
+    print(stages.table(skip=half))
+    if ours.json:
+        ours.json.write_text(json.dumps({
+            "milliseconds": stages.medians(skip=half), "points": results["points"], "backend": results["backend"],
+            "device": device_name(device), "torch": torch.__version__, "commit": git_commit(),
+            "flags": flags}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,99 @@
+"""Adapter to diff-gaussian-rasterization (CUDA, non-commercial licence), where the user has it.
+
+Written against its documented calling convention only, old (two results) and new
+(three results, `antialiasing`). Not yet run on a GPU.
+
+It has no off-centre principal point, which is an error here rather than a
+shifted picture, and returns no alpha, which takes a second pass with white
+Gaussians over black. It does not look at opacity when it culls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaussian_renderer.guards import without_broken
+from scene.cameras import Camera
+from utils.errors import UserError
+from utils.types import Gaussians, RenderOut
+
+NEAR, FAR = 0.01, 100.0  # metres; of its depth buffer only: it culls at 0.2 m by itself
+CENTRE_TOLERANCE = 0.01  # pixels
+
+
+def rasterize(
+    gaussians: Gaussians,
+    camera: Camera,
+    background: Tensor,  # [3]
+    *,
+    sh_degree: int,
+    scale_modifier: float = 1.0,
+) -> RenderOut:
+    """Renders; see `gaussian_renderer.reference` for the rules and `RenderOut` for the result.
+
+    Raises:
+        UserError: the camera's principal point is not the image centre.
+    """
+    off_centre = max(abs(camera.cx - camera.width / 2), abs(camera.cy - camera.height / 2))
+    if off_centre > CENTRE_TOLERANCE:
+        raise UserError(f"camera {camera.camera_id or camera.name or '(unnamed)'} has its principal point {off_centre:.2f} "
+                        "pixels off the image centre, which diff-gaussian-rasterization cannot render; "
+                        "use --rasterizer gsplat")
+    from diff_gaussian_rasterization import GaussianRasterizer  # not everybody has it
+
+    device = gaussians.means.device
+    count, width, height = len(gaussians.means), camera.width, camera.height
+    means2d = torch.zeros(count, 2, device=device, requires_grad=torch.is_grad_enabled())
+    background = background.float().to(device)
+    if count == 0:
+        image = background[:, None, None].expand(3, height, width).clone()
+        return RenderOut(image, image.new_zeros(1, height, width), means2d.new_zeros(0, dtype=torch.int32), means2d)
+
+    gaussians, sound = without_broken(Gaussians(*(field.float() for field in gaussians)))
+    shared = dict(
+        means3D=gaussians.means,
+        # its third column is not used; the gradient of the first two is in NDC already
+        means2D=torch.cat([means2d, means2d.new_zeros(count, 1)], dim=1),
+        opacities=gaussians.opacities[:, None],
+        scales=gaussians.scales,
+        rotations=gaussians.quats,
+    )
+    black = torch.zeros_like(background)
+    color_pass = GaussianRasterizer(_settings(camera, background, sh_degree, scale_modifier))
+    alpha_pass = GaussianRasterizer(_settings(camera, black, sh_degree, scale_modifier))
+    image, radii, *_ = color_pass(shs=gaussians.sh, **shared)
+    alpha, *_ = alpha_pass(colors_precomp=torch.ones_like(gaussians.means), **shared)
+    return RenderOut(image, alpha[:1], torch.where(sound, radii, torch.zeros_like(radii)).to(torch.int32), means2d)
+
+
+def _settings(camera: Camera, background: Tensor, sh_degree: int, scale_modifier: float) -> Any:
+    from diff_gaussian_rasterization import GaussianRasterizationSettings
+
+    view = camera.world_to_camera.to(background)
+    tan_x, tan_y = camera.width / (2 * camera.fx), camera.height / (2 * camera.fy)
+    projection = view.new_tensor([
+        [1 / tan_x, 0, 0, 0],
+        [0, 1 / tan_y, 0, 0],
+        [0, 0, FAR / (FAR - NEAR), -FAR * NEAR / (FAR - NEAR)],
+        [0, 0, 1, 0],
+    ])
+    values = dict(
+        image_height=camera.height,
+        image_width=camera.width,
+        tanfovx=tan_x,
+        tanfovy=tan_y,
+        bg=background,
+        scale_modifier=scale_modifier,
+        viewmatrix=view.T.contiguous(),  # it wants both matrices transposed
+        projmatrix=(projection @ view).T.contiguous(),
+        sh_degree=sh_degree,
+        campos=-view[:3, :3].T @ view[:3, 3],
+        prefiltered=False,
+        debug=False,
+        antialiasing=False,
+    )
+    # older versions do not know the last field
+    return GaussianRasterizationSettings(**{key: values[key] for key in GaussianRasterizationSettings._fields})

@@ -1,0 +1,76 @@
+"""Rendering views and measuring them against the photographs."""
+
+from __future__ import annotations
+
+from typing import Callable, Iterable, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+from scene.cameras import Camera
+from utils.metrics import Suite
+from utils.types import Gaussians, RenderOut
+
+
+class Evaluated(NamedTuple):
+    """One view, rendered and measured; what `on_image` is given."""
+
+    index: int                        # in the list of cameras
+    camera: Camera
+    image: Tensor                     # [3, H, W] 0..1
+    target: Tensor | None             # [3, H, W] 0..1; None where there is no ground truth
+    vertices: Tensor | None           # [V, 3] the mesh, world space; None for a static scene
+    metrics: dict[str, float | None]  # of this view
+
+
+@torch.no_grad()
+def evaluate(
+    avatar: Callable[[int], tuple[Gaussians, Tensor | None]],
+    cameras: Sequence[Camera],
+    target: Callable[[int], Tensor] | None,
+    render: Callable[[Gaussians, Camera], RenderOut],
+    suite: Suite,
+    *,
+    indices: Iterable[int] | None = None,
+    on_image: Callable[[Evaluated], None] | None = None,
+) -> dict[str, float | None]:
+    """Renders views and returns each metric's mean over them.
+
+    It draws no random numbers, so that a training goes on the same whether it
+    was evaluated or not.
+
+    Args:
+        avatar: timestep -> Gaussians in world space and the mesh.
+        cameras: the views; each on the device of the avatar.
+        target: index -> its photograph, [3, H, W] float 0..1 on that device;
+            None renders without measuring (a motion that nobody photographed).
+        render: Gaussians and camera -> picture.
+        suite: a new `utils.metrics.Suite`; unused without a target.
+        indices: which of the cameras, default all.
+        on_image: called with each view, for writing it somewhere.
+
+    Returns:
+        Means by metric name; None where a metric could not be had. Empty without a target.
+    """
+    for index in range(len(cameras)) if indices is None else indices:
+        camera = cameras[index]
+        gaussians, vertices = avatar(camera.timestep)
+        image = render(gaussians, camera).image.clamp(0.0, 1.0)
+        truth = target(index) if target is not None else None
+        metrics = suite.add(image, truth) if truth is not None else {}
+        if on_image is not None:
+            on_image(Evaluated(index, camera, image, truth, vertices, metrics))
+    return suite.mean() if target is not None else {}
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the indices below `count`, spread over all of them, first and last included.
+
+    >>> evenly_spaced(10, 4)
+    [0, 3, 6, 9]
+    """
+    if wanted >= count:
+        return list(range(count))
+    if wanted <= 1:
+        return list(range(count))[:wanted]
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]

@@ -1,0 +1,138 @@
+"""Small scenes for the rasterizer tests, and the comparison against the float64 reference."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gaussian_renderer import Rasterizer, reference
+from scene.cameras import Camera
+from utils.types import Gaussians, RenderOut
+
+FIELDS = (*Gaussians._fields, "background", "means2d")
+
+
+class Scene(NamedTuple):
+    gaussians: Gaussians  # float32
+    camera: Camera
+    background: Tensor    # [3]
+    degree: int
+
+
+class Result(NamedTuple):
+    out: RenderOut
+    grads: dict[str, Tensor]  # by `FIELDS`
+
+
+def make_camera(width: int, height: int, *, centred: bool, seed: int = 0) -> Camera:
+    """A slightly turned camera near the origin; `centred` also means square pixels."""
+    random = torch.Generator().manual_seed(seed)
+    wx, wy, wz = (torch.randn(3, generator=random) * 0.1).tolist()
+    matrix = torch.eye(4)
+    matrix[:3, :3] = torch.linalg.matrix_exp(torch.tensor([[0, -wz, wy], [wz, 0, -wx], [-wy, wx, 0]]))
+    matrix[:3, 3] = torch.randn(3, generator=random) * 0.05
+    if centred:
+        return Camera(matrix, 1.1 * width, 1.1 * width, width / 2, height / 2, width, height)
+    return Camera(matrix, 1.15 * width, 0.9 * width, 0.4 * width, 0.62 * height, width, height)
+
+
+def make_scene(
+    seed: int,
+    count: int,
+    *,
+    size: tuple[int, int] = (53, 41),
+    sigma: tuple[float, float] = (0.3, 6.0),     # pixels, log-uniform per axis
+    opacity: tuple[float, float] = (0.02, 0.95),
+    depth: tuple[float, float] = (0.5, 4.0),     # metres
+    spread: float = 1.0,                         # of the means, in images
+    centred: bool = False,
+    degree: int = 3,
+) -> Scene:
+    """Random Gaussians with sixteen coefficients each, whatever the active `degree`."""
+    random = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=random) * (high - low) + low
+
+    camera = make_camera(*size, centred=centred, seed=seed)
+    z = uniform(*depth, count)
+    x = (uniform(-spread / 2, spread / 2, count) + 0.5) * camera.width
+    y = (uniform(-spread / 2, spread / 2, count) + 0.5) * camera.height
+    points = torch.stack([(x - camera.cx) / camera.fx * z, (y - camera.cy) / camera.fy * z, z], dim=1)
+    world = camera.world_to_camera
+    scales = torch.exp(uniform(math.log(sigma[0]), math.log(sigma[1]), count, 3)) * z.abs()[:, None] / camera.fx
+    return Scene(
+        Gaussians(
+            means=(points - world[:3, 3]) @ world[:3, :3],
+            quats=torch.randn(count, 4, generator=random),  # not unit on purpose: backends normalise
+            scales=scales,
+            opacities=uniform(*opacity, count),
+            sh=torch.randn(count, 16, 3, generator=random) * 0.3,
+        ),
+        camera,
+        uniform(0, 1, 3),
+        degree,
+    )
+
+
+def join(*scenes: Scene) -> Scene:
+    """All Gaussians of `scenes` before the camera and background of the first."""
+    fields = (torch.cat(parts) for parts in zip(*(scene.gaussians for scene in scenes)))
+    return scenes[0]._replace(gaussians=Gaussians(*fields))
+
+
+def run(
+    rasterize: Rasterizer, scene: Scene, grad_image: Tensor, grad_alpha: Tensor,
+    dtype: torch.dtype = torch.float32, device: str = "cpu",
+) -> Result:
+    """Renders and pulls the cotangents back."""
+    leaves = Gaussians(*(field.detach().to(device, dtype, copy=True).requires_grad_() for field in scene.gaussians))
+    background = scene.background.to(device, dtype, copy=True).requires_grad_()
+    out = rasterize(leaves, scene.camera.to(device), background, sh_degree=scene.degree)
+    torch.autograd.backward([out.image, out.alpha], [grad_image.to(out.image), grad_alpha.to(out.alpha)])
+    tensors = (*leaves, background, out.means2d)
+    return Result(RenderOut(*(field.detach().cpu() for field in out)),
+                  {name: tensor.grad.cpu() for name, tensor in zip(FIELDS, tensors)})
+
+
+def fragile_pixels(scene: Scene) -> Tensor:
+    """[H, W] bool: where some alpha or transmittance lies so near a threshold that float32 may fall on its other side."""
+    camera = scene.camera
+    gaussians = Gaussians(*(field.double() for field in scene.gaussians))
+    projected = reference.project(gaussians, torch.zeros(len(gaussians.means), 2).double(), camera)
+    rows, columns = torch.arange(camera.height).double() + 0.5, torch.arange(camera.width).double() + 0.5
+    pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2)
+    raw = reference.raw_alpha(projected, pixels)
+    rest = torch.cumprod(1 - reference.limited_alpha(raw), dim=0)
+    near = (raw / reference.MIN_ALPHA - 1).abs() < 1e-4
+    near |= (raw / reference.MAX_ALPHA - 1).abs() < 1e-5
+    near |= (rest / reference.MIN_TRANSMITTANCE - 1).abs() < 1e-3
+    return near.any(0).reshape(camera.height, camera.width)
+
+
+def compare(rasterize: Rasterizer, scene: Scene, *, device: str = "cpu", seed: int = 0) -> tuple[Result, Result]:
+    """Holds a backend against the float64 reference: image, alpha, visibility, and all gradients."""
+    camera = scene.camera
+    random = torch.Generator().manual_seed(seed)
+    sound = ~fragile_pixels(scene)
+    assert sound.float().mean() > 0.97, "the scene leaves too little to compare"
+    grad_image = torch.randn(3, camera.height, camera.width, generator=random) * sound
+    grad_alpha = torch.randn(1, camera.height, camera.width, generator=random) * sound
+    expected = run(reference.rasterize, scene, grad_image, grad_alpha, torch.float64)
+    actual = run(rasterize, scene, grad_image, grad_alpha, device=device)
+
+    assert actual.out.image.shape == (3, camera.height, camera.width)
+    assert actual.out.alpha.shape == (1, camera.height, camera.width)
+    assert actual.out.radii.dtype == torch.int32 and actual.out.radii.shape == expected.out.radii.shape
+    assert ((actual.out.image - expected.out.image).abs() * sound).max() <= 1e-4
+    assert ((actual.out.alpha - expected.out.alpha).abs() * sound).max() <= 1e-4
+    for name, value in expected.grads.items():
+        other = actual.grads[name]
+        assert other.shape == value.shape, name
+        allowed = 1e-3 * value.abs() + 1e-5 * value.abs().max()
+        worst = ((other - value).abs() - allowed).max().item()
+        assert worst <= 0, f"gradient of {name} is off by {worst:.3g} more than allowed (largest {value.abs().max():.3g})"
+    return expected, actual

@@ -1,0 +1,137 @@
+"""Metrics against closed forms, the SSIM of pytorch-msssim and the FLIP package called by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from utils import metrics
+from utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_lpips_weights(tmp_path, monkeypatch):
+    """The tests do not depend on what is installed in the user's cache."""
+    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path))
+
+
+def pair(height: int = 24, width: int = 37) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    target = torch.rand(3, height, width, generator=generator)
+    return (target + 0.1 * torch.randn(target.shape, generator=generator)).clamp(0, 1), target
+
+
+def test_psnr_of_known_errors():
+    grey = torch.full((3, 5, 7), 0.5)
+    assert metrics.psnr(grey + 0.1, grey) == pytest.approx(20.0, abs=1e-4)
+    assert metrics.psnr(grey, grey) == 100.0
+    one_channel = grey.clone()
+    one_channel[0] += 0.3  # the mean of the three channels' PSNRs would be something else
+    assert metrics.psnr(one_channel, grey) == pytest.approx(-10 * math.log10(0.09 / 3), abs=1e-4)
+
+
+def test_l1_of_known_errors():
+    grey = torch.full((3, 5, 7), 0.5)
+    one_channel = grey.clone()
+    one_channel[2] -= 0.3
+    assert metrics.l1(one_channel, grey) == pytest.approx(0.1, abs=1e-7)
+
+
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.l1, metrics.flip])
+def test_clamped_to_the_range_of_a_picture(metric):
+    image, target = pair()
+    target[:, :8] = 1.0
+    image[:, :8] = 1.0
+    wild = image.clone()
+    wild[:, :8] = 3.0
+    assert metric(wild, target) == metric(image, target)
+    assert metric(image.double().requires_grad_(True), target) == pytest.approx(metric(image, target), rel=1e-5)
+
+
+def test_ssim_is_over_the_full_image():
+    pytorch_msssim = pytest.importorskip("pytorch_msssim")
+    image, target = pair()
+    # Their windows lie inside; zeros around the image make that ours.
+    padded = [torch.nn.functional.pad(tensor, (5, 5, 5, 5)).double()[None] for tensor in (image, target)]
+    expected = pytorch_msssim.ssim(*padded, data_range=1.0, win_size=11, win_sigma=1.5).item()
+    assert metrics.ssim(image, target) == pytest.approx(expected, abs=1e-5)
+    assert metrics.ssim(image, image) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_flip_is_that_of_its_authors():
+    flip_evaluator = pytest.importorskip("flip_evaluator")
+    image, target = pair()
+    image[1:] = target[1:]  # red differs, so a mistaken channel order shows
+    arrays = []
+    for tensor in (target, image):
+        array = np.empty((24, 37, 3), np.float32)
+        for c in range(3):
+            array[:, :, c] = tensor[c].numpy()
+        arrays.append(array)
+    _, expected, settings = flip_evaluator.evaluate(*arrays, "LDR")
+    assert metrics.flip(image, target) == pytest.approx(expected, abs=1e-7) and expected > 0.01
+    assert settings["ppd"] == pytest.approx(metrics.FLIP_PIXELS_PER_DEGREE, abs=1e-4)
+    assert metrics.flip(target, target) == 0.0
+    assert 0.0 < metrics.flip(image[:, :1, :1], target[:, :1, :1]) < 1.0
+
+
+def test_a_broken_picture_reads_nan():
+    image, target = pair()
+    image[0, 3, 3] = float("nan")
+    assert all(math.isnan(metric(image, target)) for metric in (metrics.psnr, metrics.ssim, metrics.l1, metrics.flip))
+
+
+@pytest.mark.parametrize("image, target", [((3, 4, 5), (3, 5, 4)), ((1, 4, 5), (1, 4, 5)), ((2, 3, 4, 5), (2, 3, 4, 5)),
+                                           ((3, 0, 5), (3, 0, 5))])
+def test_shapes_that_do_not_fit(image, target):
+    for metric in (metrics.psnr, metrics.ssim, metrics.l1, metrics.flip):
+        with pytest.raises(ValueError, match="expected"):
+            metric(torch.zeros(image), torch.zeros(target))
+
+
+def test_suite_averages_over_the_images():
+    suite = metrics.Suite(["psnr", "l1"])
+    grey = torch.full((3, 5, 7), 0.5)
+    first, second = suite.add(grey + 0.1, grey), suite.add(grey + 0.01, grey)
+    assert first == {"psnr": pytest.approx(20, abs=1e-3), "l1": pytest.approx(0.1, abs=1e-6)}
+    assert second == {"psnr": pytest.approx(40, abs=1e-3), "l1": pytest.approx(0.01, abs=1e-6)}
+    assert suite.mean() == {"psnr": pytest.approx(30, abs=1e-3), "l1": pytest.approx(0.055, abs=1e-6)}
+
+
+def test_suite_without_images_or_weights():
+    suite = metrics.Suite()
+    assert suite.mean() == dict.fromkeys(metrics.NAMES)
+    result = suite.add(*pair())
+    assert [name for name, value in result.items() if value is None] == ["lpips_vgg", "lpips_alex"]
+    assert suite.mean() == result
+    assert len(suite.notes) == 1 and "python -m utils.lpips_weights" in suite.notes[0]
+    json.dumps(suite.mean(), allow_nan=False)
+
+
+def test_suite_without_the_flip_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
+    suite = metrics.Suite(["flip", "l1"])
+    for _ in range(2):
+        assert suite.add(*pair())["flip"] is None
+    assert len(suite.notes) == 1 and "flip-evaluator" in suite.notes[0]
+
+
+def test_suite_refuses_an_unknown_name():
+    with pytest.raises(UserError, match="sharpness.*psnr"):
+        metrics.Suite(["psnr", "sharpness"])
+
+
+def test_table():
+    rows = {"val": {"psnr": 29.8712, "ssim": 0.9264, "lpips_vgg": None}, "self-reenactment": {"psnr": 6.0, "ssim": 1.0}}
+    assert metrics.format_table(rows) == "\n".join([
+        "                   psnr    ssim  lpips_vgg",
+        "val               29.87  0.9264        n/a",
+        "self-reenactment   6.00  1.0000        n/a",
+    ])
+    assert metrics.format_table({}) == ""
+    assert metrics.format_table({"val": {}}) == "\nval"

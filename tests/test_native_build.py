@@ -1,0 +1,54 @@
+"""The native library built for lesser processors than this one gives the same picture."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CHECK = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+from gaussian_renderer import native
+from raster_scenes import compare, make_scene, join
+compare(native.rasterize, join(make_scene(50, 150), make_scene(51, 20, sigma=(10.0, 80.0), opacity=(0.05, 0.4))))
+print("equal")
+"""
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these names are of x86-64 processors")
+@pytest.mark.parametrize("arch,needs", [("x86-64-v2", "sse4_2"), ("x86-64-v3", "avx2")])
+def test_lesser_processors(arch: str, needs: str, tmp_path: Path) -> None:
+    if needs not in _cpu_flags():
+        pytest.skip(f"this processor has no {needs}")
+    environment = {**os.environ, "NATIVE_ARCH": arch, "NATIVE_CACHE": str(tmp_path)}
+    script = CHECK.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.strip() == "equal"
+    assert len(list(tmp_path.glob("native-*.so"))) == 1
+
+
+def test_without_a_compiler_auto_falls_back_with_one_warning(tmp_path: Path) -> None:
+    environment = {**os.environ, "CXX": str(tmp_path / "no-compiler"), "NATIVE_CACHE": str(tmp_path)}
+    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+              "import gaussian_renderer as g\n"
+              "print([g.choose_rasterizer('auto', 'cpu')[0] for _ in range(2)])")
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.stdout.strip() == "['reference', 'reference']"
+    assert result.stderr.count("UserWarning") == 1

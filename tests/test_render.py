@@ -1,0 +1,288 @@
+"""render.py from the command line down to its files, on a small ball of a head."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+import render
+from arguments import Options, parse_render, parse_train, write_cfg_args
+from scene.flame import Flame, FlameParameters
+from scene.gaussian_model import GaussianModel
+from scene.head_model import load_head_model
+from scene.ply import read_ply
+from utils.errors import UserError
+
+WIDTH, HEIGHT = 41, 36  # odd on purpose
+BLUR = 2  # pixels by which Gaussians on a silhouette stand out, both sides together
+BALL = trimesh.creation.icosphere(subdivisions=2, radius=0.1)  # 162 vertices, 320 faces
+
+
+def write_head_model(path: Path) -> None:
+    """A ball in FLAME's format: one identity mode (larger), one expression mode (taller), all turning with the root."""
+    vertices = np.asarray(BALL.vertices)
+    count = len(vertices)
+    modes = np.zeros((count, 3, 2))
+    modes[:, :, 0] = vertices
+    modes[:, 1, 1] = vertices[:, 1]
+    weights = np.zeros((count, 5))
+    weights[:, 0] = 1.0
+    model = {"v_template": vertices, "f": np.asarray(BALL.faces), "shapedirs": modes, "n_shape": 1,
+             "posedirs": np.zeros((count, 3, 36)), "J_regressor": np.full((5, count), 1.0 / count), "weights": weights,
+             "kintree_table": np.array([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]])}
+    path.write_bytes(pickle.dumps(model))
+
+
+def write_capture(folder: Path, timesteps: list[int], shape: float, taller: float) -> None:
+    """Two training cameras, one for val, the last timestep for test; photographs are noise."""
+    rng = np.random.default_rng(len(timesteps))
+    (folder / "flame_param").mkdir(parents=True)
+    (folder / "images").mkdir()
+    write_head_model(folder / "head_model.pkl")
+    zero = {name: np.zeros((1, width), np.float32) for name, width in
+            (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))}
+    identity = {"shape": np.array([shape], np.float32), "static_offset": np.zeros((1, 162, 3), np.float32)}
+    np.savez(folder / "canonical_flame_param.npz", **zero, **identity, expr=np.zeros((1, 1), np.float32))
+    frames: dict[str, list] = {"train": [], "val": [], "test": []}
+    for number, timestep in enumerate(timesteps):
+        np.savez(folder / "flame_param" / f"{timestep:05d}.npz", **zero, **identity,
+                 expr=np.full((1, 1), taller * number, np.float32))
+        for camera in range(3):
+            name = f"{timestep:05d}_{camera:02d}"
+            Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(folder / "images" / f"{name}.png")
+            angle = 0.5 * (camera - 1)
+            pose = np.eye(4)
+            pose[:3, :3] = trimesh.transformations.rotation_matrix(angle, [0, 1, 0])[:3, :3]
+            pose[:3, 3] = 0.6 * pose[:3, 2]  # camera-to-world, looking along -z at the origin
+            split = "test" if timestep == timesteps[-1] else "val" if camera == 1 else "train"
+            frames[split].append({
+                "timestep_index": timestep, "timestep_id": str(timestep), "camera_index": camera,
+                "camera_id": str(100 + camera), "file_path": f"images/{name}.png", "transform_matrix": pose.tolist(),
+                "flame_param_path": f"flame_param/{timestep:05d}.npz", "w": WIDTH, "h": HEIGHT,
+                "fl_x": 60.0, "fl_y": 62.0, "cx": 19.0, "cy": 18.5})
+    for split, entries in frames.items():
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"frames": entries}))
+
+
+def save_avatar(model: Path, capture: Path, timesteps: list[int]) -> None:
+    """An opaque grey ball, as train.py would save it; identity 0, so that a target's cannot slip in unseen."""
+    head = load_head_model(capture / "head_model.pkl")
+    motion = {name: np.zeros((len(timesteps), width), np.float32) for name, width in
+              (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))}
+    motion["expr"] = np.arange(len(timesteps), dtype=np.float32)[:, None] * 0.25
+    motion["shape"] = np.zeros(1, np.float32)
+    parameters = FlameParameters(motion, timesteps, head)
+    avatar = GaussianModel.from_mesh(Flame(head), parameters, sh_degree=1, generator=torch.Generator().manual_seed(0),
+                                     device="cpu")
+    with torch.no_grad():
+        avatar.opacity.fill_(4.0)
+        avatar.scaling.fill_(math.log(0.12))
+        avatar.features_dc.fill_(0.0)
+    for iteration in (20, 100):
+        avatar.save(model / "point_cloud" / f"iteration_{iteration}")
+    write_cfg_args(model, parse_train(["-s", str(capture), "-m", str(model), "--eval", "--bind_to_mesh", "-w"]))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A capture, an avatar made on it, and another person's capture."""
+    base = tmp_path_factory.mktemp("render")
+    write_capture(base / "capture", [3, 4, 9], shape=0.0, taller=0.5)
+    write_capture(base / "other", [0, 1], shape=1.5, taller=-0.4)
+    save_avatar(base / "avatar", base / "capture", [3, 4, 9])
+    return {name: base / name for name in ("capture", "avatar", "other")}
+
+
+def run(*arguments: object) -> dict[str, dict[str, float | None]]:
+    return render.render_avatar(parse_render([str(argument) for argument in arguments]))
+
+
+def psnr_of_files(first: Path, second: Path) -> float:
+    a, b = (np.asarray(Image.open(path), np.float64) / 255 for path in (first, second))
+    return -10 * math.log10(((a - b) ** 2).mean())
+
+
+def frame_count(path: Path) -> tuple[int, tuple[int, int]]:
+    reader = imageio_ffmpeg.read_frames(str(path))
+    size = next(reader)["size"]
+    return sum(1 for _ in reader), size
+
+
+def test_pictures_videos_and_metrics_of_every_split(
+    folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stale = folders["avatar"] / "val" / "ours_100" / "renders" / "00007.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier, longer rendering")
+    kept = stale.with_name("mine.png")
+    kept.write_bytes(b"not ours")
+    measured = run("-m", folders["avatar"], "--render_mesh")
+
+    assert list(measured) == ["train", "val", "test"]
+    for split, views in (("train", 4), ("val", 2), ("test", 3)):
+        folder = folders["avatar"] / split / "ours_100"
+        names = [f"{i:05d}.png" for i in range(views)]
+        for kind in ("renders", "gt", "renders_mesh"):
+            assert sorted(p.name for p in (folder / kind).glob("0*.png")) == names
+            assert frame_count(folder / f"{kind}.mp4") == (views, (WIDTH + 1, HEIGHT))
+        written = json.loads((folder / "metrics.json").read_text())
+        assert written["mean"] == measured[split] and [view["file"] for view in written["views"]] == names
+        for view in written["views"]:
+            # The photograph by the name in the record: pairs renderings with their own views.
+            photograph = folders["capture"] / "images" / f"{view['image']}.png"
+            assert np.array_equal(np.asarray(Image.open(folder / "gt" / view["file"])),
+                                  np.asarray(Image.open(photograph)))
+            assert view["image"] == f"{view['timestep']:05d}_{int(view['camera']) - 100:02d}"
+            # The PNG has 8 bits, the metric more.
+            assert psnr_of_files(folder / "renders" / view["file"], photograph) == pytest.approx(view["psnr"], abs=0.02)
+        assert written["mean"]["psnr"] == pytest.approx(np.mean([view["psnr"] for view in written["views"]]))
+        comparison = np.asarray(Image.open(folder / "comparison.png"))
+        assert comparison.shape == (3 * HEIGHT, min(views, 4) * WIDTH, 3)
+    assert not stale.exists() and kept.exists()
+
+    out = capfd.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    header = next(line for line in lines if "psnr" in line)
+    assert header == ["psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex"]
+    assert [line[0] for line in lines[lines.index(header) + 1:][:3]] == ["train", "val", "test"]
+    assert str(folders["avatar"] / "test" / "ours_100") in out
+
+
+def height_of_ball(path: Path) -> int:
+    """Rows in which the grey ball stands out from the white background."""
+    return int((np.asarray(Image.open(path)).min(axis=2) < 192).any(axis=1).sum())
+
+
+def test_each_view_shows_its_own_moment(folders: dict[str, Path]) -> None:
+    # Timesteps 3, 4, 9 are rows 0, 1, 2; each row stands a quarter taller. Distance 0.6 m, fl_y 62.
+    run("-m", folders["avatar"], "--iteration", 20, "--quiet")
+    heights = [height_of_ball(folders["avatar"] / "val" / "ours_20" / "renders" / f"0000{i}.png") for i in (0, 1)]
+    heights.append(height_of_ball(folders["avatar"] / "test" / "ours_20" / "renders" / "00001.png"))
+    for row, height in enumerate(heights):
+        assert height == pytest.approx(2 * 62 * 0.1 * (1 + 0.25 * row) / 0.6 + BLUR, abs=2)
+
+
+def test_quiet_says_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    run("-m", folders["avatar"], "--skip_train", "--skip_val", "--quiet")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_camera_only(folders: dict[str, Path]) -> None:
+    assert list(run("-m", folders["avatar"], "--select_camera_id", 2, "--quiet")) == ["train", "test"]
+    for split, views in (("train", 2), ("test", 1)):
+        written = json.loads((folders["avatar"] / split / "ours_100" / "metrics.json").read_text())
+        assert [view["camera"] for view in written["views"]] == ["102"] * views
+
+
+def test_reenactment_moves_the_avatar_and_keeps_the_person(
+    folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", folders["avatar"], "-t", folders["other"], "--render_mesh") == {}
+    out = capfd.readouterr().out
+    assert "No metrics" in out and "psnr" not in out
+    folder = folders["avatar"] / "test_other" / "ours_100"
+    assert {path.name for path in folder.iterdir()} == {"renders", "renders.mp4", "renders_mesh", "renders_mesh.mp4"}
+    assert len(list((folder / "renders").iterdir())) == 3
+    # Timestep 1 of the target: expression -0.4, so 0.6 of the height; the target's identity (shape 1.5)
+    # would make it 1 + 1.5 - 0.4 = 2.1 of it.
+    assert height_of_ball(folder / "renders" / "00001.png") == pytest.approx(2 * 62 * 0.1 * 0.6 / 0.6 + BLUR, abs=2)
+    drawn = np.asarray(Image.open(folder / "renders_mesh" / "00001.png")).astype(int)
+    blue = (drawn[..., 2] - drawn[..., 0] > 20).any(axis=1).sum()  # the mesh is, the grey ball is not
+    assert blue == pytest.approx(2 * 62 * 0.1 * 0.6 / 0.6, abs=1.5)
+
+
+def test_export_world_writes_where_the_gaussians_are(folders: dict[str, Path]) -> None:
+    run("-m", folders["avatar"], "--export_world", 9)
+    fields = read_ply(folders["avatar"] / "point_cloud" / "iteration_100" / "world_00009.ply")
+    centres = np.asarray(BALL.triangles_center) * [1.0, 1.5, 1.0]  # row 2: half as tall again
+    assert fields["binding"] is None
+    assert np.allclose(fields["xyz"].numpy(), centres, atol=1e-6)
+    assert torch.allclose(fields["opacity"], torch.tensor(4.0), atol=1e-3)
+
+    run("-m", folders["avatar"], "-t", folders["other"], "--export_world", 1, "--quiet")
+    fields = read_ply(folders["avatar"] / "point_cloud" / "iteration_100" / "world_other_00001.ply")
+    assert np.allclose(fields["xyz"].numpy(), np.asarray(BALL.triangles_center) * [1.0, 0.6, 1.0], atol=1e-6)
+
+
+def test_export_needs_no_capture_but_a_head_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = tmp_path / "avatar"
+    save_avatar(model, folders["capture"], [3, 4, 9])
+    write_cfg_args(model, parse_train(["-s", str(tmp_path / "gone"), "-m", str(model), "--bind_to_mesh"]))
+    run("-m", model, "--export_world", 3, "--head_model", folders["capture"] / "head_model.pkl")
+    assert (model / "point_cloud" / "iteration_100" / "world_00003.ply").is_file()
+    with pytest.raises(UserError, match="gone.*-s"):
+        run("-m", model)
+
+
+def test_avatars_of_other_trainers_number_no_timesteps(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = tmp_path / "avatar"
+    save_avatar(model, folders["capture"], [3, 4, 9])
+    path = model / "point_cloud" / "iteration_100" / "flame_param.npz"
+    arrays = dict(np.load(path))
+    arrays.pop("timestep_index")
+    np.savez(path, **arrays)
+    run("-m", model, "--skip_train", "--quiet")
+    ours, theirs = (root / "val" / "ours_100" / "renders" / "00001.png" for root in (folders["avatar"], model))
+    run("-m", folders["avatar"], "--skip_train", "--quiet")
+    assert np.array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(theirs)))
+    np.savez(path, **{name: value[:2] if len(value) == 3 else value for name, value in arrays.items()})
+    with pytest.raises(UserError, match="has no timestep 3"):
+        run("-m", model, "--quiet")
+
+
+def test_a_static_scene(folders: dict[str, Path], tmp_path: Path) -> None:
+    scene, model = tmp_path / "scene", tmp_path / "model"
+    scene.mkdir()
+    rng = np.random.default_rng(0)
+    pose = np.eye(4)
+    pose[2, 3] = 3.0
+    for split in ("train", "test"):
+        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(scene / f"{split}.png")
+        (scene / f"transforms_{split}.json").write_text(json.dumps({
+            "camera_angle_x": 0.7, "frames": [{"file_path": split, "transform_matrix": pose.tolist()}]}))
+    avatar = GaussianModel.from_points(rng.normal(size=(50, 3)).astype(np.float32) * 0.3,
+                                       rng.random((50, 3)).astype(np.float32), sh_degree=0, device="cpu")
+    avatar.save(model / "point_cloud" / "iteration_5")
+    write_cfg_args(model, parse_train(["-s", str(scene), "-m", str(model), "--eval"]))
+    assert list(run("-m", model, "--quiet")) == ["train", "test"]
+    assert (model / "test" / "ours_5" / "renders" / "00000.png").is_file()
+    run("-m", model, "--export_world", 0, "--quiet")
+    exported = read_ply(model / "point_cloud" / "iteration_5" / "world_00000.ply")
+    assert torch.allclose(exported["xyz"], avatar.xyz.detach())
+    with pytest.raises(UserError, match="--render_mesh"):
+        run("-m", model, "--render_mesh")
+    with pytest.raises(UserError, match="-t"):
+        run("-m", model, "-t", folders["other"])
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--iteration", "7"], "there are 20, 100"),
+    (["--select_camera_id", "5"], "only 0, 1, 2"),
+    (["--export_world", "5"], "3 to 9, 3 in all"),
+    (["-t", "nowhere"], "nowhere"),
+    (["--head_model", "nowhere.pkl"], "nowhere.pkl"),
+    (["--rasterizer", "gsplat", "--device", "cpu"], "gsplat"),
+])
+def test_wrong_options_are_one_sentence(folders: dict[str, Path], arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run("-m", folders["avatar"], *arguments)
+
+
+def test_folders_that_are_no_avatar(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cfg_args"):
+        run("-m", tmp_path / "nothing")
+    write_cfg_args(tmp_path, Options())
+    with pytest.raises(UserError, match="nothing was saved there"):
+        run("-m", tmp_path)
+    (tmp_path / "point_cloud" / "iteration_3").mkdir(parents=True)  # cut short before the PLY was written
+    with pytest.raises(UserError, match="nothing was saved there"):
+        run("-m", tmp_path)

@@ -1,0 +1,297 @@
+"""Trains a Gaussian head avatar (or a static scene).
+
+    python train.py -s DATA -m OUT --eval --bind_to_mesh --white_background
+
+Read from top to bottom: parse, build, loop. `python train.py --help` lists the
+options; `doc/conventions.md` says what the quantities mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arguments import (ModelOptions, OptimizationOptions, Options, milestones, parse_train, viewer_note,
+                       write_cfg_args)
+from gaussian_renderer import choose_rasterizer, render
+from gaussian_renderer.evaluation import evaluate, evenly_spaced
+from scene import checkpoint
+from scene.cameras import write_cameras_json
+from scene.dataset import Dataset, load_dataset
+from scene.densification import DensityControl, DensitySchedule, fixed_threshold
+from scene.flame import Flame, FlameParameters, RowAdam
+from scene.gaussian_model import GaussianModel
+from scene.head_model import find_head_model, load_head_model
+from scene.image_cache import ImageCache
+from scene.optimizer import GaussianOptimizer
+from scene.sampler import ShuffledSampler
+from utils import losses, metrics
+from utils.device import pick_device
+from utils.errors import UserError, run_script
+from utils.report import Reporter
+from utils.results import write_results
+from utils.stages import Stages
+
+# Evaluation on the way looks at this many views of a split; at the end, at all.
+VIEWS_ON_THE_WAY = 10
+QUICK_METRICS = ("psnr", "ssim", "l1")
+ALL_METRICS = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
+
+
+def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
+    """One whole run; returns what `results.json` holds.
+
+    Args:
+        stages: a stop-watch for benchmarks; the default measures nothing.
+    """
+    model_options, optim, run = options.model, options.optimization, options.run
+    output = Path(model_options.model_path)
+    device = pick_device(run.device, run.threads)
+    torch.autograd.set_detect_anomaly(run.detect_anomaly)
+
+    # ---- build --------------------------------------------------------------
+    resume = find_checkpoint(run.start_checkpoint, output)
+    if resume and resume["step"] >= optim.iterations:
+        raise UserError(f"the checkpoint is at iteration {resume['step']} of {optim.iterations}: this run is complete; "
+                        "raise --iterations to go on")
+    backend, rasterize = choose_rasterizer(options.pipeline.rasterizer, device)
+    dataset = load_dataset(
+        Path(model_options.source_path), bind_to_mesh=model_options.bind_to_mesh, eval_split=model_options.eval,
+        white_background=model_options.white_background, images=model_options.images,
+        target=Path(model_options.target_path) if model_options.target_path else None,
+        resolution=model_options.resolution, select_camera_id=model_options.select_camera_id, seed=run.seed)
+    if not dataset.train:
+        raise UserError(f"no training view is left in {model_options.source_path}: "
+                        f"--select_camera_id {model_options.select_camera_id} may name a held-out camera")
+    avatar = build_avatar(model_options, dataset, resume, seed=run.seed, device=device)
+    write_cfg_args(output, options)
+    write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
+
+    background = torch.tensor(dataset.background, device=device)
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    cameras = {name: [view.camera.to(device) for view in views] for name, views in splits.items()}
+    images = ImageCache(
+        dataset.train + dataset.val + dataset.test, dataset.background,
+        device=device if model_options.data_device == "auto" else model_options.data_device,
+        ram_share=run.ram_share, folder=output / "cache", progress=not run.quiet)
+    start = {"train": 0, "val": len(dataset.train), "test": len(dataset.train) + len(dataset.val)}
+
+    def photograph(split: str, index: int) -> Tensor:
+        return images.image(start[split] + index, device)
+
+    optimizer = GaussianOptimizer(avatar, extent=dataset.extent, **pick(optim, (
+        "position_lr_init", "position_lr_final", "position_lr_max_steps", "feature_lr", "opacity_lr", "scaling_lr",
+        "rotation_lr")))
+    flame_optimizer = None
+    if avatar.flame_parameters is not None and not model_options.not_finetune_flame_params:
+        flame_optimizer = RowAdam(avatar.flame_parameters, expr_lr=optim.flame_expr_lr,
+                                  translation_lr=optim.flame_trans_lr, pose_lr=optim.flame_pose_lr)
+    density = DensityControl(
+        avatar, optimizer,
+        DensitySchedule(white_background=model_options.white_background, **pick(optim, (
+            "densify_from_iter", "densify_until_iter", "densification_interval", "opacity_reset_interval",
+            "percent_dense"))),
+        fixed_threshold(optim.densify_grad_threshold), extent=dataset.extent,
+        generator=torch.Generator().manual_seed(run.seed + 1))
+    sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
+    first = 1
+    reporter = Reporter(output, optim.iterations, start=resume["step"] if resume else 0, quiet=run.quiet)
+    saved = {"optimizer": optimizer, "density": density, "sampler": sampler, "reporter": reporter}
+    if flame_optimizer is not None:
+        saved["flame_optimizer"] = flame_optimizer
+    if resume:
+        first = resume["step"] + 1
+        restore(saved, resume)
+        reporter.say(f"Resumed at iteration {resume['step']} with {len(avatar):,} Gaussians")
+    reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
+
+    draw = partial(render, background=background, rasterize=rasterize,
+                   convert_SHs_python=options.pipeline.convert_SHs_python)
+    due = milestones(options)
+    debug_from = 1 if options.pipeline.debug else run.debug_from
+
+    # ---- loop ---------------------------------------------------------------
+    for step in range(first, optim.iterations + 1):
+        with stages("data"):
+            index = sampler.next()
+            camera = cameras["train"][index]
+            target = photograph("train", index)
+            optimizer.set_step(step)
+            avatar.active_sh_degree = min(avatar.sh_degree, step // optim.sh_increase_interval)
+        with stages("avatar"):
+            gaussians, vertices = avatar(camera.timestep)
+        with stages("forward"):
+            out = draw(gaussians, camera, sh_degree=avatar.active_sh_degree)
+        with stages("loss"):
+            terms = compute_losses(optim, avatar, gaussians, vertices, out, target)
+            total = sum(terms.values())
+        with stages("backward"):
+            total.backward()
+        if 0 < debug_from <= step:
+            check_finite(step, camera.name, avatar, terms)
+        with stages("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if flame_optimizer is not None:
+                flame_optimizer.step()
+                flame_optimizer.zero_grad()
+        with stages("report"):
+            reporter.step(step, {"total": total, **terms}, points=len(avatar))
+        # Before the density control: a picture taken right after an opacity
+        # reset shows a ghost, and resets and saves fall on the same iterations.
+        if due.test(step):
+            last = step == optim.iterations
+            with reporter.pause():
+                measured = {
+                    name: show(reporter, step, name, avatar, cameras[name], partial(photograph, name), draw,
+                               ALL_METRICS if last else QUICK_METRICS,
+                               None if last else evenly_spaced(len(splits[name]), VIEWS_ON_THE_WAY))
+                    for name in evaluated_splits(splits)}
+        if due.save(step):
+            with reporter.pause():
+                avatar.save(output / "point_cloud" / f"iteration_{step}")
+        if step == optim.iterations:
+            results = write_results(
+                output / "results.json", metrics=measured, iterations=step, points=len(avatar),
+                seconds=reporter.seconds, iterations_per_second=reporter.iterations_per_second,
+                backend=backend, device=device)
+        with stages("density"):
+            density.observe(out)
+            density.step(step, gaussians.scales)
+        if due.checkpoint(step):
+            with reporter.pause():
+                reporter.flush()
+                state = {"step": step, "avatar": avatar.state_dict(), "options": dataclasses.asdict(options)}
+                if avatar.flame_parameters is not None:
+                    state["flame"] = avatar.flame_parameters.state_dict()
+                state.update({name: part.state_dict() for name, part in saved.items()})
+                checkpoint.save(output / f"chkpnt{step}.pth", state)
+        stages.end_iteration()
+
+    reporter.close()
+    if not run.quiet:
+        print(metrics.format_table(measured))
+        print(f"{results['iterations_per_second']:.1f} iterations/s (median), {len(avatar):,} Gaussians, "
+              f"{results['peak_memory']['host_bytes'] / 1e9:.2f} GB of memory; results in {output / 'results.json'}")
+    return results
+
+
+def pick(options: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named fields of an option group, as keyword arguments."""
+    return {name: getattr(options, name) for name in names}
+
+
+def find_checkpoint(wanted: str | None, output: Path) -> dict[str, Any] | None:
+    """The checkpoint to continue from; refuses to start over what is already there."""
+    newest = checkpoint.newest(output) if wanted in (None, "auto") else None
+    if wanted is None and newest is not None:
+        raise UserError(f"{output} already holds a run ({newest.name}); continue it with --start_checkpoint auto, "
+                        "or choose another --model_path")
+    path = newest if wanted == "auto" else wanted
+    return checkpoint.load(Path(path)) if path else None
+
+
+def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, Any] | None, *, seed: int,
+                 device: torch.device) -> GaussianModel:
+    """The avatar as the checkpoint left it, or a fresh one on the head mesh or the start points."""
+    flame = flame_parameters = None
+    if dataset.flame is not None:
+        head = load_head_model(find_head_model(options.head_model, Path(options.source_path)))
+        flame = Flame(head, device=device)
+        arrays = dict(dataset.flame)
+        if options.disable_flame_static_offset:
+            arrays["static_offset"] = arrays["static_offset"] * 0.0
+        flame_parameters = FlameParameters(arrays, dataset.timesteps, head, device=device,
+                                           trainable=not options.not_finetune_flame_params,
+                                           source=options.source_path)
+    if resume:
+        if flame_parameters is not None:
+            flame_parameters.load_state_dict(resume["flame"])
+        return GaussianModel.from_state(resume["avatar"], flame=flame, flame_parameters=flame_parameters,
+                                        device=device)
+    if flame is not None:
+        return GaussianModel.from_mesh(flame, flame_parameters, sh_degree=options.sh_degree,
+                                       generator=torch.Generator().manual_seed(seed), device=device)
+    return GaussianModel.from_points(dataset.points, dataset.colors, sh_degree=options.sh_degree, device=device)
+
+
+def restore(saved: Mapping[str, Any], resume: Mapping[str, Any]) -> None:
+    """Loads every part's state; a part the checkpoint does not have starts fresh."""
+    for name, part in saved.items():
+        if name not in resume:
+            continue
+        try:
+            part.load_state_dict(resume[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"the checkpoint does not fit this run ({name}: {error})") from error
+
+
+def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians: Any, vertices: Tensor | None,
+                   out: Any, target: Tensor) -> dict[str, Tensor]:
+    """The weighted terms of the loss; their sum is what is minimised."""
+    l1, ssim = losses.photometric(out.image, target)
+    terms = {"l1": (1.0 - optim.lambda_dssim) * l1, "ssim": optim.lambda_dssim * (1.0 - ssim)}
+    if avatar.binding is None:
+        return terms
+    visible = out.radii > 0
+    unit = None
+    if optim.metric_xyz or optim.metric_scale:
+        unit = avatar.triangle_scales(vertices)[avatar.binding, None]
+    if optim.lambda_xyz:
+        xyz = avatar.xyz * unit if optim.metric_xyz else avatar.xyz
+        terms["xyz"] = optim.lambda_xyz * losses.xyz_regulariser(xyz, visible, optim.threshold_xyz)
+    if optim.lambda_scale:
+        scales = gaussians.scales if optim.metric_scale else avatar.scaling.exp()
+        terms["scale"] = optim.lambda_scale * losses.scale_regulariser(scales, visible, optim.threshold_scale)
+    return terms
+
+
+def evaluated_splits(splits: Mapping[str, list]) -> list[str]:
+    """The held-out splits that have views; the training views when nothing was held out."""
+    return [name for name in ("val", "test") if splits[name]] or ["train"]
+
+
+def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, cameras: list, photograph: Any,
+         draw: Any, names: tuple[str, ...], indices: list[int] | None = None) -> dict[str, float | None]:
+    """Measures a split, and hands the curves and a few pictures to TensorBoard."""
+    pictured = evenly_spaced(len(cameras), 3)
+
+    def on_image(view: Any) -> None:
+        if view.index in pictured:
+            reporter.picture(step, f"{split}/{view.camera.name}", view.image, view.target)
+
+    suite = metrics.Suite(names, avatar.device)
+    means = evaluate(avatar, cameras, photograph, partial(draw, sh_degree=avatar.active_sh_degree), suite,
+                     indices=sorted({*pictured, *indices}) if indices is not None else None, on_image=on_image)
+    for note in suite.notes:
+        reporter.say(note)
+    reporter.evaluation(step, split, means)
+    return means
+
+
+def check_finite(step: int, view: str, avatar: GaussianModel, terms: Mapping[str, Tensor]) -> None:
+    """With --debug: stops at the first NaN or infinity, in a loss or a gradient, and says where."""
+    values = {f"loss {name}": value for name, value in terms.items()}
+    values.update({f"gradient of {name}": p.grad for name, p in avatar.parameters().items() if p.grad is not None})
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise FloatingPointError(f"iteration {step}, view {view}: {name} is not finite")
+
+
+def main() -> None:
+    options = parse_train(sys.argv[1:])
+    note = viewer_note(options)
+    if note:
+        print(note)
+    train(options)
+
+
+if __name__ == "__main__":
+    run_script(main)
