@@ -90,9 +90,14 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
         "position_lr_init", "position_lr_final", "position_lr_max_steps", "feature_lr", "opacity_lr", "scaling_lr",
         "rotation_lr")))
     flame_optimizer = None
-    if avatar.flame_parameters is not None and not model_options.not_finetune_flame_params:
+    offset_terms = None
+    if avatar.flame_parameters is not None:
+        if optim.lambda_dynamic_offset or optim.lambda_dynamic_offset_std or optim.lambda_laplacian:
+            avatar.flame_parameters.train_dynamic_offset()
+            offset_terms = OffsetTerms(optim, avatar)
         flame_optimizer = RowAdam(avatar.flame_parameters, expr_lr=optim.flame_expr_lr,
-                                  translation_lr=optim.flame_trans_lr, pose_lr=optim.flame_pose_lr)
+                                  translation_lr=optim.flame_trans_lr, pose_lr=optim.flame_pose_lr,
+                                  dynamic_lr=optim.dynamic_offset_lr)
     density = DensityControl(
         avatar, optimizer,
         DensitySchedule(white_background=model_options.white_background, **pick(optim, (
@@ -131,6 +136,8 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
             out = draw(gaussians, camera, sh_degree=avatar.active_sh_degree)
         with stages("loss"):
             terms = compute_losses(optim, avatar, gaussians, vertices, out, target)
+            if offset_terms is not None:
+                terms.update(offset_terms(camera.timestep))
             total = sum(terms.values())
         with stages("backward"):
             total.backward()
@@ -140,7 +147,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if flame_optimizer is not None:
-                flame_optimizer.step()
+                flame_optimizer.step(step)
                 flame_optimizer.zero_grad()
         with stages("report"):
             reporter.step(step, {"total": total, **terms}, points=len(avatar))
@@ -207,7 +214,7 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
         flame = Flame(head, device=device)
         arrays = dict(dataset.flame)
         if options.disable_flame_static_offset:
-            arrays["static_offset"] = arrays["static_offset"] * 0.0
+            arrays.pop("static_offset", None)
         flame_parameters = FlameParameters(arrays, dataset.timesteps, head, device=device,
                                            trainable=not options.not_finetune_flame_params,
                                            source=options.source_path)
@@ -251,6 +258,29 @@ def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians:
         scales = gaussians.scales if optim.metric_scale else avatar.scaling.exp()
         terms["scale"] = optim.lambda_scale * losses.scale_regulariser(scales, visible, optim.threshold_scale)
     return terms
+
+
+class OffsetTerms:
+    """The optional losses on the per-timestep vertex offsets, which are trained only when one of them is on."""
+
+    def __init__(self, optim: OptimizationOptions, avatar: GaussianModel) -> None:
+        self.optim = optim
+        self.parameters = avatar.flame_parameters
+        self.laplacian = losses.uniform_laplacian(avatar.flame.faces, avatar.flame.v_template.shape[0])
+
+    def __call__(self, timestep: int) -> dict[str, Tensor]:
+        """The weighted terms of the offset that `timestep` was rendered with; gradients reach that one only."""
+        optim, offset = self.optim, self.parameters.dynamic_row(timestep)
+        terms = {}
+        if optim.lambda_dynamic_offset:
+            terms["dynamic_offset"] = optim.lambda_dynamic_offset * losses.dynamic_offset(offset)
+        if optim.lambda_dynamic_offset_std:
+            others = self.parameters.dynamic_offset.detach()
+            every = torch.cat([others[:timestep], offset[None], others[timestep + 1:]])
+            terms["dynamic_offset_std"] = optim.lambda_dynamic_offset_std * losses.dynamic_offset_std(every)
+        if optim.lambda_laplacian:
+            terms["laplacian"] = optim.lambda_laplacian * losses.laplacian(offset, self.laplacian)
+        return terms
 
 
 def evaluated_splits(splits: Mapping[str, list]) -> list[str]:

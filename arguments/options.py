@@ -111,10 +111,15 @@ class OptimizationOptions:
     threshold_scale: float = option(
         0.6, "free size", unit="triangle scales, or metres with --metric_scale", at_least=0)
     metric_scale: bool = option(False, "measure --threshold_scale in metres")
-    lambda_dynamic_offset: float = option(0.0, "weight of the size of the per-timestep vertex offsets", at_least=0)
-    lambda_laplacian: float = option(0.0, "weight of the roughness of the vertex offsets", at_least=0)
+    lambda_dynamic_offset: float = option(
+        0.0, "weight of the size of the per-timestep vertex offsets; any of the three weights above 0 trains these "
+        "offsets", at_least=0)
+    lambda_laplacian: float = option(
+        0.0, "weight of the roughness of the per-timestep vertex offsets", at_least=0)
     lambda_dynamic_offset_std: float = option(
-        0.0, "weight of the spread of the per-timestep vertex offsets", at_least=0)
+        0.0, "weight of the spread over time of the per-timestep vertex offsets", at_least=0)
+    dynamic_offset_lr: float = option(
+        1e-5, "learning rate of the per-timestep vertex offsets, where they are trained", unit="metres", at_least=0)
 
 
 @dataclass(frozen=True)

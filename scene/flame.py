@@ -1,4 +1,6 @@
-"""FLAME: from identity, expression and pose to vertices (Li et al. 2017, "Learning a model of facial shape...").
+"""FLAME: from identity, expression and pose to vertices.
+
+Li et al. 2017, "Learning a model of facial shape and expression from 4D scans":
 
     v_shaped = v_template + S shape + E expr + offsets
     joints   = J_regressor v_shaped
@@ -124,7 +126,7 @@ class Flame(nn.Module):
         if parameters.dynamic_offset is not None:
             part = parameters.split(row[None])
             return self(parameters.shape, static_offset=parameters.static_offset,
-                        dynamic_offset=parameters.dynamic_offset[timestep][None], **part)[0]
+                        dynamic_offset=parameters.dynamic_row(timestep)[None], **part)[0]
         return self.from_row(row, parameters.shape, parameters.static_offset)
 
     def from_row(self, row: Tensor, shape: Tensor, static_offset: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -136,3 +138,37 @@ def compare(rasterize: Rasterizer, scene: Scene, *, device: str = "cpu", seed: i
         worst = ((other - value).abs() - allowed).max().item()
         assert worst <= 0, f"gradient of {name} is off by {worst:.3g} more than allowed (largest {value.abs().max():.3g})"
     return expected, actual
+
+
+def gsplat_pipeline(
+    gaussians: Gaussians, camera: Camera, background: Tensor, degree: int,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """An independent render: projection and colours by gsplat's PyTorch functions, only the blending is ours.
+
+    All Gaussians must lie in front of the camera. Skips the test when gsplat is
+    not installed.
+
+    Returns:
+        image [3, H, W], alpha [1, H, W], and of gsplat's `meta` the fields
+        means2d [1, N, 2] in pixels, conics [1, N, 3] and radii [1, N, 2].
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there is no CUDA
+        oracle = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed (test-only)")
+    like = gaussians.means
+    world = camera.world_to_camera.to(like)
+    intrinsics = torch.tensor([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]).to(like)
+    covariances, _ = oracle._quat_scale_to_covar_preci(gaussians.quats, gaussians.scales, True, False)
+    radii, means2d, depths, conics, _ = oracle._fully_fused_projection(
+        gaussians.means, covariances, world[None], intrinsics[None], camera.width, camera.height, 0.3, 0.2)
+    center = -world[:3, :3].T @ world[:3, 3]
+    colors = (oracle._spherical_harmonics(degree, gaussians.means - center, gaussians.sh) + 0.5).clamp_min(0)
+    order = torch.argsort(depths[0])
+    projected = reference.Projected(order, means2d[0][order], conics[0][order], means2d[0], depths,
+                                    gaussians.opacities[order])
+    x, y = torch.meshgrid(torch.arange(camera.width) + 0.5, torch.arange(camera.height) + 0.5, indexing="xy")
+    pixels = torch.stack([x, y], -1).reshape(-1, 2).to(like)
+    weights, rest = reference.composite(reference.limited_alpha(reference.raw_alpha(projected, pixels)))
+    image = (colors[order].T @ weights + background[:, None] * rest).reshape(3, camera.height, camera.width)
+    meta = {"means2d": means2d, "conics": conics, "radii": radii}
+    return image, (1 - rest).reshape(1, camera.height, camera.width), meta

@@ -26,7 +26,7 @@ DEFAULTS = dict(
     densify_until_iter=600_000, densify_grad_threshold=2e-4, flame_expr_lr=1e-3, flame_trans_lr=1e-6,
     flame_pose_lr=1e-5, lambda_dssim=0.2, lambda_xyz=1e-2, threshold_xyz=1.0, metric_xyz=False, lambda_scale=1.0,
     threshold_scale=0.6, metric_scale=False, lambda_dynamic_offset=0.0, lambda_laplacian=0.0,
-    lambda_dynamic_offset_std=0.0, sh_increase_interval=1000,
+    lambda_dynamic_offset_std=0.0, dynamic_offset_lr=1e-5, sh_increase_interval=1000,
 )
 
 

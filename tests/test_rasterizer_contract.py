@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Callable
 
 import pytest
 import torch
-from raster_scenes import FIELDS, Scene, compare, join, make_camera, make_scene, run
+from raster_scenes import FIELDS, Scene, compare, fragile_pixels, gsplat_pipeline, join, make_camera, make_scene, run
 
 import gaussian_renderer
 from gaussian_renderer import native, reference
@@ -194,28 +193,6 @@ def test_means2d_gradient_is_in_ndc_units() -> None:
     assert actual.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def _gsplat_render(scene: Scene, leaves: Gaussians) -> tuple[torch.Tensor, torch.Tensor]:
-    """Projection and colours by gsplat's PyTorch functions, blending by ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that there is no CUDA
-        oracle = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed (test-only)")
-    camera = scene.camera
-    world = camera.world_to_camera.double()
-    covariances, _ = oracle._quat_scale_to_covar_preci(leaves.quats, leaves.scales, True, False)
-    intrinsics = torch.tensor([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]], dtype=torch.float64)
-    _, means2d, depths, conics, _ = oracle._fully_fused_projection(
-        leaves.means, covariances, world[None], intrinsics[None], camera.width, camera.height, 0.3, 0.2)
-    center = -world[:3, :3].T @ world[:3, 3]
-    colors = (oracle._spherical_harmonics(scene.degree, leaves.means - center, leaves.sh) + 0.5).clamp_min(0)
-    order = torch.argsort(depths[0])
-    projected = reference.Projected(order, means2d[0][order], conics[0][order], means2d[0], depths, leaves.opacities[order])
-    x, y = torch.meshgrid(torch.arange(camera.width) + 0.5, torch.arange(camera.height) + 0.5, indexing="xy")
-    alpha = reference.limited_alpha(reference.raw_alpha(projected, torch.stack([x, y], -1).reshape(-1, 2).double()))
-    weights, rest = reference.composite(alpha)
-    image = colors[order].T @ weights + scene.background.double()[:, None] * rest
-    return image.reshape(3, camera.height, camera.width), (1 - rest).reshape(1, camera.height, camera.width)
-
-
 @pytest.mark.parametrize("name", ["plain", "edges"])
 @pytest.mark.parametrize("rasterize,dtype,tolerance", [
     pytest.param(native.rasterize, torch.float32, 1e-3, marks=needs_native),
@@ -224,15 +201,13 @@ def _gsplat_render(scene: Scene, leaves: Gaussians) -> tuple[torch.Tensor, torch
 def test_projection_and_harmonics_match_gsplat(
     rasterize: gaussian_renderer.Rasterizer, dtype: torch.dtype, tolerance: float, name: str,
 ) -> None:
-    from raster_scenes import fragile_pixels
-
     scene = SCENES[name]()
     sound = ~fragile_pixels(scene)
     random = torch.Generator().manual_seed(5)
     grad_image = torch.randn(3, 41, 53, generator=random, dtype=torch.float64) * sound
     grad_alpha = torch.randn(1, 41, 53, generator=random, dtype=torch.float64) * sound
     leaves = Gaussians(*(field.double().requires_grad_() for field in scene.gaussians))
-    image, alpha = _gsplat_render(scene, leaves)
+    image, alpha, _ = gsplat_pipeline(leaves, scene.camera, scene.background.double(), scene.degree)
     torch.autograd.backward([image, alpha], [grad_image, grad_alpha])
     result = run(rasterize, scene, grad_image, grad_alpha, dtype)
     assert ((result.out.image - image).abs() * sound).max() <= max(1e-4 * tolerance / 1e-3, 1e-10)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-import trimesh
 from PIL import Image
 
 import render
@@ -20,57 +18,10 @@ from scene.flame import Flame, FlameParameters
 from scene.gaussian_model import GaussianModel
 from scene.head_model import load_head_model
 from scene.ply import read_ply
+from toy_capture import BALL, HEIGHT, WIDTH, write_capture
 from utils.errors import UserError
 
-WIDTH, HEIGHT = 41, 36  # odd on purpose
 BLUR = 2  # pixels by which Gaussians on a silhouette stand out, both sides together
-BALL = trimesh.creation.icosphere(subdivisions=2, radius=0.1)  # 162 vertices, 320 faces
-
-
-def write_head_model(path: Path) -> None:
-    """A ball in FLAME's format: one identity mode (larger), one expression mode (taller), all turning with the root."""
-    vertices = np.asarray(BALL.vertices)
-    count = len(vertices)
-    modes = np.zeros((count, 3, 2))
-    modes[:, :, 0] = vertices
-    modes[:, 1, 1] = vertices[:, 1]
-    weights = np.zeros((count, 5))
-    weights[:, 0] = 1.0
-    model = {"v_template": vertices, "f": np.asarray(BALL.faces), "shapedirs": modes, "n_shape": 1,
-             "posedirs": np.zeros((count, 3, 36)), "J_regressor": np.full((5, count), 1.0 / count), "weights": weights,
-             "kintree_table": np.array([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]])}
-    path.write_bytes(pickle.dumps(model))
-
-
-def write_capture(folder: Path, timesteps: list[int], shape: float, taller: float) -> None:
-    """Two training cameras, one for val, the last timestep for test; photographs are noise."""
-    rng = np.random.default_rng(len(timesteps))
-    (folder / "flame_param").mkdir(parents=True)
-    (folder / "images").mkdir()
-    write_head_model(folder / "head_model.pkl")
-    zero = {name: np.zeros((1, width), np.float32) for name, width in
-            (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))}
-    identity = {"shape": np.array([shape], np.float32), "static_offset": np.zeros((1, 162, 3), np.float32)}
-    np.savez(folder / "canonical_flame_param.npz", **zero, **identity, expr=np.zeros((1, 1), np.float32))
-    frames: dict[str, list] = {"train": [], "val": [], "test": []}
-    for number, timestep in enumerate(timesteps):
-        np.savez(folder / "flame_param" / f"{timestep:05d}.npz", **zero, **identity,
-                 expr=np.full((1, 1), taller * number, np.float32))
-        for camera in range(3):
-            name = f"{timestep:05d}_{camera:02d}"
-            Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(folder / "images" / f"{name}.png")
-            angle = 0.5 * (camera - 1)
-            pose = np.eye(4)
-            pose[:3, :3] = trimesh.transformations.rotation_matrix(angle, [0, 1, 0])[:3, :3]
-            pose[:3, 3] = 0.6 * pose[:3, 2]  # camera-to-world, looking along -z at the origin
-            split = "test" if timestep == timesteps[-1] else "val" if camera == 1 else "train"
-            frames[split].append({
-                "timestep_index": timestep, "timestep_id": str(timestep), "camera_index": camera,
-                "camera_id": str(100 + camera), "file_path": f"images/{name}.png", "transform_matrix": pose.tolist(),
-                "flame_param_path": f"flame_param/{timestep:05d}.npz", "w": WIDTH, "h": HEIGHT,
-                "fl_x": 60.0, "fl_y": 62.0, "cx": 19.0, "cy": 18.5})
-    for split, entries in frames.items():
-        (folder / f"transforms_{split}.json").write_text(json.dumps({"frames": entries}))
 
 
 def save_avatar(model: Path, capture: Path, timesteps: list[int]) -> None:

@@ -27,8 +27,6 @@ from utils.files import atomic_path, write_json
 MARKER = "synthetic.json"   # names the settings of a folder that this module writes
 VERSION = 1                 # of what the same settings produce
 
-_worker_assets: Assets | None = None
-
 
 def make_capture(out: str | Path, *, size: tuple[int, int] = (256, 352), cameras: int = 12, timesteps: int = 30,
                  seed: int = 0, samples: int = 4, tracking_noise: float = 1.0, workers: int | None = None,
@@ -192,9 +190,9 @@ def _render_missing(out: Path, head: Any, motion: list[dict[str, np.ndarray]], v
             return
         # "spawn": forked children of a process that has run OpenMP code (PyTorch) may hang.
         context = multiprocessing.get_context("spawn")
-        with _single_threaded_children(), ProcessPoolExecutor(workers, context, _start_worker, (assets,)) as pool:
-            tasks: list[Future[int]] = [pool.submit(_work, out, t, motion[t], chosen, views, samples)
-                                        for t, chosen in missing.items()]
+        with _single_threaded_children(), ProcessPoolExecutor(workers, context) as pool:
+            tasks: list[Future[int]] = [pool.submit(_render_timestep, assets, out, t, motion[t], chosen,
+                                                    views, samples) for t, chosen in missing.items()]
             try:
                 for task in as_completed(tasks):
                     bar.update(task.result())
@@ -217,17 +215,6 @@ def _single_threaded_children() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _start_worker(assets: Assets) -> None:
-    global _worker_assets
-    _worker_assets = assets
-
-
-def _work(out: Path, t: int, parameters: dict[str, np.ndarray], chosen: list[int], views: list[View],
-          samples: int) -> int:
-    assert _worker_assets is not None
-    return _render_timestep(_worker_assets, out, t, parameters, chosen, views, samples)
 
 
 def _render_timestep(assets: Assets, out: Path, t: int, parameters: dict[str, np.ndarray], chosen: list[int],

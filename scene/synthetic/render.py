@@ -279,7 +279,8 @@ class PosedHead:
         up = 0.5 + 0.5 * normal[:, 1:2]
         light = (SKY * up + GROUND * (1 - up)) * (0.25 + 0.75 * occlusion)
         light[kind == EYEBALL] += 0.10
-        # Teeth glow a little; without bounced light they would look grey behind the lips.
+        # Stand-ins for bounced light, without which teeth look grey and the mouth a black hole.
+        light[kind == MOUTH] += 0.22
         light[kind == TEETH] += 0.40 * (0.3 + 0.7 * occlusion[kind == TEETH])
         light += KEY_COLOUR * diffuse(KEY) * (0.06 * occlusion + 0.94 * lit[:, None])
         light += FILL_COLOUR * diffuse(FILL) * occlusion + RIM_COLOUR * diffuse(RIM) * occlusion

@@ -137,18 +137,6 @@ LANES_INLINE Lanes sqrt(const Lanes& a) {
     return load(values);
 }
 
-// 1/a to about one unit in the last place, and exactly 1 for 1. Where the processor
-// estimates 1/a exactly enough, one Newton step is far cheaper than a division.
-LANES_INLINE Lanes reciprocal(const Lanes& a) {
-#if defined(__AVX512F__)
-    const __m512 guess = _mm512_rcp14_ps((__m512)a.part[0]);
-    const __m512 error = _mm512_fnmadd_ps((__m512)a.part[0], guess, _mm512_set1_ps(1.0f));
-    return {{(FloatPart)_mm512_fmadd_ps(guess, error, guess)}};
-#else
-    return 1.0f / a;
-#endif
-}
-
 // One bit per lane, lane 0 lowest.
 LANES_INLINE uint32_t bits(const Mask& m) {
     uint32_t r = 0;

@@ -51,10 +51,9 @@ struct Splat {
     float color[3];
     float extent_x, extent_y;  // half sides in pixels of the box around alpha >= 1/255
     float y_of_extent_x;   // dy where the ellipse reaches +extent_x
-    float depth;           // metres
     uint32_t first_slot;   // where its rows of `moments` begin
     uint32_t slots;        // and how many of them there are, one per tile; 0 = culled
-    float padding;
+    uint32_t padding[2];
 };
 static_assert(sizeof(Splat) == 64, "one cache line");
 
@@ -118,8 +117,11 @@ struct Workspace {
     int tiles_x = 0, tiles_y = 0;
     uint32_t slots = 0;            // rows of `moments`, one cache line each
     Buffer<Splat> splats;          // [count]
+    // apart from `splats` because the sort needs only these
+    Buffer<float> depth;           // [count] metres
     Buffer<uint32_t> boxed;        // [count] tiles that the box around the Gaussian meets, 0 = culled
     Buffer<uint32_t> order, order_spare, keys, keys_spare;  // [visible] depth sort
+    Buffer<uint32_t> slot_start, slots_used;  // [visible + 1], [visible] by depth
     Buffer<uint32_t> slot_tile;    // [slots] the tile of each slot
     Buffer<uint32_t> histogram;    // [chunks][tiles]
     Buffer<uint32_t> tile_start;   // [tiles + 1]

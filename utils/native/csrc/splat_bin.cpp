@@ -15,8 +15,6 @@
 namespace splat {
 namespace {
 
-constexpr uint32_t kNoTile = std::numeric_limits<uint32_t>::max();
-
 // The visible Gaussians by depth; equal depths keep the order of their index, for
 // a least-significant-digit radix sort is stable. Positive floats sort like their
 // bits, and counted from the nearest they mostly fit two digits.
@@ -30,7 +28,7 @@ const uint32_t* depth_order(Workspace& w, uint32_t& visible) {
     for (size_t i = 0; i < count; ++i) {
         if (!w.boxed[i]) continue;
         uint32_t key;
-        std::memcpy(&key, &w.splats[i].depth, sizeof key);
+        std::memcpy(&key, &w.depth[i], sizeof key);
         lowest = std::min(lowest, key);
         highest = std::max(highest, key);
         keys[visible] = key;
@@ -90,15 +88,18 @@ void bin(Workspace& w) {
     const auto chunk_start = [&](int chunk) { return uint32_t(uint64_t(visible) * chunk / chunks); };
 
     // Every Gaussian gets as many slots as tiles meet its box; some stay empty.
+    uint32_t* slot_start = w.slot_start.reserve(size_t(visible) + 1);
     uint64_t slots = 0;
     for (uint32_t i = 0; i < visible; ++i) {
-        w.splats[order[i]].first_slot = uint32_t(slots);
+        slot_start[i] = uint32_t(slots);
         slots += w.boxed[order[i]];
     }
-    if (slots >= kNoTile) throw std::length_error("more than 2^32 pairs of tile and Gaussian");
-    w.slots = uint32_t(slots);
+    if (slots > std::numeric_limits<uint32_t>::max())
+        throw std::length_error("more than 2^32 pairs of tile and Gaussian");
+    slot_start[visible] = w.slots = uint32_t(slots);
 
     // Find the tiles of each Gaussian and count them per tile and chunk.
+    uint32_t* used = w.slots_used.reserve(visible);
     uint32_t* slot_tile = w.slot_tile.reserve(slots);
     uint32_t* histogram = w.histogram.reserve(size_t(chunks) * tiles);
 #pragma omp parallel for schedule(static, 1)
@@ -109,7 +110,7 @@ void bin(Workspace& w) {
         for (uint32_t i = chunk_start(chunk); i < end; ++i) {
             if (i + 8 < end) __builtin_prefetch(&w.splats[order[i + 8]], 1);
             Splat& s = w.splats[order[i]];
-            uint32_t at = s.first_slot;
+            uint32_t at = slot_start[i];
             cover(s, w.view, [&](int row, int first, int last) {
                 for (int column = first; column <= last; ++column) {
                     const uint32_t tile = uint32_t(row * w.tiles_x + column);
@@ -117,7 +118,8 @@ void bin(Workspace& w) {
                     slot_tile[at++] = tile;
                 }
             });
-            s.slots = at - s.first_slot;
+            s.first_slot = slot_start[i];
+            s.slots = used[i] = at - slot_start[i];
         }
     }
 
@@ -135,9 +137,7 @@ void bin(Workspace& w) {
         uint32_t* next = histogram + size_t(chunk) * tiles;
         const uint32_t end = chunk_start(chunk + 1);
         for (uint32_t i = chunk_start(chunk); i < end; ++i) {
-            if (i + 8 < end) __builtin_prefetch(&w.splats[order[i + 8]]);
-            const Splat& s = w.splats[order[i]];
-            for (uint32_t slot = s.first_slot; slot < s.first_slot + s.slots; ++slot)
+            for (uint32_t slot = slot_start[i]; slot < slot_start[i] + used[i]; ++slot)
                 entries[next[slot_tile[slot]]++] = {order[i], slot};
         }
     }

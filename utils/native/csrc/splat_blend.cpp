@@ -167,7 +167,7 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
             const Lanes e = density(offset, broadcast(rows.height[y]), p);
             const Mask counted = (e >= kMinAlpha) & (load_int(last[y]) >= place);
             const Lanes alpha = select(counted, min(e, kMaxAlpha), 0.0f);
-            const Lanes inverse = reciprocal(1.0f - alpha);
+            const Lanes inverse = 1.0f / (1.0f - alpha);
             const Lanes before = load(transmittance[y]) * inverse;
             const Lanes weight = alpha * before;
             const Lanes g_red = load(grad[0][y]), g_green = load(grad[1][y]), g_blue = load(grad[2][y]);

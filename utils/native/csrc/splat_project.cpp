@@ -176,10 +176,12 @@ LANES_INLINE Direction direction(const Vec3& mean, const View& view) {
     return {d * inverse, inverse};
 }
 
-// How many tiles the box around a Gaussian meets; at least what `bin` will find.
+// How many tiles the box around a Gaussian meets; at least as many as `bin` will find.
 uint32_t tiles_in_box(float x, float y, float extent_x, float extent_y, const View& view) {
     const TileRange columns = tile_range(x - extent_x, x + extent_x, view.width);
     const TileRange rows = tile_range(y - extent_y, y + extent_y, view.height);
+    // Far outside a float's whole numbers rounding may leave an empty range.
+    if (columns.first > columns.last || rows.first > rows.last) return 0;
     return uint32_t(columns.last - columns.first + 1) * uint32_t(rows.last - rows.first + 1);
 }
 
@@ -193,6 +195,7 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
     const int64_t count = w.count, blocks = (count + kLanes - 1) / kLanes;
     Splat* splats = w.splats.reserve(count);
     uint32_t* boxed = w.boxed.reserve(count);
+    float* depth = w.depth.reserve(count);
     const int active = bases(view.sh_degree);
 
 #pragma omp parallel for schedule(static)
@@ -207,7 +210,7 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
         // ellipse alpha = 1/255: (d^T cov^-1 d) = reach
         float log_opacity[kLanes];
         store(log_opacity, in.opacity);
-        for (float& value : log_opacity) value = std::log2(value);
+        for (float& value : log_opacity) value = smaller(std::log2(value), 100.0f);  // `exp2` must not overflow
         const Lanes reach = (load(log_opacity) - kLog2MinAlpha) * (2.0f / kLog2E);
         const Lanes extent_x = sqrt(reach * o.cov_xx), extent_y = sqrt(reach * o.cov_yy);
         const Lanes y_of_extent_x = o.cov_xy * sqrt(reach / o.cov_xx);
@@ -245,9 +248,9 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
         sh_basis(direction(in.mean, view).unit, view.sh_degree, basis_lanes);
         for (int k = 0; k < active; ++k) store(basis[k], basis_lanes[k]);
 
-        float slope[kLanes], p[kLanes], r[kLanes], ydx[kLanes], depth[kLanes], rad[kLanes];
+        float slope[kLanes], p[kLanes], r[kLanes], ydx[kLanes], z[kLanes], rad[kLanes];
         store(slope, o.slope), store(p, o.p * (0.5f * kLog2E)), store(r, o.r * (0.5f * kLog2E));
-        store(ydx, y_of_extent_x), store(depth, o.camera.z), store(rad, min(radius, 1e9f));
+        store(ydx, y_of_extent_x), store(z, o.camera.z), store(rad, min(radius, 1e9f));
         for (int i = 0; i < live; ++i) {
             if (!(visible >> i & 1)) continue;
             Splat& s = splats[first + i];
@@ -260,7 +263,7 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
             s.x = fx[i], s.y = fy[i], s.slope = slope[i], s.p = p[i], s.r = r[i];
             s.log2_opacity = log_opacity[i];
             s.extent_x = fex[i], s.extent_y = fey[i], s.y_of_extent_x = ydx[i];
-            s.depth = depth[i];
+            depth[first + i] = z[i];
             radii[first + i] = int32_t(std::ceil(rad[i]));
         }
     }
@@ -278,6 +281,13 @@ void project_backward(const Workspace& w, const float* means, const float* quats
     for (int64_t block = 0; block < blocks; ++block) {
         const int64_t first = block * kLanes;
         const int live = int(count - first < kLanes ? count - first : kLanes);
+
+        // The rows of `moments` lie in order of depth, all over the memory: fetch the next block's ahead.
+        for (int64_t i = first + kLanes; i < first + 2 * kLanes && i < count; ++i) {
+            const Splat& s = w.splats[i];
+            for (uint32_t j = 0; j < s.slots && j < 4; ++j)
+                __builtin_prefetch(w.moments.data() + size_t(s.first_slot + j) * kMomentStride);
+        }
 
         // The moments of each Gaussian, summed over its tiles in the order they were listed.
         float sums[kMoments][kLanes] = {};
