@@ -39,9 +39,9 @@ def rasterize(
     """
     off_centre = max(abs(camera.cx - camera.width / 2), abs(camera.cy - camera.height / 2))
     if off_centre > CENTRE_TOLERANCE:
-        raise UserError(f"camera {camera.camera_id or camera.name or '(unnamed)'} has its principal point {off_centre:.2f} "
-                        "pixels off the image centre, which diff-gaussian-rasterization cannot render; "
-                        "use --rasterizer gsplat")
+        name = camera.camera_id or camera.name or "(unnamed)"
+        raise UserError(f"camera {name} has its principal point {off_centre:.2f} pixels off the image centre, "
+                        "which diff-gaussian-rasterization cannot render; use --rasterizer gsplat")
     from diff_gaussian_rasterization import GaussianRasterizer  # not everybody has it
 
     device = gaussians.means.device

@@ -57,6 +57,7 @@ class Workspace:
     """
 
     _pool: list[int] = []  # handles not in use; append and pop are atomic
+    _POOLED = 4            # a training loop alternates between two
 
     def __init__(self) -> None:
         try:
@@ -70,8 +71,12 @@ class Workspace:
 
     def __del__(self) -> None:
         handle = getattr(self, "handle", None)
-        if handle:
+        if not handle:
+            return
+        if len(self._pool) < self._POOLED:
             self._pool.append(handle)
+        else:
+            library().splat_destroy(ctypes.c_void_p(handle))
 
     def seconds(self) -> dict[str, float]:
         """Time of the last pass by stage, for the benchmark."""

@@ -158,6 +158,10 @@ class GaussianModel:
             vertices, self.flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding)
         return Gaussians(means, quats, scales, opacities, sh), vertices
 
+    def triangle_scales(self, vertices: Tensor) -> Tensor:
+        """[F] metres per triangle unit, for a bound avatar whose mesh has the `vertices` [V, 3]; differentiable."""
+        return rig.triangle_frames(vertices, self.flame.faces).scale
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer and the (constant) head model."""
         return {

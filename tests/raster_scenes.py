@@ -101,7 +101,7 @@ def run(
 
 
 def fragile_pixels(scene: Scene) -> Tensor:
-    """[H, W] bool: where some alpha or transmittance lies so near a threshold that float32 may fall on its other side."""
+    """[H, W] bool: where an alpha or transmittance is so near a threshold that float32 may fall on its other side."""
     camera = scene.camera
     gaussians = Gaussians(*(field.double() for field in scene.gaussians))
     projected = reference.project(gaussians, torch.zeros(len(gaussians.means), 2).double(), camera)
@@ -135,8 +135,8 @@ def compare(rasterize: Rasterizer, scene: Scene, *, device: str = "cpu", seed: i
         other = actual.grads[name]
         assert other.shape == value.shape, name
         allowed = 1e-3 * value.abs() + 1e-5 * value.abs().max()
-        worst = ((other - value).abs() - allowed).max().item()
-        assert worst <= 0, f"gradient of {name} is off by {worst:.3g} more than allowed (largest {value.abs().max():.3g})"
+        excess = ((other - value).abs() - allowed).max().item()
+        assert excess <= 0, f"gradient of {name}: {excess:.3g} past the tolerance, largest {value.abs().max():.3g}"
     return expected, actual
 
 
@@ -157,7 +157,7 @@ def gsplat_pipeline(
         oracle = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed (test-only)")
     like = gaussians.means
     world = camera.world_to_camera.to(like)
-    intrinsics = torch.tensor([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]).to(like)
+    intrinsics = torch.tensor([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]], dtype=like.dtype)
     covariances, _ = oracle._quat_scale_to_covar_preci(gaussians.quats, gaussians.scales, True, False)
     radii, means2d, depths, conics, _ = oracle._fully_fused_projection(
         gaussians.means, covariances, world[None], intrinsics[None], camera.width, camera.height, 0.3, 0.2)

@@ -31,6 +31,10 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
+def _python(script: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these names are of x86-64 processors")
 @pytest.mark.parametrize("arch,needs", [("x86-64-v2", "sse4_2"), ("x86-64-v3", "avx2")])
 def test_lesser_processors(arch: str, needs: str, tmp_path: Path) -> None:
@@ -38,7 +42,7 @@ def test_lesser_processors(arch: str, needs: str, tmp_path: Path) -> None:
         pytest.skip(f"this processor has no {needs}")
     environment = {**os.environ, "NATIVE_ARCH": arch, "NATIVE_CACHE": str(tmp_path)}
     script = CHECK.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    result = _python(script, environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip() == "equal"
     assert len(list(tmp_path.glob("native-*.so"))) == 1
@@ -49,6 +53,6 @@ def test_without_a_compiler_auto_falls_back_with_one_warning(tmp_path: Path) -> 
     script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
               "import gaussian_renderer as g\n"
               "print([g.choose_rasterizer('auto', 'cpu')[0] for _ in range(2)])")
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    result = _python(script, environment)
     assert result.stdout.strip() == "['reference', 'reference']"
     assert result.stderr.count("UserWarning") == 1

@@ -31,7 +31,8 @@ def _fake_gsplat_rasterization(
     assert (near_plane, eps2d, packed) == (0.2, 0.3, False)
     (fx, _, cx), (_, fy, cy), _ = Ks[0].tolist()
     camera = Camera(viewmats[0], fx, fy, cx, cy, width, height)
-    image, alpha, meta = gsplat_pipeline(Gaussians(means, quats, scales, opacities, colors), camera, backgrounds[0], sh_degree)
+    gaussians = Gaussians(means, quats, scales, opacities, colors)
+    image, alpha, meta = gsplat_pipeline(gaussians, camera, backgrounds[0], sh_degree)
     return image.permute(1, 2, 0)[None], alpha.permute(1, 2, 0)[None], meta
 
 

@@ -185,7 +185,8 @@ def test_means2d_gradient_is_in_ndc_units() -> None:
     def loss(cx: float, cy: float) -> float:
         camera = scene.camera
         moved = Camera(camera.world_to_camera, camera.fx, camera.fy, camera.cx + cx, camera.cy + cy, 9, 7)
-        return (reference.rasterize(fields, moved, scene.background.double(), sh_degree=3).image * cotangent).sum().item()
+        out = reference.rasterize(fields, moved, scene.background.double(), sh_degree=3)
+        return (out.image * cotangent).sum().item()
 
     step = 1e-5
     expected = [(loss(step, 0) - loss(-step, 0)) / (2 * step), (loss(0, step) - loss(0, -step)) / (2 * step)]

@@ -25,12 +25,12 @@ BLUR = 2  # pixels by which Gaussians on a silhouette stand out, both sides toge
 
 
 def save_avatar(model: Path, capture: Path, timesteps: list[int]) -> None:
-    """An opaque grey ball, as train.py would save it; identity 0, so that a target's cannot slip in unseen."""
+    """An opaque grey ball, as train.py would save it; its identity (0.1) is neither the source's nor the target's."""
     head = load_head_model(capture / "head_model.pkl")
     motion = {name: np.zeros((len(timesteps), width), np.float32) for name, width in
               (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))}
     motion["expr"] = np.arange(len(timesteps), dtype=np.float32)[:, None] * 0.25
-    motion["shape"] = np.zeros(1, np.float32)
+    motion["shape"] = np.full(1, 0.1, np.float32)
     parameters = FlameParameters(motion, timesteps, head)
     avatar = GaussianModel.from_mesh(Flame(head), parameters, sh_degree=1, generator=torch.Generator().manual_seed(0),
                                      device="cpu")
@@ -119,7 +119,7 @@ def test_each_view_shows_its_own_moment(folders: dict[str, Path]) -> None:
     heights = [height_of_ball(folders["avatar"] / "val" / "ours_20" / "renders" / f"0000{i}.png") for i in (0, 1)]
     heights.append(height_of_ball(folders["avatar"] / "test" / "ours_20" / "renders" / "00001.png"))
     for row, height in enumerate(heights):
-        assert height == pytest.approx(2 * 62 * 0.1 * (1 + 0.25 * row) / 0.6 + BLUR, abs=2)
+        assert height == pytest.approx(2 * 62 * 0.1 * (1.1 + 0.25 * row) / 0.6 + BLUR, abs=2)
 
 
 def test_quiet_says_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -143,25 +143,25 @@ def test_reenactment_moves_the_avatar_and_keeps_the_person(
     folder = folders["avatar"] / "test_other" / "ours_100"
     assert {path.name for path in folder.iterdir()} == {"renders", "renders.mp4", "renders_mesh", "renders_mesh.mp4"}
     assert len(list((folder / "renders").iterdir())) == 3
-    # Timestep 1 of the target: expression -0.4, so 0.6 of the height; the target's identity (shape 1.5)
-    # would make it 1 + 1.5 - 0.4 = 2.1 of it.
-    assert height_of_ball(folder / "renders" / "00001.png") == pytest.approx(2 * 62 * 0.1 * 0.6 / 0.6 + BLUR, abs=2)
+    # Timestep 1 of the target: expression -0.4, so 1 + 0.1 - 0.4 = 0.7 of the height; the target's
+    # identity (shape 1.5) would make it 2.1.
+    assert height_of_ball(folder / "renders" / "00001.png") == pytest.approx(2 * 62 * 0.1 * 0.7 / 0.6 + BLUR, abs=2)
     drawn = np.asarray(Image.open(folder / "renders_mesh" / "00001.png")).astype(int)
     blue = (drawn[..., 2] - drawn[..., 0] > 20).any(axis=1).sum()  # the mesh is, the grey ball is not
-    assert blue == pytest.approx(2 * 62 * 0.1 * 0.6 / 0.6, abs=1.5)
+    assert blue == pytest.approx(2 * 62 * 0.1 * 0.7 / 0.6, abs=1.5)
 
 
 def test_export_world_writes_where_the_gaussians_are(folders: dict[str, Path]) -> None:
     run("-m", folders["avatar"], "--export_world", 9)
     fields = read_ply(folders["avatar"] / "point_cloud" / "iteration_100" / "world_00009.ply")
-    centres = np.asarray(BALL.triangles_center) * [1.0, 1.5, 1.0]  # row 2: half as tall again
+    centres = np.asarray(BALL.triangles_center) * [1.1, 1.6, 1.1]  # row 2: half a radius taller
     assert fields["binding"] is None
     assert np.allclose(fields["xyz"].numpy(), centres, atol=1e-6)
     assert torch.allclose(fields["opacity"], torch.tensor(4.0), atol=1e-3)
 
     run("-m", folders["avatar"], "-t", folders["other"], "--export_world", 1, "--quiet")
     fields = read_ply(folders["avatar"] / "point_cloud" / "iteration_100" / "world_other_00001.ply")
-    assert np.allclose(fields["xyz"].numpy(), np.asarray(BALL.triangles_center) * [1.0, 0.6, 1.0], atol=1e-6)
+    assert np.allclose(fields["xyz"].numpy(), np.asarray(BALL.triangles_center) * [1.1, 0.7, 1.1], atol=1e-6)
 
 
 def test_export_needs_no_capture_but_a_head_model(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from gaussian_renderer import choose_rasterizer
 from scene import checkpoint
 from scene.gaussian_model import GaussianModel
 from scene.ply import read_ply
-from toy_capture import write_capture
+from toy_capture import rigged_flags, write_capture
 from utils.errors import UserError
 
 TIMESTEPS = [3, 4, 7, 9]  # neither from 0 nor without gaps; the last one is the held-out sequence
@@ -42,17 +42,7 @@ SCHEDULE = ["--iterations", ITERATIONS, "--interval", 70, "--densify_from_iter",
 
 
 def command_line(capture: Path, model: Path, *more: object) -> list[str]:
-    return [str(word) for word in ("-s", capture, "-m", model, "--eval", "--bind_to_mesh", "-w", "--device", "cpu",
-                                   "--threads", 2, *more)]
-
-
-@pytest.fixture(autouse=True)
-def _settings_of_the_process() -> Iterator[None]:
-    """A run sets PyTorch's threads and anomaly mode for the whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.autograd.set_detect_anomaly(False)
+    return rigged_flags(capture, model, "--threads", 2, *more)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +327,7 @@ def test_regularisers_in_triangle_units_and_in_metres(finished: SimpleNamespace,
 
     def terms(*flags: object) -> dict[str, float]:
         optim = parse_train(command_line(capture, finished.model, *flags)).optimization
-        return {name: float(term) for name, term in
+        return {name: term.item() for name, term in
                 train.compute_losses(optim, avatar, world, vertices, out, target).items()}
 
     # Independently, from the mesh: a triangle's scale is the mean of its first edge and the height over it.

@@ -15,6 +15,12 @@ BALL = trimesh.creation.icosphere(subdivisions=2, radius=0.1)  # 162 vertices, 3
 POSES = (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))
 
 
+def rigged_flags(capture: Path, model: Path, *more: object) -> list[str]:
+    """The command line of a training run on `write_capture`'s files."""
+    return [str(word) for word in ("-s", capture, "-m", model, "--eval", "--bind_to_mesh", "-w", "--device", "cpu",
+                                   *more)]
+
+
 def look_at(position: np.ndarray, target: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:
     """[4, 4] OpenGL camera-to-world."""
     back = (position - np.asarray(target)) / np.linalg.norm(position - np.asarray(target))

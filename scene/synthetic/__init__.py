@@ -1,7 +1,7 @@
 """A procedural head: its model and a rendered capture of it, in the formats of real ones.
 
 Nothing is downloaded and everything is deterministic by seed. The parts:
-`shape` (the form), `mesh` (its triangles), `modes` (identity, expression,
+`shape` (the form), `layout` and `mesh` (its triangles), `modes` (identity, expression,
 skinning), `model` (the FLAME layout), `texture` and `hair` (the paint),
 `render` (ray casting), `motion` and `capture` (the data set).
 """

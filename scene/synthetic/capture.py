@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Iterable, Iterator
@@ -82,7 +83,8 @@ def make_capture(out: str | Path, *, size: tuple[int, int] = (256, 352), cameras
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     width, height = settings["size"]
-    limits = (("--size W", width, 16, 8192), ("--size H", height, 16, 8192), ("--cameras", settings["cameras"], 2, 1000),
+    limits = (("--size W", width, 16, 8192), ("--size H", height, 16, 8192),
+              ("--cameras", settings["cameras"], 2, 1000),
               ("--timesteps", settings["timesteps"], 2, 100000), ("--samples", settings["samples"], 1, 256),
               ("--seed", settings["seed"], 0, 2**31 - 1))
     for name, value, low, high in limits:
@@ -190,7 +192,7 @@ def _render_missing(out: Path, head: Any, motion: list[dict[str, np.ndarray]], v
             return
         # "spawn": forked children of a process that has run OpenMP code (PyTorch) may hang.
         context = multiprocessing.get_context("spawn")
-        with _single_threaded_children(), ProcessPoolExecutor(workers, context) as pool:
+        with _single_threaded_children(), ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
             tasks: list[Future[int]] = [pool.submit(_render_timestep, assets, out, t, motion[t], chosen,
                                                     views, samples) for t, chosen in missing.items()]
             try:
@@ -199,6 +201,18 @@ def _render_missing(out: Path, head: Any, motion: list[dict[str, np.ndarray]], v
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _die_with_parent() -> None:
+    """Ends this worker when the main process is killed; it would otherwise wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

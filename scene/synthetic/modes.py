@@ -161,7 +161,6 @@ def _lid_rotation(mesh: HeadMesh, side: str, upper: float, lower: float) -> Arra
     q = (mesh.vertices - centre) * [sign, 1, 1]
     loop = mesh.parts[f"{side}_lid_loop"]
     rim = q[loop]
-    middle = rim[:, 1].mean()
 
     def margin(is_upper: Array) -> tuple[Array, Array]:
         chosen = rim[is_upper]
@@ -189,7 +188,6 @@ def _lid_rotation(mesh: HeadMesh, side: str, upper: float, lower: float) -> Arra
     move = (turned * lift[:, None] - q) * [sign, 1, 1]
     for part in ("lid_margin", "lid_back"):
         move[mesh.parts[f"{side}_{part}"]] = move[loop]
-    del middle
     return move
 
 

@@ -115,9 +115,6 @@ def make_motion(count: int, held_out: int, seed: int, offset: Array) -> list[dic
     gaze = _pulse(u, 38, 4) + 0.25
     eyes[:, [1, 4]] = (0.35 * gaze * np.sin(u * 0.8))[:, None] + 0.08 * free[:, None] * np.sin(t)[:, None]
     eyes[:, [0, 3]] = (0.12 * gaze * np.cos(u * 0.6))[:, None]
-    # The eyes converge a little on something in front of the head.
-    eyes[:, 1] -= 0.02
-    eyes[:, 4] += 0.02
     turn = np.clip(_pulse(u, 46, 6) + 0.12 + 0.5 * free, 0, 1)
     neck[:, 1] = 0.30 * turn * np.sin(u * 0.55 + 0.4)
     neck[:, 0] = 0.10 * turn * np.cos(u * 0.75)

@@ -16,6 +16,7 @@ from scene.synthetic import shape, texture
 from scene.synthetic.hair import Strands, grow_strands
 from scene.synthetic.mesh import EAR, EYEBALL, MOUTH, SKIN, TEETH
 from scene.synthetic.model import Head, pose_head, vertex_normals
+from utils.errors import UserError
 
 Array = np.ndarray
 
@@ -102,7 +103,8 @@ def make_assets(head: Head, seed: int) -> Assets:
     relief = _relief(faces, corner, kind, count + len(edges), seed)
     return Assets(head, strands, texture.skin_picture(mesh, colours, seed), colours,
                   refine(texture.vertex_colours(mesh, colours)), edges, faces,
-                  np.concatenate([kind, np.full(len(strands.faces), HAIR)]), corner, relief, refine(mesh.vertices), seed)
+                  np.concatenate([kind, np.full(len(strands.faces), HAIR)]), corner, relief,
+                  refine(mesh.vertices), seed)
 
 
 def _relief(faces: Array, corner: Array, kind: Array, count: int, seed: int) -> Array:
@@ -130,13 +132,16 @@ class PosedHead:
 
     def __init__(self, assets: Assets, parameters: dict[str, Array]) -> None:
         # Imported here: the head model and the formats are usable without the ray caster.
-        from embreex import rtcore_scene
-        from embreex.mesh_construction import TriangleMesh
+        try:
+            from embreex import rtcore_scene
+            from embreex.mesh_construction import TriangleMesh
+        except ImportError as error:
+            raise UserError(f"rendering the procedural head needs the package embreex ({error}); "
+                            "install it with: pip install embreex") from error
 
         head, strands = assets.head, assets.strands
         coarse, shaped, transforms = pose_head(head.model, parameters)
-        skin_like = head.mesh.faces
-        normals = vertex_normals(coarse, skin_like)
+        normals = vertex_normals(coarse, head.mesh.faces)
         # Phong tessellation (Boubekeur and Alexa 2008) with shape factor 3/4: midpoints bulge to the tangent planes.
         i, j = assets.edges.T
         middle = 0.5 * (coarse[i] + coarse[j])
@@ -281,7 +286,7 @@ class PosedHead:
         light[kind == EYEBALL] += 0.10
         # Stand-ins for bounced light, without which teeth look grey and the mouth a black hole.
         light[kind == MOUTH] += 0.22
-        light[kind == TEETH] += 0.40 * (0.3 + 0.7 * occlusion[kind == TEETH])
+        light[kind == TEETH] += 0.50
         light += KEY_COLOUR * diffuse(KEY) * (0.06 * occlusion + 0.94 * lit[:, None])
         light += FILL_COLOUR * diffuse(FILL) * occlusion + RIM_COLOUR * diffuse(RIM) * occlusion
         shine = np.choose(kind, [0.10, 0.55, 0.25, 0.40, 0.08, 0.0]).astype(np.float32)

@@ -156,7 +156,7 @@ def to_chart(points: Array) -> tuple[Array, Array]:
 # --- Outlines on the chart, shared by the region masks, the modes and the paint. ---
 
 def mouth_line(x: Array) -> Array:
-    """Height (metres) of the line between the closed lips at |x|: it dips beside the middle and ends a little higher."""
+    """Height (metres) of the line between the closed lips at |x|: a slight bow, its ends a little higher."""
     t = np.clip(np.abs(x) / MOUTH_CORNER_X, 0.0, 1.0)
     return MOUTH_Y - 0.0006 * np.cos(2.0 * np.pi * t) * (1.0 - t) + 0.0006 * t * t
 

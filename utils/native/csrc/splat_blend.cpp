@@ -3,6 +3,11 @@
 // The work is the inner loop over one row of a tile: sixteen pixels against one
 // Gaussian. Rows that the Gaussian does not reach, and rows where every pixel is
 // opaque already, are skipped by a bit mask.
+//
+// The gradient of alpha needs the light from behind each Gaussian. Going back to
+// front that is a running sum; going front to back it would be the total less a
+// running sum, which cancels in float32 just where little light is left. The price
+// is one integer per pixel: the place of its last contributor.
 #include <algorithm>
 
 #include "splat.h"
@@ -146,7 +151,8 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
 
     const uint32_t begin = w.tile_start[index], end = w.tile_start[index + 1];
     const auto moments_of = [&](uint32_t i) { return w.moments.data() + size_t(w.entries[i].slot) * kMomentStride; };
-    for (uint32_t i = begin + uint32_t(deepest + 1); i < end; ++i) std::memset(moments_of(i), 0, sizeof(float) * kMoments);
+    for (uint32_t i = begin + uint32_t(deepest + 1); i < end; ++i)  // behind everything that shows
+        std::memset(moments_of(i), 0, sizeof(float) * kMoments);
 
     Rows rows;
     for (int32_t place = deepest; place >= 0; --place) {
