@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import torch
 from tqdm import tqdm
 

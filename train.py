@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import torch
 from torch import Tensor
 

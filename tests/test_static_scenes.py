@@ -30,7 +30,7 @@ DISC = (-0.5, 0.9)                  # height and radius of the disc that it stan
 def poses() -> list[np.ndarray]:
     """OpenGL camera-to-world matrices on a spiral above the scene."""
     angles = 2 * math.pi * 5 / VIEWS * np.arange(VIEWS)
-    heights = 0.6 + 1.4 * np.arange(VIEWS) / VIEWS
+    heights = 0.6 + 1.4 * (0.618 * np.arange(VIEWS) % 1.0)
     return [look_at(np.array([2.2 * math.sin(a), h, 2.2 * math.cos(a)]), (0.0, -0.2, 0.0))
             for a, h in zip(angles, heights)]
 
@@ -117,11 +117,13 @@ def write_colmap(folder: Path, kind: str) -> Path:
 
 
 # A static scene is in metres, where a bound avatar's positions are in triangles:
-# its learning rate is Kerbl et al.'s (2023), as is the rest of the schedule, in small.
-FLAGS = ["--eval", "--quiet", "--device", "cpu", "--threads", 1, "--iterations", 600, "--position_lr_init", 0.00016,
-         "--position_lr_final", 0.0000016, "--position_lr_max_steps", 600, "--scaling_lr", 0.005, "--sh_degree", 1,
-         "--sh_increase_interval", 300, "--densify_from_iter", 60, "--densification_interval", 40,
-         "--densify_until_iter", 400, "--opacity_reset_interval", 200]
+# its learning rates are Kerbl et al.'s (2023), as is the rest of the schedule, in
+# small. With their gradient threshold, for pictures of a thousand pixels a side,
+# there would be five Gaussians to each of these few pixels.
+FLAGS = ["--eval", "--quiet", "--device", "cpu", "--threads", 1, "--iterations", 800, "--position_lr_init", 0.00016,
+         "--position_lr_final", 0.0000016, "--position_lr_max_steps", 800, "--scaling_lr", 0.005, "--sh_degree", 1,
+         "--sh_increase_interval", 400, "--densify_from_iter", 60, "--densification_interval", 40,
+         "--densify_until_iter", 400, "--opacity_reset_interval", 200, "--densify_grad_threshold", 0.0008]
 
 
 @pytest.fixture
@@ -147,8 +149,7 @@ def test_static_scene(kind: str, tmp_path: Path, reports: dict[int, DensityRepor
     folder = write_blender(tmp_path / "scene") if kind == "blender" else write_colmap(tmp_path / "scene", kind)
     flags = [*FLAGS, *(["-w"] if kind == "blender" else [])]
     results = train.train(parse_train([str(word) for word in ("-s", folder, "-m", tmp_path / "model", *flags)]))
-    import sys; print(kind, results["metrics"], results["points"], results["seconds"], *reports.items(), sep="\n", file=sys.stderr)
-
+    # A probe reached 32.7 dB.
     assert list(results["metrics"]) == ["test"] and results["metrics"]["test"]["psnr"] > 30.0
 
     # Densification from 80 to 360, and the books balance.
@@ -162,9 +163,9 @@ def test_static_scene(kind: str, tmp_path: Path, reports: dict[int, DensityRepor
         assert report.total == count
     assert results["points"] == count
 
-    saved = read_ply(tmp_path / "model" / "point_cloud" / "iteration_600" / "point_cloud.ply")
+    saved = read_ply(tmp_path / "model" / "point_cloud" / "iteration_800" / "point_cloud.ply")
     assert saved["binding"] is None and saved["xyz"].shape == (count, 3)
-    assert not (tmp_path / "model" / "point_cloud" / "iteration_600" / "flame_param.npz").exists()
+    assert not (tmp_path / "model" / "point_cloud" / "iteration_800" / "flame_param.npz").exists()
     # What is opaque lies where the scene is.
     opaque = saved["xyz"][(saved["opacity"] > 0).squeeze(1)]
     assert len(opaque) > 100 and torch.linalg.vector_norm(opaque, dim=1).max() < 1.3

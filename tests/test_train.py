@@ -50,15 +50,23 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_capture(tmp_path_factory.mktemp("train") / "capture", TIMESTEPS, size=(32, 48))
 
 
-def environment(lpips: Path) -> dict[str, str]:
-    # Two threads that wait for each other by spinning take ten times as long on a busy machine.
-    return {**os.environ, "OMP_WAIT_POLICY": "passive", "LPIPS_CACHE": str(lpips)}
-
-
-@pytest.fixture(autouse=True)
-def _without_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _without_lpips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """LPIPS reads n/a, whatever this machine has installed."""
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LPIPS_CACHE", str(tmp_path_factory.mktemp("no-weights")))
+        yield
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """`python train.py` with these arguments, to its end."""
+    return subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, env=environment(), capture_output=True,
+                          text=True, timeout=600)
+
+
+def environment() -> dict[str, str]:
+    # Threads that wait for each other by spinning take ten times as long on a busy machine.
+    return {**os.environ, "OMP_WAIT_POLICY": "passive"}
 
 
 def run_here(capture: Path, model: Path, *more: object) -> dict[str, Any]:
@@ -73,20 +81,18 @@ def gaussians(model: Path, iteration: int) -> dict[str, torch.Tensor | None]:
 @pytest.fixture(scope="module")
 def finished(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A run by the command, never stopped."""
-    base = tmp_path_factory.mktemp("finished")
-    done = subprocess.run([sys.executable, "train.py", *command_line(capture, base / "model", *SCHEDULE)], cwd=ROOT,
-                          env=environment(base), capture_output=True, text=True, timeout=600)
+    model = tmp_path_factory.mktemp("finished") / "model"
+    done = command(*command_line(capture, model, *SCHEDULE))
     assert done.returncode == 0, done.stderr
-    return SimpleNamespace(model=base / "model", stdout=done.stdout, stderr=done.stderr)
+    return SimpleNamespace(model=model, stdout=done.stdout, stderr=done.stderr)
 
 
 @pytest.fixture(scope="module")
 def killed(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the same run leaves when it is killed some time after its second checkpoint."""
-    base = tmp_path_factory.mktemp("killed")
-    model = base / "model"
+    model = tmp_path_factory.mktemp("killed") / "model"
     with subprocess.Popen([sys.executable, "train.py", *command_line(capture, model, *SCHEDULE, "--quiet")], cwd=ROOT,
-                          env=environment(base)) as process:
+                          env=environment()) as process:
         deadline = time.monotonic() + 600
         try:
             while not (model / "chkpnt140.pth").exists():
@@ -235,8 +241,7 @@ def test_killed_and_resumed_ends_bit_identical(finished: SimpleNamespace, killed
                                                tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(killed, model)
-    done = subprocess.run([sys.executable, "train.py", *command_line(capture, model, *SCHEDULE), "--start_checkpoint",
-                           "auto"], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=600)
+    done = command(*command_line(capture, model, *SCHEDULE, "--start_checkpoint", "auto"))
     assert done.returncode == 0, done.stderr
     resumed_at = int(re.search(r"Resumed at iteration (\d+)", done.stdout)[1])
     assert 140 <= resumed_at < ITERATIONS
@@ -277,14 +282,11 @@ def test_resuming_by_name_with_trained_offsets(capture: Path, tmp_path: Path) ->
     assert offsets[:3].any(axis=(1, 2)).all() and not offsets[3].any()
 
 
-def test_a_run_is_never_overwritten_nor_begun_again(finished: SimpleNamespace, capture: Path, tmp_path: Path,
-                                                    capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_never_overwritten_nor_begun_again(finished: SimpleNamespace, capture: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.model.rglob("*")}
     with pytest.raises(UserError, match=r"already holds a run \(chkpnt300.pth\).*--start_checkpoint auto"):
         run_here(capture, finished.model, *SCHEDULE)
-    done = subprocess.run([sys.executable, "train.py", *command_line(capture, finished.model, *SCHEDULE),
-                           "--start_checkpoint", "auto"], cwd=ROOT, env=environment(tmp_path), capture_output=True,
-                          text=True, timeout=600)
+    done = command(*command_line(capture, finished.model, *SCHEDULE, "--start_checkpoint", "auto"))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: .*at iteration 300 of 300: this run is complete; raise --iterations to go on\n",
                         done.stderr)
@@ -323,7 +325,7 @@ def test_regularisers_in_triangle_units_and_in_metres(finished: SimpleNamespace,
     out = rasterize(world, camera, torch.ones(3), sh_degree=0)
     target = torch.full_like(out.image, 0.5)
     seen = (out.radii > 0).numpy()
-    assert 0 < seen.sum() < len(seen)  # the far side is there, out of the low opacities' reach or not on screen
+    assert 0 < seen.sum() < len(seen)
 
     def terms(*flags: object) -> dict[str, float]:
         optim = parse_train(command_line(capture, finished.model, *flags)).optimization

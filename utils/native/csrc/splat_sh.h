@@ -18,6 +18,7 @@ LANES_INLINE Vec3 operator-(const Vec3& a, const Vec3& b) { return {a.x - b.x, a
 LANES_INLINE Vec3 cross(const Vec3& a, const Vec3& b) {
     return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
 }
+
 // Real spherical harmonics in the 3DGS order and signs; basis[k] over sixteen directions.
 LANES_INLINE void sh_basis(const Vec3& d, int degree, Lanes* basis) {
     const Lanes &x = d.x, &y = d.y, &z = d.z;
