@@ -41,7 +41,7 @@ GUARD = 0.3  # of half the image
 MAX_ALPHA = 0.99
 MIN_ALPHA = 1.0 / 255.0
 MIN_TRANSMITTANCE = 1e-4
-BLOCK = 32  # pixels: side of the squares that are blended at once, which bounds the memory
+BLOCK = 16  # pixels: side of the squares that are blended at once, which bounds the memory
 
 
 class Projected(NamedTuple):
@@ -154,7 +154,7 @@ def rasterize(
     """Renders; see the module's text for the rules and `RenderOut` for the result.
 
     Differentiable with respect to all fields of `gaussians` and `background`.
-    Time and memory grow with the number of Gaussians per 32x32 pixels.
+    Time and memory grow with the number of Gaussians per 16x16 pixels.
 
     Raises:
         ValueError: `sh` has fewer coefficients than `sh_degree` needs.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -203,8 +202,8 @@ def test_broken_checkpoint_by_name(capture: Path, tmp_path: Path, monkeypatch: p
 def test_the_command_itself(kind: str, tmp_path: Path) -> None:
     words = {"folder": ["-s", str(tmp_path / "gone"), "-m", str(tmp_path / "model"), "--bind_to_mesh"],
              "flag": ["-s", str(tmp_path), "-m", str(tmp_path / "model"), "--use_magic"]}[kind]
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, env=os.environ.copy(),
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     expected = {"folder": "--source_path .*gone is not a folder", "flag": "unrecognized arguments: --use_magic"}
     assert re.search(expected[kind], only_line(done.stderr))

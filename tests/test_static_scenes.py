@@ -169,3 +169,15 @@ def test_static_scene(kind: str, tmp_path: Path, reports: dict[int, DensityRepor
     # What is opaque lies where the scene is.
     opaque = saved["xyz"][(saved["opacity"] > 0).squeeze(1)]
     assert len(opaque) > 100 and torch.linalg.vector_norm(opaque, dim=1).max() < 1.3
+
+
+def test_an_unbound_run_resumes_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+    folder = write_colmap(tmp_path / "scene", "bin")
+    shorter = ["--iterations", 30, "--interval", 16, "--densify_from_iter", 5, "--densification_interval", 10,
+               "--opacity_reset_interval", 12]
+    for model, more in (("whole", []), ("rest", ["--start_checkpoint", tmp_path / "whole" / "chkpnt16.pth"])):
+        train.train(parse_train([str(word) for word in ("-s", folder, "-m", tmp_path / model, *FLAGS, *shorter,
+                                                        *more)]))
+    first, second = (tmp_path / model / "point_cloud/iteration_30/point_cloud.ply" for model in ("whole", "rest"))
+    assert first.read_bytes() == second.read_bytes() and len(read_ply(first)["xyz"]) > 500
