@@ -121,6 +121,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     draw = partial(render, background=background, rasterize=rasterize,
                    convert_SHs_python=options.pipeline.convert_SHs_python)
     due = milestones(options)
+    notes: set[str] = set()
     debug_from = 1 if options.pipeline.debug else run.debug_from
 
     # ---- loop ---------------------------------------------------------------
@@ -159,7 +160,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
             with reporter.pause():
                 measured = {
                     name: show(reporter, step, name, avatar, cameras[name], partial(photograph, name), draw,
-                               ALL_METRICS if last else QUICK_METRICS,
+                               ALL_METRICS if last else QUICK_METRICS, notes,
                                None if last else evenly_spaced(len(splits[name]), VIEWS_ON_THE_WAY))
                     for name in evaluated_splits(splits)}
         if due.save(step):
@@ -218,7 +219,7 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
             arrays.pop("static_offset", None)
         flame_parameters = FlameParameters(arrays, dataset.timesteps, head, device=device,
                                            trainable=not options.not_finetune_flame_params,
-                                           source=options.source_path)
+                                           source=dataset.flame_file)
     if resume:
         if flame_parameters is not None:
             flame_parameters.load_state_dict(resume["flame"])
@@ -249,11 +250,10 @@ def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians:
     if avatar.binding is None:
         return terms
     visible = out.radii > 0
-    unit = None
-    if optim.metric_xyz or optim.metric_scale:
-        unit = avatar.triangle_scales(vertices)[avatar.binding, None]
     if optim.lambda_xyz:
-        xyz = avatar.xyz * unit if optim.metric_xyz else avatar.xyz
+        xyz = avatar.xyz
+        if optim.metric_xyz:
+            xyz = xyz * avatar.triangle_scales(vertices)[avatar.binding, None]
         terms["xyz"] = optim.lambda_xyz * losses.xyz_regulariser(xyz, visible, optim.threshold_xyz)
     if optim.lambda_scale:
         scales = gaussians.scales if optim.metric_scale else avatar.scaling.exp()
@@ -290,8 +290,8 @@ def evaluated_splits(splits: Mapping[str, list]) -> list[str]:
 
 
 def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, cameras: list, photograph: Any,
-         draw: Any, names: tuple[str, ...], indices: list[int] | None = None) -> dict[str, float | None]:
-    """Measures a split, and hands the curves and a few pictures to TensorBoard."""
+         draw: Any, names: tuple[str, ...], told: set[str], indices: list[int] | None = None) -> dict[str, float | None]:
+    """Measures a split, and hands the curves and a few pictures to TensorBoard; `told` are the notes already said."""
     pictured = evenly_spaced(len(cameras), 3)
 
     def on_image(view: Any) -> None:
@@ -302,7 +302,9 @@ def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, camer
     means = evaluate(avatar, cameras, photograph, partial(draw, sh_degree=avatar.active_sh_degree), suite,
                      indices=sorted({*pictured, *indices}) if indices is not None else None, on_image=on_image)
     for note in suite.notes:
-        reporter.say(note)
+        if note not in told:
+            reporter.say(note)
+            told.add(note)
     reporter.evaluation(step, split, means)
     return means
 

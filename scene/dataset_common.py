@@ -47,6 +47,7 @@ class Dataset:
     # float32: shape (n,), expr (T, n), rotation/neck_pose/jaw_pose/translation (T, 3), eyes_pose (T, 6),
     # static_offset (V, 3) and, only where the capture has it, dynamic_offset (T, V, 3). Radians, metres.
     flame: dict[str, np.ndarray] | None = None
+    flame_file: Path | None = None             # where shape and static_offset are from, for messages
     points: np.ndarray | None = None           # [P, 3] float32, start of an unbound scene
     colors: np.ndarray | None = None           # [P, 3] float32, RGB 0..1
 

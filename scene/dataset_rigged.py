@@ -154,6 +154,7 @@ def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, floa
     frames = split_frames(moving)
     files = flame_files(frames, moving)
     motion = read_motion(files)
+    first_path = next(iter(files.values()))
     if target is None:
         person = identity(source, motion)
     else:
@@ -180,7 +181,8 @@ def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, floa
     extent = scene_extent(splits["train"])
     if select_camera_id != -1:
         splits = _select_camera(splits, select_camera_id, moving)
-    return Dataset(**splits, extent=extent, background=background, timesteps=list(files), flame=flame)
+    return Dataset(**splits, extent=extent, background=background, timesteps=list(files), flame=flame,
+                   flame_file=first_path)
 
 
 def _select_camera(splits: dict[str, list[View]], camera_index: int, source: Path) -> dict[str, list[View]]:

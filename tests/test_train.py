@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 import pytest
@@ -25,7 +25,6 @@ from arguments import parse_render, parse_train, read_cfg_args
 from conftest import ROOT
 from gaussian_renderer import choose_rasterizer
 from scene import checkpoint
-from scene.gaussian_model import GaussianModel
 from scene.ply import read_ply
 from toy_capture import rigged_flags, write_capture
 from utils.errors import UserError
