@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import torch
 from torch import Tensor
 
-from arguments import (ModelOptions, OptimizationOptions, Options, milestones, parse_train, viewer_note,
-                       write_cfg_args)
+from arguments import (ModelOptions, OptimizationOptions, Options, milestones, notes, parse_train, write_cfg_args)
 from gaussian_renderer import choose_rasterizer, render
-from gaussian_renderer.evaluation import evaluate, evenly_spaced
+from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced
 from scene import checkpoint
-from scene.cameras import write_cameras_json
+from scene.cameras import Camera, write_cameras_json
 from scene.dataset import Dataset, load_dataset
 from scene.densification import DensityControl, DensitySchedule, fixed_threshold
 from scene.flame import Flame, FlameParameters, RowAdam
@@ -39,9 +38,12 @@ from utils.errors import UserError, run_script
 from utils.report import Reporter
 from utils.results import write_results
 from utils.stages import Stages
+from utils.types import Gaussians, RenderOut
 
 # Evaluation on the way looks at this many views of a split; at the end, at all.
 VIEWS_ON_THE_WAY = 10
+# ... unless nothing was held out: then so many of the training views stand in.
+VIEWS_OF_TRAIN = 50
 QUICK_METRICS = ("psnr", "ssim", "l1")
 ALL_METRICS = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
 
@@ -59,9 +61,11 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
 
     # ---- build --------------------------------------------------------------
     resume = find_checkpoint(run.start_checkpoint, output)
-    if resume and resume["step"] >= optim.iterations:
-        raise UserError(f"the checkpoint is at iteration {resume['step']} of {optim.iterations}: this run is complete; "
-                        "raise --iterations to go on")
+    if resume:
+        check_resumable(resume, options)
+        if resume["step"] >= optim.iterations and (output / "results.json").exists():
+            raise UserError(f"the checkpoint is at iteration {resume['step']} of {optim.iterations}: this run is "
+                            "complete; raise --iterations to go on")
     backend, rasterize = choose_rasterizer(options.pipeline.rasterizer, device)
     dataset = load_dataset(
         Path(model_options.source_path), bind_to_mesh=model_options.bind_to_mesh, eval_split=model_options.eval,
@@ -121,8 +125,8 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     draw = partial(render, background=background, rasterize=rasterize,
                    convert_SHs_python=options.pipeline.convert_SHs_python)
     due = milestones(options)
-    notes: set[str] = set()
-    debug_from = 1 if options.pipeline.debug else run.debug_from
+    debug_from = 0 if options.pipeline.debug else run.debug_from
+    measured_splits = [name for name in ("val", "test") if cameras[name]] or ["train"]
 
     # ---- loop ---------------------------------------------------------------
     for step in range(first, optim.iterations + 1):
@@ -143,7 +147,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
             total = sum(terms.values())
         with stages("backward"):
             total.backward()
-        if 0 < debug_from <= step:
+        if 0 <= debug_from <= step:
             check_finite(step, camera.name, avatar, terms)
         with stages("optimizer"):
             optimizer.step()
@@ -155,22 +159,14 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
             reporter.step(step, {"total": total, **terms}, points=len(avatar))
         # Before the density control: a picture taken right after an opacity
         # reset shows a ghost, and resets and saves fall on the same iterations.
-        if due.test(step):
-            last = step == optim.iterations
+        if due.test(step) and step < optim.iterations:
             with reporter.pause():
-                measured = {
-                    name: show(reporter, step, name, avatar, cameras[name], partial(photograph, name), draw,
-                               ALL_METRICS if last else QUICK_METRICS, notes,
-                               None if last else evenly_spaced(len(splits[name]), VIEWS_ON_THE_WAY))
-                    for name in evaluated_splits(splits)}
+                for name in measured_splits:
+                    show(reporter, step, name, avatar, cameras[name], partial(photograph, name), draw,
+                         metrics.Suite(QUICK_METRICS, device), evenly_spaced(len(cameras[name]), VIEWS_ON_THE_WAY))
         if due.save(step):
             with reporter.pause():
                 avatar.save(output / "point_cloud" / f"iteration_{step}")
-        if step == optim.iterations:
-            results = write_results(
-                output / "results.json", metrics=measured, iterations=step, points=len(avatar),
-                seconds=reporter.seconds, iterations_per_second=reporter.iterations_per_second,
-                backend=backend, device=device)
         with stages("density"):
             density.observe(out)
             density.step(step, gaussians.scales)
@@ -184,9 +180,22 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
                 checkpoint.save(output / f"chkpnt{step}.pth", state)
         stages.end_iteration()
 
+    # ---- results: measured on the saved avatar, which is what everybody opens ----
+    avatar = GaussianModel.load(output / "point_cloud" / f"iteration_{optim.iterations}", flame=avatar.flame,
+                                flame_parameters=avatar.flame_parameters, device=device)
+    measured, told = {}, set()
+    for name in measured_splits:
+        suite = metrics.Suite(ALL_METRICS, device)
+        limit = VIEWS_OF_TRAIN if name == "train" else len(cameras[name])
+        measured[name] = show(reporter, optim.iterations, name, avatar, cameras[name], partial(photograph, name), draw,
+                              suite, evenly_spaced(len(cameras[name]), limit))
+        told.update(suite.notes)
+    results = write_results(
+        output / "results.json", metrics=measured, iterations=optim.iterations, points=len(avatar),
+        seconds=reporter.seconds, iterations_per_second=reporter.iterations_per_second, backend=backend, device=device)
     reporter.close()
     if not run.quiet:
-        print(metrics.format_table(measured))
+        print(metrics.format_table(measured), *sorted(told), sep="\n")
         print(f"{results['iterations_per_second']:.1f} iterations/s (median), {len(avatar):,} Gaussians, "
               f"{results['peak_memory']['host_bytes'] / 1e9:.2f} GB of memory; results in {output / 'results.json'}")
     return results
@@ -222,6 +231,8 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
                                            source=dataset.flame_file)
     if resume:
         if flame_parameters is not None:
+            if "flame" not in resume:
+                raise UserError("the checkpoint has no FLAME parameters ('flame'): it was not written by this trainer")
             flame_parameters.load_state_dict(resume["flame"])
         return GaussianModel.from_state(resume["avatar"], flame=flame, flame_parameters=flame_parameters,
                                         device=device)
@@ -232,18 +243,28 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
 
 
 def restore(saved: Mapping[str, Any], resume: Mapping[str, Any]) -> None:
-    """Loads every part's state; a part the checkpoint does not have starts fresh."""
+    """Loads the state of every part; UserError when one does not fit or is missing."""
     for name, part in saved.items():
-        if name not in resume:
-            continue
         try:
             part.load_state_dict(resume[name])
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"the checkpoint does not fit this run ({name}: {error})") from error
 
 
-def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians: Any, vertices: Tensor | None,
-                   out: Any, target: Tensor) -> dict[str, Tensor]:
+def check_resumable(resume: Mapping[str, Any], options: Options) -> None:
+    """Refuses to continue a run under options that its saved state contradicts."""
+    missing = [name for name in ("step", "avatar", "options") if name not in resume]
+    if missing:
+        raise UserError(f"the checkpoint has no '{missing[0]}': it was not written by this trainer")
+    for name in ("bind_to_mesh", "sh_degree", "white_background", "disable_flame_static_offset"):
+        before, now = resume["options"]["model"].get(name), getattr(options.model, name)
+        if before != now:
+            raise UserError(f"the checkpoint was trained with {name} = {before}, this run has {now}: "
+                            "continue with the same value, or start a new run in another --model_path")
+
+
+def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians: Gaussians, vertices: Tensor | None,
+                   out: RenderOut, target: Tensor) -> dict[str, Tensor]:
     """The weighted terms of the loss; their sum is what is minimised."""
     l1, ssim = losses.photometric(out.image, target)
     terms = {"l1": (1.0 - optim.lambda_dssim) * l1, "ssim": optim.lambda_dssim * (1.0 - ssim)}
@@ -284,27 +305,19 @@ class OffsetTerms:
         return terms
 
 
-def evaluated_splits(splits: Mapping[str, list]) -> list[str]:
-    """The held-out splits that have views; the training views when nothing was held out."""
-    return [name for name in ("val", "test") if splits[name]] or ["train"]
-
-
-def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, cameras: list, photograph: Any,
-         draw: Any, names: tuple[str, ...], told: set[str], indices: list[int] | None = None) -> dict[str, float | None]:
-    """Measures a split, and hands the curves and a few pictures to TensorBoard; `told` are the notes already said."""
+def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, cameras: list[Camera],
+         photograph: Callable[[int], Tensor], draw: Callable[..., RenderOut], suite: metrics.Suite,
+         indices: list[int]) -> dict[str, float | None]:
+    """Measures views of a split, and hands the curves and a few pictures to TensorBoard."""
     pictured = evenly_spaced(len(cameras), 3)
 
-    def on_image(view: Any) -> None:
+    def on_image(view: Evaluated) -> None:
         if view.index in pictured:
-            reporter.picture(step, f"{split}/{view.camera.name}", view.image, view.target)
+            # The index too: merged sets use one image name for several views.
+            reporter.picture(step, f"{split}/{view.index:05d}_{view.camera.name}", view.image, view.target)
 
-    suite = metrics.Suite(names, avatar.device)
     means = evaluate(avatar, cameras, photograph, partial(draw, sh_degree=avatar.active_sh_degree), suite,
-                     indices=sorted({*pictured, *indices}) if indices is not None else None, on_image=on_image)
-    for note in suite.notes:
-        if note not in told:
-            reporter.say(note)
-            told.add(note)
+                     indices=sorted({*pictured, *indices}), on_image=on_image)
     reporter.evaluation(step, split, means)
     return means
 
@@ -313,6 +326,9 @@ def check_finite(step: int, view: str, avatar: GaussianModel, terms: Mapping[str
     """With --debug: stops at the first NaN or infinity, in a loss or a gradient, and says where."""
     values = {f"loss {name}": value for name, value in terms.items()}
     values.update({f"gradient of {name}": p.grad for name, p in avatar.parameters().items() if p.grad is not None})
+    if avatar.flame_parameters is not None:
+        values.update({f"gradient of FLAME {table}": grad
+                       for (table, _), grad in avatar.flame_parameters.gradients().items()})
     for name, value in values.items():
         if not torch.isfinite(value).all():
             raise FloatingPointError(f"iteration {step}, view {view}: {name} is not finite")
@@ -320,8 +336,7 @@ def check_finite(step: int, view: str, avatar: GaussianModel, terms: Mapping[str
 
 def main() -> None:
     options = parse_train(sys.argv[1:])
-    note = viewer_note(options)
-    if note:
+    for note in notes(options):
         print(note)
     train(options)
 

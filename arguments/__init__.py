@@ -11,10 +11,10 @@ from arguments.options import (
     RenderOptions,
     RunOptions,
 )
-from arguments.parser import parse_render, parse_train, viewer_note
+from arguments.parser import notes, parse_render, parse_train
 from arguments.schedule import Milestones, milestones, scale_schedule
 
 __all__ = [
     "Milestones", "ModelOptions", "OptimizationOptions", "Options", "PipelineOptions", "RenderOptions", "RunOptions",
-    "milestones", "parse_render", "parse_train", "read_cfg_args", "scale_schedule", "viewer_note", "write_cfg_args",
+    "milestones", "notes", "parse_render", "parse_train", "read_cfg_args", "scale_schedule", "write_cfg_args",
 ]

@@ -128,7 +128,7 @@ class PipelineOptions:
 
     convert_SHs_python: bool = option(False, "evaluate the view-dependent colour in PyTorch, not in the kernels")
     compute_cov3D_python: bool = option(
-        False, "refused: the kernels compute the covariances themselves, with the same result")
+        False, "accepted for existing scripts, without effect: the kernels compute the same covariances themselves")
     debug: bool = option(False, "stop at the first NaN or infinite value (slower)")
     rasterizer: str = option(
         "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS)
@@ -255,9 +255,6 @@ def validate(group: Any, where: str = "") -> None:
                 raise UserError(f"{where}--{field.name} {problem}, not {item!r}")
     if getattr(group, "resolution", 1) == 0:
         raise UserError(f"{where}--resolution must be -1 or positive, not 0")
-    if getattr(group, "compute_cov3D_python", False):
-        raise UserError(f"{where}--compute_cov3D_python is not supported, because the kernels compute the same "
-                        "covariances themselves; leave the flag out")
 
 
 def _problem(value: Any, limits: typing.Mapping[str, Any]) -> str | None:

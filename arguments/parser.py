@@ -103,8 +103,11 @@ def parse_render(argv: Sequence[str]) -> RenderOptions:
     return options
 
 
-def viewer_note(options: Options) -> str | None:
-    """The line to print when `--ip` or `--port` was given; None otherwise."""
-    if options.run.ip is None and options.run.port is None:
-        return None
-    return "note: there is no live viewer yet; --ip and --port are ignored"
+def notes(options: Options) -> list[str]:
+    """One line for each typed flag that people's commands carry and that has no effect here."""
+    lines = []
+    if options.run.ip is not None or options.run.port is not None:
+        lines.append("note: there is no live viewer yet; --ip and --port are ignored")
+    if options.pipeline.compute_cov3D_python:
+        lines.append("note: --compute_cov3D_python has no effect; the kernels compute the same covariances themselves")
+    return lines

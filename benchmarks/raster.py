@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-import torch
-from torch import Tensor
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import gaussian_renderer  # noqa: E402
 from scene.cameras import Camera  # noqa: E402

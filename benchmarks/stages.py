@@ -18,9 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
+import torch  # noqa: E402
 
 from arguments import parse_train  # noqa: E402
 from train import train  # noqa: E402

@@ -151,18 +151,27 @@ def _encodable(text: str) -> bool:
         return False
 
 
+def existing_image(path: Path) -> Path | None:
+    """`path`, or with an image extension added or exchanged the first file that exists; None when none does."""
+    stems = [str(path)]
+    if path.suffix in IMAGE_EXTENSIONS:
+        stems.append(str(path.with_suffix("")))  # re-encoded images under the names of the originals
+    for candidate in [str(path), *(stem + extension for stem in stems for extension in IMAGE_EXTENSIONS)]:
+        if os.path.isfile(candidate):
+            return Path(candidate)
+    return None
+
+
 def find_image(path: Path, where: str) -> Path:
-    """`path`, or `path` with the first image extension under which a file exists.
+    """As `existing_image`.
 
     Raises:
         UserError: there is none; `where` names the file and field that asked.
     """
-    if os.path.isfile(path):
-        return path
-    for extension in IMAGE_EXTENSIONS:
-        if os.path.isfile(f"{path}{extension}"):
-            return Path(f"{path}{extension}")
-    raise UserError(f"the image {path} does not exist ({where})")
+    found = existing_image(path)
+    if found is None:
+        raise UserError(f"the image {path} does not exist ({where})")
+    return found
 
 
 def image_size(path: Path) -> tuple[int, int]:

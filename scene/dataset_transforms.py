@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 
 from scene.cameras import Camera
-from scene.dataset_common import MAX_PIXELS, View, find_image, image_size, locate, read_json, short, training_size
+from scene.dataset_common import (MAX_PIXELS, View, existing_image, find_image, image_size, locate, read_json, short,
+                                  training_size)
 from utils.errors import UserError
 
 DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -124,8 +124,7 @@ class Frame:
         mask = self.own.get("fg_mask_path")
         if mask is not None:
             mask_path = locate(mask, source, source, self.where("fg_mask_path"))
-            if not os.path.isfile(mask_path):
-                mask_path = None
+            mask_path = existing_image(mask_path)
         width, height = self.size(image_path)
         fx, fy, cx, cy = self.intrinsics(width, height)
         camera_index = self.integer("camera_index", -1)

@@ -107,7 +107,6 @@ def test_long_forms_and_absolute_paths() -> None:
     ("--seed -1", ["--seed"]),
     ("--threads -1", ["--threads"]),
     ("--port 70000", ["--port"]),
-    ("--compute_cov3D_python", ["--compute_cov3D_python"]),
     ("-t ''", ["--target_path"]),
     ("--eval=1", ["--eval"]),
 ])
@@ -142,10 +141,13 @@ def test_names_are_unique_over_the_groups() -> None:
     assert len(names) == len(set(names))
 
 
-def test_viewer_note() -> None:
-    assert arguments.viewer_note(train()) is None
-    assert "no live viewer" in arguments.viewer_note(train("--port 6009"))
-    assert "no live viewer" in arguments.viewer_note(train("--ip localhost"))
+def test_flags_without_effect_are_noted() -> None:
+    assert arguments.notes(train()) == []
+    for line in ("--port 6009", "--ip localhost"):
+        (note,) = arguments.notes(train(line))
+        assert "no live viewer" in note
+    (note,) = arguments.notes(train("--compute_cov3D_python"))
+    assert "no effect" in note
 
 
 def test_render_options() -> None:
@@ -243,7 +245,7 @@ def _values(group: type) -> st.SearchStrategy:
         kind, optional, many = field_types(group)[field.name]
         limits = field.metadata
         if kind is bool:
-            strategy = st.just(False) if field.name == "compute_cov3D_python" else st.booleans()
+            strategy = st.booleans()
         elif kind is int:
             low = 1 if field.name == "resolution" else limits["at_least"]
             strategy = st.integers(low, limits["at_most"] or 2**40)

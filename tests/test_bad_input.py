@@ -135,7 +135,6 @@ def test_spoilt_captures(name: str, capture: Path, tmp_path: Path, monkeypatch: 
     (["--sh_degree", "4"], r"--sh_degree must be at most 3, not 4"),
     (["--resolution", "0"], r"--resolution must be -1 or positive"),
     (["--rasterizer", "fast"], r"--rasterizer must be one of auto, native"),
-    (["--compute_cov3D_python"], r"--compute_cov3D_python is not supported"),
     (["--select_camera_id", "7"], r"--select_camera_id 7: .*no such camera_index, only 0, 1, 2"),
     (["--head_model", "nowhere.pkl"], r"--head_model .*nowhere\.pkl does not exist"),
     (["-t", "nowhere"], r"--target_path .*nowhere is not a folder"),

@@ -211,6 +211,19 @@ def test_transforms_json_alone_is_trained_on(tmp_path: Path, capsys: pytest.Capt
         load(tmp_path)
 
 
+def test_files_under_another_extension_are_found(tmp_path: Path) -> None:
+    write_rigged(tmp_path, {"train": [frame(0, 0, fg_mask_path="fg/0"), frame(0, 1, fg_mask_path="fg/1.png")]})
+    (tmp_path / "fg").mkdir()
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "fg/0.png")  # the JSON names no extension
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "fg/1.jpg")  # re-encoded
+    image = tmp_path / "images/00000_01.png"
+    Image.open(image).save(image.with_suffix(".jpg"))
+    image.unlink()
+    views = load(tmp_path).train
+    assert [v.mask_path.name for v in views] == ["0.png", "1.jpg"]
+    assert [v.image_path.name for v in views] == ["00000_00.png", "00000_01.jpg"]
+
+
 def test_missing_masks_are_noted_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rigged(tmp_path, {"train": [frame(0, 0, fg_mask_path="fg/0.png"), frame(0, 1, fg_mask_path="fg/1.png")]})
     (tmp_path / "fg").mkdir()

@@ -288,6 +288,38 @@ def test_a_run_is_never_overwritten_nor_begun_again(finished: SimpleNamespace, c
     assert {path: path.stat().st_mtime_ns for path in finished.model.rglob("*")} == before
 
 
+def test_killed_while_measuring_the_end(finished: SimpleNamespace, capture: Path, tmp_path: Path) -> None:
+    """The last checkpoint is there, results.json is not: resuming only measures, with the same outcome."""
+    model = tmp_path / "model"
+    shutil.copytree(finished.model, model)
+    whole = json.loads((model / "results.json").read_text())
+    (model / "results.json").unlink()
+    results = train.train(parse_train(command_line(capture, model, *SCHEDULE, "--start_checkpoint", "auto", "--quiet")))
+    assert results["metrics"] == whole["metrics"] and results["points"] == whole["points"]
+    assert json.loads((model / "results.json").read_text())["metrics"] == whole["metrics"]
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (["--sh_degree", "1"], "sh_degree = 3, this run has 1"),
+    (["--disable_flame_static_offset"], "disable_flame_static_offset = False, this run has True"),
+])
+def test_resuming_under_options_that_contradict_the_checkpoint(
+        finished: SimpleNamespace, capture: Path, tmp_path: Path, flags: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        run_here(capture, tmp_path / "model", "--start_checkpoint", finished.model / "chkpnt140.pth",
+                 "--iterations", 300, *flags)
+
+
+@pytest.mark.parametrize("part", ["step", "avatar", "optimizer", "density", "sampler", "flame"])
+def test_a_checkpoint_without_a_part_is_refused(finished: SimpleNamespace, capture: Path, tmp_path: Path,
+                                                part: str) -> None:
+    state = checkpoint.load(finished.model / "chkpnt140.pth")
+    del state[part]
+    checkpoint.save(tmp_path / "chkpnt140.pth", state)
+    with pytest.raises(UserError, match=f"checkpoint.*{part}"):
+        run_here(capture, tmp_path / "model", "--start_checkpoint", tmp_path / "chkpnt140.pth", "--iterations", 300)
+
+
 def test_auto_starts_afresh_where_nothing_is(capture: Path, tmp_path: Path) -> None:
     assert run_here(capture, tmp_path / "model", "--start_checkpoint", "auto")["iterations"] == 12
 

@@ -38,7 +38,7 @@ def cache_folder() -> Path:
     """Where built libraries are kept between runs."""
     if "NATIVE_CACHE" in os.environ:
         return Path(os.environ["NATIVE_CACHE"])
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     return base / "efficient-gaussian-avatars" / "native"
 
 
@@ -112,7 +112,10 @@ def library() -> ctypes.CDLL:
     # PyTorch is imported above, so its OpenMP runtime is already loaded and,
     # having the same soname, is the one that this library binds to: one thread
     # pool for both instead of two that spin against each other.
-    return ctypes.CDLL(str(target))
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:  # a cache on a file system mounted noexec, a runtime library missing
+        raise NativeUnavailable(f"cannot load {target}: {error}") from error
 
 
 @functools.cache
