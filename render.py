@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from arguments import Options, RenderOptions, parse_render, read_cfg_args
-from gaussian_renderer import choose_rasterizer, render
+from gaussian_renderer import choose_device_and_rasterizer, render
 from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced
 from scene.cameras import Camera
 from scene.dataset import Dataset, View, load_dataset
@@ -33,7 +33,6 @@ from scene.gaussian_model import FLAME_NAME, PLY_NAME, GaussianModel
 from scene.head_model import find_head_model, load_head_model
 from scene.image_cache import ImageCache
 from scene.ply import export_world
-from utils.device import pick_device
 from utils.errors import UserError, run_script
 from utils.files import write_json
 from utils.images import PngWriter, error_map, side_by_side, to_bytes, write_png
@@ -51,7 +50,7 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
     trained = read_cfg_args(model)
     iteration = choose_iteration(model, options.iteration)
     saved = model / "point_cloud" / f"iteration_{iteration}"
-    device = pick_device(options.device, options.threads)
+    device, backend, rasterize = choose_device_and_rasterizer(options.device, options.rasterizer, options.threads)
     target = Path(options.target_path) if options.target_path else None
     say = (lambda text: None) if options.quiet else tqdm.write
 
@@ -67,7 +66,6 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
         raise UserError(f"--render_mesh: {saved / PLY_NAME} is not bound to a head mesh")
     rows = rows_of(avatar.flame_parameters, dataset.timesteps, saved / FLAME_NAME)
 
-    backend, rasterize = choose_rasterizer(options.rasterizer, device)
     draw = partial(render, background=torch.tensor(dataset.background, device=device), rasterize=rasterize,
                    sh_degree=avatar.active_sh_degree, convert_SHs_python=trained.pipeline.convert_SHs_python)
     say(f"{saved / PLY_NAME}: {len(avatar):,} Gaussians, rasterizer {backend} on {device}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from arguments import (ModelOptions, OptimizationOptions, Options, milestones, notes, parse_train, write_cfg_args)
-from gaussian_renderer import choose_rasterizer, render
+from gaussian_renderer import choose_device_and_rasterizer, render
 from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced
 from scene import checkpoint
 from scene.cameras import Camera, write_cameras_json
@@ -33,7 +33,6 @@ from scene.image_cache import ImageCache
 from scene.optimizer import GaussianOptimizer
 from scene.sampler import ShuffledSampler
 from utils import losses, metrics
-from utils.device import pick_device
 from utils.errors import UserError, run_script
 from utils.report import Reporter
 from utils.results import write_results
@@ -56,7 +55,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     """
     model_options, optim, run = options.model, options.optimization, options.run
     output = Path(model_options.model_path)
-    device = pick_device(run.device, run.threads)
+    device, backend, rasterize = choose_device_and_rasterizer(run.device, options.pipeline.rasterizer, run.threads)
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
 
     # ---- build --------------------------------------------------------------
@@ -66,7 +65,6 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
         if resume["step"] >= optim.iterations and (output / "results.json").exists():
             raise UserError(f"the checkpoint is at iteration {resume['step']} of {optim.iterations}: this run is "
                             "complete; raise --iterations to go on")
-    backend, rasterize = choose_rasterizer(options.pipeline.rasterizer, device)
     dataset = load_dataset(
         Path(model_options.source_path), bind_to_mesh=model_options.bind_to_mesh, eval_split=model_options.eval,
         white_background=model_options.white_background, images=model_options.images,

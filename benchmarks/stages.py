@@ -24,8 +24,8 @@ import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads 
 import torch  # noqa: E402
 
 from arguments import parse_train  # noqa: E402
+from gaussian_renderer import choose_device_and_rasterizer  # noqa: E402
 from train import train  # noqa: E402
-from utils.device import pick_device  # noqa: E402
 from utils.errors import run_script  # noqa: E402
 from utils.results import device_name, git_commit  # noqa: E402
 from utils.stages import Stages  # noqa: E402
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stages-") as folder:
         options = parse_train([*flags, "-m", os.path.join(folder, "model"), "--eval", "--bind_to_mesh",
                                "--white_background"])
-        device = pick_device(options.run.device)
+        device = choose_device_and_rasterizer(options.run.device, options.pipeline.rasterizer)[0]
         stages = Stages(True, device)
         results = train(options, stages)
     half = options.optimization.iterations // 2

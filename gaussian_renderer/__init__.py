@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
-import warnings
+import os
+import sys
+from pathlib import Path
 from typing import Callable
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from scene.cameras import Camera
 from utils import native as native_library
 from utils import sh as harmonics
-from utils.errors import UserError
+from utils.device import pick_device
+from utils.errors import UserError, one_line
 from utils.types import Gaussians, RenderOut
 
 # rasterize(gaussians, camera, background[3], *, sh_degree, scale_modifier=1.0) -> RenderOut
@@ -27,33 +29,82 @@ _MODULES = {
     "reference": "gaussian_renderer.reference",
 }
 BACKENDS = ("auto", *_MODULES)
+# The packages that render on a GPU, fastest first, and what only their compiled half has.
+_CUDA_PACKAGES = {
+    "gsplat": ("gsplat.cuda._backend", "_C"),
+    "dgr": ("diff_gaussian_rasterization", "GaussianRasterizer"),
+}
 
 
-def _importable(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+@functools.cache
+def _cuda_fault(name: str) -> str | None:
+    """Why the package behind the CUDA backend `name` cannot be used, or None if it can.
+
+    Only importing it tells: gsplat's wheel is pure Python, which builds its
+    kernels at its first import (minutes) and, where there is no nvcc, imports
+    all the same and fails at the first picture. Ask only where there is a GPU.
+    """
+    module, attribute = _CUDA_PACKAGES[name]
+    # gsplat builds with `ninja`, called by name; in a virtual environment that
+    # nobody activated it lies beside the interpreter only.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        compiled = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        return f"the package {(error.name or module).partition('.')[0]} is not installed"
+    except Exception as error:  # a build can fail in any way
+        reason = next(iter(str(error).splitlines()), "")
+        return f"its kernels cannot be built or loaded ({type(error).__name__}: {reason})"
+    return "building its kernels needs the CUDA toolkit (nvcc), which was not found" if compiled is None else None
 
 
 def available_backends(device: torch.device | str) -> list[str]:
-    """Names of the backends that can run on `device`, fastest first; never empty."""
+    """Names of the backends that can run on `device`, fastest first; never empty.
+
+    For a GPU this imports the packages, and builds gsplat's kernels the first time.
+    """
     if torch.device(device).type == "cuda":
-        names = [name for name, package in (("gsplat", "gsplat"), ("dgr", "diff_gaussian_rasterization"))
-                 if _importable(package)]
+        names = [name for name in _CUDA_PACKAGES if _cuda_fault(name) is None]
     else:
         names = ["native"] if native_library.available() else []
     return [*names, "reference"]
 
 
 @functools.cache
-def _warn_slow_on_cuda() -> None:
-    warnings.warn("Neither gsplat nor diff-gaussian-rasterization is installed: rendering with the slow PyTorch "
-                  "reference; install gsplat (see requirements-cuda.txt) for training on a GPU")
+def _warn(text: str) -> None:
+    """One line on stderr, once."""
+    print(f"warning: {one_line(text)}", file=sys.stderr)
+
+
+def choose_device_and_rasterizer(
+    device_name: str, rasterizer_name: str, threads: int = 0,
+) -> tuple[torch.device, str, Rasterizer]:
+    """The device, the backend's name and the backend for `--device`, `--rasterizer` and `--threads`.
+
+    With the device "auto" a GPU is passed over, with one line that says why, for
+    a backend that needs the CPU: for "native", and for "auto" where no CUDA
+    backend is usable, since the reference on a GPU is far slower than the native
+    kernels on the CPU beside it.
+
+    Raises:
+        UserError: the device or the backend cannot be had.
+    """
+    device = pick_device(device_name, threads)
+    if device_name == "auto" and device.type == "cuda" and rasterizer_name in ("auto", "native"):
+        if rasterizer_name == "native":
+            device = torch.device("cpu")
+        elif available_backends(device)[0] == "reference" and native_library.available():
+            device = torch.device("cpu")
+            _warn(f"the GPU is left unused, because gsplat cannot run: {_cuda_fault('gsplat')}; without it the CPU is "
+                  "faster (see requirements-cuda.txt)")
+    return device, *choose_rasterizer(rasterizer_name, device)
 
 
 def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Rasterizer]:
     """The backend `name` (one of `BACKENDS`) for `device`.
 
-    "auto" takes the fastest that is available. Where that is the reference, one
-    warning says why.
+    "auto" takes the fastest that is available; one warning says why where that
+    is not the native kernel on the CPU or gsplat on a GPU.
 
     Raises:
         UserError: unknown name, or this backend cannot run here.
@@ -61,19 +112,20 @@ def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Raste
     device = torch.device(device)
     if name not in BACKENDS:
         raise UserError(f"--rasterizer {name} is unknown; choose one of {', '.join(BACKENDS)}")
-    available = available_backends(device)
     if name == "auto":
-        name = available[0]
-        if name == "reference" and device.type == "cuda":
-            _warn_slow_on_cuda()
-    elif name not in available:
-        reason = {
-            "native": "it needs the CPU and a C++ compiler",
-            "gsplat": "it needs a CUDA device and the package gsplat",
-            "dgr": "it needs a CUDA device and the package diff-gaussian-rasterization",
-        }[name]
-        raise UserError(f"--rasterizer {name} cannot run on {device.type}: {reason}; "
-                        f"choose one of auto, {', '.join(available)}")
+        name = available_backends(device)[0]
+        if device.type == "cuda" and name != "gsplat":
+            slow = " (slow: for checks, not for training)" if name == "reference" else ""
+            _warn(f"rendering with --rasterizer {name}{slow}, because gsplat cannot run: {_cuda_fault('gsplat')}; "
+                  "see requirements-cuda.txt")
+    elif name in _CUDA_PACKAGES:
+        fault = _cuda_fault(name) if device.type == "cuda" else f"it needs a CUDA device, this is {device.type}"
+        if fault:
+            raise UserError(f"--rasterizer {name} cannot run: {fault}; see requirements-cuda.txt, "
+                            "or choose --rasterizer auto")
+    elif name == "native" and name not in available_backends(device):
+        raise UserError(f"--rasterizer native cannot run on {device.type}: it needs the CPU and a C++ compiler; "
+                        "choose --device cpu or --rasterizer auto")
     return name, importlib.import_module(_MODULES[name]).rasterize
 
 

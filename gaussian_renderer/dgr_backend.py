@@ -41,7 +41,8 @@ def rasterize(
     if off_centre > CENTRE_TOLERANCE:
         name = camera.camera_id or camera.name or "(unnamed)"
         raise UserError(f"camera {name} has its principal point {off_centre:.2f} pixels off the image centre, "
-                        "which diff-gaussian-rasterization cannot render; use --rasterizer gsplat")
+                        "which diff-gaussian-rasterization cannot render: install gsplat (requirements-cuda.txt) and "
+                        "choose --rasterizer gsplat, or train on the CPU with --device cpu --rasterizer native")
     from diff_gaussian_rasterization import GaussianRasterizer  # not everybody has it
 
     device = gaussians.means.device
@@ -74,12 +75,9 @@ def _settings(camera: Camera, background: Tensor, sh_degree: int, scale_modifier
 
     view = camera.world_to_camera.to(background)
     tan_x, tan_y = camera.width / (2 * camera.fx), camera.height / (2 * camera.fy)
-    projection = view.new_tensor([
-        [1 / tan_x, 0, 0, 0],
-        [0, 1 / tan_y, 0, 0],
-        [0, 0, FAR / (FAR - NEAR), -FAR * NEAR / (FAR - NEAR)],
-        [0, 0, 1, 0],
-    ])
+    # The projection times the view, by rows: a matrix of numbers would be copied to the GPU and waited for.
+    depth = FAR / (FAR - NEAR) * (view[2] - NEAR * view[3])
+    clip = torch.stack([view[0] / tan_x, view[1] / tan_y, depth, view[2]])
     values = dict(
         image_height=camera.height,
         image_width=camera.width,
@@ -88,7 +86,7 @@ def _settings(camera: Camera, background: Tensor, sh_degree: int, scale_modifier
         bg=background,
         scale_modifier=scale_modifier,
         viewmatrix=view.T.contiguous(),  # it wants both matrices transposed
-        projmatrix=(projection @ view).T.contiguous(),
+        projmatrix=clip.T.contiguous(),
         sh_degree=sh_degree,
         campos=-view[:3, :3].T @ view[:3, 3],
         prefiltered=False,

@@ -11,6 +11,8 @@ to 0.009 under Gaussians more opaque than 0.99.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,6 @@ def rasterize(
     # gsplat's kernels are float32, and its projection must not see autocast's half precision
     with torch.autocast(device.type, enabled=False):
         gaussians, sound = without_broken(Gaussians(*(field.float() for field in gaussians)))
-        intrinsics = torch.tensor([[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]],
-                                  device=device)
         colors, alphas, meta = gsplat.rasterization(
             means=gaussians.means,
             quats=gaussians.quats,
@@ -56,7 +56,7 @@ def rasterize(
             opacities=gaussians.opacities,
             colors=gaussians.sh,
             viewmats=camera.world_to_camera.to(device)[None],
-            Ks=intrinsics[None],
+            Ks=_intrinsics(camera.fx, camera.fy, camera.cx, camera.cy, device)[None],
             width=width,
             height=height,
             near_plane=NEAR,
@@ -70,14 +70,20 @@ def rasterize(
     radii = _three_sigma_radii(meta["conics"][0].detach(), meta["radii"][0], sound)
     projected = meta["means2d"]
     if projected.requires_grad:
-        to_ndc = torch.tensor([width / 2, height / 2], device=device)
-
         def keep_gradient(grad: Tensor) -> None:
-            value = grad[0] * to_ndc
+            x, y = grad[0].unbind(1)
+            value = torch.stack([x * (width / 2), y * (height / 2)], dim=1)  # per pixel -> per NDC unit
             means2d.grad = value if means2d.grad is None else means2d.grad + value
 
         projected.register_hook(keep_gradient)
     return RenderOut(colors[0].permute(2, 0, 1), alphas[0].permute(2, 0, 1), radii, means2d)
+
+
+@functools.lru_cache(maxsize=4096)
+@torch.inference_mode(False)  # a cached tensor born in inference mode would be useless to training
+def _intrinsics(fx: float, fy: float, cx: float, cy: float, device: torch.device) -> Tensor:
+    """[3, 3] pixels; kept, because copying it to a GPU makes the host wait. Do not write to it."""
+    return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]], device=device)
 
 
 def _three_sigma_radii(conics: Tensor, boxes: Tensor, sound: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ def without_broken(gaussians: Gaussians) -> tuple[Gaussians, Tensor]:
     parts = [gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities[:, None]]
     sound = torch.isfinite(torch.cat(parts, dim=1)).all(1) & (gaussians.quats.detach().norm(dim=1) > 0)
     row = sound[:, None]
-    identity = gaussians.quats.new_tensor([1.0, 0.0, 0.0, 0.0])
+    # eye: made on the device, where a list of numbers would be copied there and waited for
+    identity = torch.eye(1, 4, dtype=gaussians.quats.dtype, device=gaussians.quats.device)
     quats = torch.nn.functional.normalize(torch.where(row, gaussians.quats, identity), dim=-1)
     return Gaussians(
         means=torch.where(row, gaussians.means, torch.zeros_like(gaussians.means)),

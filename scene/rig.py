@@ -54,8 +54,9 @@ def triangle_frames(vertices: Tensor, faces: Tensor) -> Frames:
     # A degenerate triangle is replaced BEFORE the roots, by one whose frame is
     # the identity: masked afterwards, their infinite slope would still be NaN.
     mask = degenerate[:, None]
-    first = torch.where(mask, first.new_tensor([1.0, 0.0, 0.0]), first)
-    second = torch.where(mask, second.new_tensor([0.0, 0.0, -1.0]), second)
+    x, _, z = torch.eye(3, dtype=vertices.dtype, device=vertices.device)  # not a list: copying it makes a GPU wait
+    first = torch.where(mask, x, first)
+    second = torch.where(mask, -z, second)
     length = first.norm(dim=1, keepdim=True)
     a0 = first / length
     normal = torch.linalg.cross(first, second)

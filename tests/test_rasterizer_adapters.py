@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import collections
 import math
+import os
+import re
+import subprocess
 import sys
 import types
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import pytest
 import torch
+from conftest import ROOT
 from raster_scenes import compare, gsplat_pipeline, make_scene
 from torch import Tensor
 
-from gaussian_renderer import dgr_backend, gsplat_backend, reference
+import gaussian_renderer
+from gaussian_renderer import choose_device_and_rasterizer, choose_rasterizer, dgr_backend, gsplat_backend, reference
 from scene.cameras import Camera
+from utils import native
 from utils import sh as harmonics
+from utils.errors import UserError
 from utils.types import Gaussians
 
 
@@ -73,7 +80,7 @@ OLD_FIELDS = ("image_height", "image_width", "tanfovx", "tanfovy", "bg", "scale_
               "sh_degree", "campos", "prefiltered", "debug")
 
 
-def _fake_dgr(fields: tuple[str, ...], results: int) -> types.SimpleNamespace:
+def fake_dgr(fields: tuple[str, ...], results: int) -> types.SimpleNamespace:
     Settings = collections.namedtuple("GaussianRasterizationSettings", fields)
 
     class Rasterizer:
@@ -105,6 +112,130 @@ def _fake_dgr(fields: tuple[str, ...], results: int) -> types.SimpleNamespace:
 
 @pytest.mark.parametrize("fields,results", [(OLD_FIELDS, 2), ((*OLD_FIELDS, "antialiasing"), 3)])
 def test_dgr_adapter(fields: tuple[str, ...], results: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", _fake_dgr(fields, results))
+    monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", fake_dgr(fields, results))
     expected, actual = compare(dgr_backend.rasterize, make_scene(62, 80, centred=True, degree=2))
     assert torch.equal(actual.out.radii, expected.out.radii)
+
+
+def test_dgr_projects_like_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", fake_dgr(OLD_FIELDS, 2))
+    scene = make_scene(63, 4, centred=True)
+    settings = dgr_backend._settings(scene.camera, scene.background, 0, 1.0)
+    near, far = dgr_backend.NEAR, dgr_backend.FAR
+    projection = torch.tensor([[1 / settings.tanfovx, 0, 0, 0], [0, 1 / settings.tanfovy, 0, 0],
+                               [0, 0, far / (far - near), -far * near / (far - near)], [0, 0, 1, 0]])
+    assert torch.allclose(settings.projmatrix, (projection @ scene.camera.world_to_camera).T, atol=1e-6)
+
+
+def test_dgr_says_what_to_do_about_an_off_centre_camera() -> None:
+    scene = make_scene(64, 4)
+    with pytest.raises(UserError, match="pixels off.*install gsplat .*--rasterizer gsplat, or .*--device cpu"):
+        dgr_backend.rasterize(scene.gaussians, scene.camera, scene.background, sh_degree=3)
+
+
+# ---- which backends are there -------------------------------------------------
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Puts stand-ins for the CUDA packages in place: a module, or None for one that is not installed."""
+    def install(gsplat: Any, dgr: Any = None) -> None:
+        for name in [name for name in sys.modules if name == "gsplat" or name.startswith("gsplat.")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "gsplat", None)
+        if gsplat is not None:
+            monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", gsplat)
+        monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", dgr)
+        gaussian_renderer._cuda_fault.cache_clear()
+        gaussian_renderer._warn.cache_clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    yield install
+    gaussian_renderer._cuda_fault.cache_clear()
+    gaussian_renderer._warn.cache_clear()
+
+
+class Broken(types.ModuleType):
+    """A package whose kernels do not load."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("Error building extension 'gsplat_cuda': [1/2]\nnvcc: a hundred lines")
+
+
+READY = types.SimpleNamespace(_C=object())
+NO_TOOLKIT = types.SimpleNamespace(_C=None)
+DGR = types.SimpleNamespace(GaussianRasterizer=object())
+needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")
+
+
+@pytest.mark.parametrize("gsplat,dgr,expected", [
+    (READY, DGR, ["gsplat", "dgr", "reference"]), (READY, None, ["gsplat", "reference"]),
+    (NO_TOOLKIT, DGR, ["dgr", "reference"]), (None, None, ["reference"]), (Broken("gsplat"), None, ["reference"])])
+def test_what_can_run_on_a_gpu(packages: Callable[..., None], gsplat: Any, dgr: Any, expected: list[str]) -> None:
+    packages(gsplat, dgr)
+    assert gaussian_renderer.available_backends("cuda") == expected
+    assert choose_rasterizer("auto", "cuda")[0] == expected[0]
+
+
+@pytest.mark.parametrize("gsplat,reason", [
+    (NO_TOOLKIT, r"CUDA toolkit \(nvcc\)"), (None, "the package gsplat is not installed"),
+    (Broken("gsplat"), r"RuntimeError: Error building extension 'gsplat_cuda': \[1/2\]")])
+def test_why_gsplat_is_not_used(packages: Callable[..., None], capfd: pytest.CaptureFixture[str], gsplat: Any,
+                                reason: str) -> None:
+    packages(gsplat)
+    with pytest.raises(UserError, match=rf"--rasterizer gsplat cannot run: .*{reason}[^\n]*$"):
+        choose_rasterizer("gsplat", "cuda")
+    assert capfd.readouterr().err == ""
+    for _ in range(2):
+        assert choose_rasterizer("auto", "cuda")[0] == "reference"
+    (line,) = capfd.readouterr().err.splitlines()  # once, and one line
+    assert line.startswith("warning: ") and re.search(reason, line)
+
+
+@needs_native
+def test_a_gpu_without_a_cuda_backend_leaves_the_work_to_the_cpu(
+    packages: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    packages(NO_TOOLKIT)
+    for _ in range(2):
+        device, name, rasterize = choose_device_and_rasterizer("auto", "auto")
+        assert (device.type, name, rasterize.__module__) == ("cpu", "native", "gaussian_renderer.native")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "GPU" in line and "nvcc" in line
+    assert [str(part) for part in choose_device_and_rasterizer("cuda", "auto")[:2]] == ["cuda", "reference"]
+    assert [str(part) for part in choose_device_and_rasterizer("auto", "reference")[:2]] == ["cuda", "reference"]
+
+
+@needs_native
+def test_the_device_suits_the_rasterizer(packages: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+    packages(READY)
+    assert [str(part) for part in choose_device_and_rasterizer("auto", "auto")[:2]] == ["cuda", "gsplat"]
+    assert [str(part) for part in choose_device_and_rasterizer("auto", "native")[:2]] == ["cpu", "native"]
+    assert [str(part) for part in choose_device_and_rasterizer("cpu", "auto")[:2]] == ["cpu", "native"]
+    with pytest.raises(UserError, match="--rasterizer native cannot run on cuda.*--device cpu"):
+        choose_device_and_rasterizer("cuda", "native")
+    with pytest.raises(UserError, match="opengl is unknown"):
+        choose_device_and_rasterizer("auto", "opengl")
+    assert capfd.readouterr().err == ""
+
+
+def test_the_real_gsplat_without_a_toolkit() -> None:
+    """In a process that finds no nvcc; and with the CPU chosen, gsplat is not even imported."""
+    pytest.importorskip("packaging", reason="gsplat does not declare it")
+    environment = {**os.environ, "CUDA_HOME": "/nowhere", "CUDA_PATH": "/nowhere", "PATH": "/nowhere"}
+    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+              "import gaussian_renderer as g\n"
+              "try: g.choose_rasterizer('gsplat', 'cpu')\n"
+              "except g.UserError: pass\n"
+              "g.available_backends('cpu')\n"
+              "print('gsplat' in sys.modules)\n"
+              "print(g._cuda_fault('gsplat'))\n"
+              "try: import gsplat; print('installed')\n"
+              "except ImportError: print('not installed')\n")
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True,
+                            timeout=300)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "False", result.stderr
+    if lines[-1] == "not installed":
+        pytest.skip("gsplat is not installed (test-only)")
+    assert "CUDA toolkit (nvcc)" in lines[-2]

@@ -54,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(*arguments: object) -> dict[str, dict[str, float | None]]:
-    return render.render_avatar(parse_render([str(argument) for argument in arguments]))
+    return render.render_avatar(parse_render([*map(str, arguments), "--device", "cpu"]))
 
 
 def psnr_of_files(first: Path, second: Path) -> float:

@@ -207,7 +207,7 @@ def test_what_is_said(finished: SimpleNamespace) -> None:
 def test_the_saved_avatar_is_the_measured_one(finished: SimpleNamespace, tmp_path: Path) -> None:
     shutil.copytree(finished.model, tmp_path / "model")
     measured = render.render_avatar(parse_render(["-m", str(tmp_path / "model"), "--skip_train", "--quiet",
-                                                  "--threads", "1"]))
+                                                  "--device", "cpu", "--threads", "1"]))
     results = json.loads((finished.model / "results.json").read_text())["metrics"]
     for split in ("val", "test"):
         for name in ("psnr", "ssim", "l1", "flip"):

@@ -32,16 +32,22 @@ def missing(files: list[str]) -> list[str]:
             name = re.match(r"[A-Za-z0-9_.-]+", line)
             if not name:
                 continue
-            try:
-                found = version(name[0])
-            except PackageNotFoundError:
+            found = _installed(name[0])
+            if found is None:
                 problems.append(name[0])
-                continue
-            if name[0] == "torch":
+            elif name[0] == "torch":
                 number = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
                 if not TORCH_RANGE[0] <= number < TORCH_RANGE[1]:
                     problems.append(f"torch 2.11 to 2.13 (found {found})")
     return problems
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package; None when it is absent, or was left half-installed, without its metadata."""
+    try:
+        return version(name)  # None without a file METADATA, other than its annotation says
+    except PackageNotFoundError:
+        return None
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ class LPIPS(nn.Module):
                              f"got {tuple(image.shape[-2:])}")
         single = image.ndim == 3
         pair = torch.stack([image, target]) if single else torch.cat([image, target])
-        with torch.autocast(pair.device.type, enabled=False):
+        # cuDNN would round the convolutions' inputs to TF32: figures that depend on the GPU.
+        full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.autocast(pair.device.type, enabled=False), full_precision:
             distance = self._distance(pair.to(self.scale.dtype))
         return distance[0] if single else distance
 

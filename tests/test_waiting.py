@@ -1,0 +1,154 @@
+"""An iteration on a GPU queues its work: nothing in it makes the host wait (defect 14 of the facts).
+
+Shown here without a GPU, by looking at every operation; tests/test_cuda.py has
+PyTorch itself watch it where there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import torch
+from raster_scenes import make_scene
+from test_rasterizer_adapters import OLD_FIELDS, fake_dgr
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+import train
+from arguments import parse_train
+from gaussian_renderer import dgr_backend, gsplat_backend
+from scene import rig
+from toy_capture import rigged_flags, write_capture
+from utils import native
+from utils.types import Gaussians
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on what makes the host wait for a GPU, wherever it runs: so a machine without one can tell.
+
+    Numbers that become a tensor (copied from memory that is not pinned), values
+    that are fetched, and results whose size depends on values.
+    """
+
+    WAITING = {"lift_fresh", "_local_scalar_dense", "nonzero", "masked_select"}
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = operator.__name__.split(".")[0]
+        indices = args[1] if name == "index" else ()
+        assert name not in self.WAITING and not any(i is not None and i.dtype == torch.bool for i in indices), operator
+        return operator(*args, **(kwargs or {}))
+
+
+def _foreign(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A stand-in may do what the real package does in its own kernels."""
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+    return call
+
+
+@pytest.mark.parametrize("waits", [lambda: torch.tensor([1.0]), lambda: torch.ones(2).new_tensor([1.0]),
+                                   lambda: torch.ones(1).item(), lambda: torch.ones(2)[torch.ones(2) > 0]])
+def test_waiting_is_noticed(waits: Callable[[], Any]) -> None:
+    with pytest.raises(AssertionError), NoWaiting():
+        waits()
+
+
+def _leaves(gaussians: Gaussians) -> Gaussians:
+    return Gaussians(*(field.detach().clone().requires_grad_() for field in gaussians))
+
+
+def test_gsplat_adapter_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(65, 30)
+    leaf = torch.zeros(1, 30, 2, requires_grad=True)
+
+    def rasterization(means: Tensor, width: int, height: int, **_: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        shown = (leaf.sum() + means.sum()).expand(1, height, width, 1)
+        meta = {"means2d": leaf, "conics": torch.ones(1, 30, 3), "radii": torch.ones(1, 30, 2, dtype=torch.int32)}
+        return shown.expand(-1, -1, -1, 3), shown, meta
+
+    monkeypatch.setitem(sys.modules, "gsplat", types.SimpleNamespace(rasterization=_foreign(rasterization)))
+    # The first view of a camera may copy its intrinsics.
+    gsplat_backend.rasterize(scene.gaussians, scene.camera, scene.background, sh_degree=3)
+    gaussians = _leaves(scene.gaussians)
+    with NoWaiting():
+        out = gsplat_backend.rasterize(gaussians, scene.camera, scene.background, sh_degree=3)
+        out.image.sum().backward()
+    width, height = scene.camera.width, scene.camera.height
+    pixels = 3.0 * width * height
+    assert torch.equal(out.means2d.grad, torch.tensor([[pixels * width / 2, pixels * height / 2]]).expand(30, 2))
+
+
+def test_dgr_adapter_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_dgr(OLD_FIELDS, 2)
+    fake.GaussianRasterizer.__call__ = _foreign(fake.GaussianRasterizer.__call__)
+    monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", fake)
+    scene = make_scene(66, 30, centred=True)
+    gaussians = _leaves(scene.gaussians)
+    with NoWaiting():
+        dgr_backend.rasterize(gaussians, scene.camera, scene.background, sh_degree=3)
+
+
+def test_rig_in_pytorch_does_not_wait() -> None:
+    generator = torch.Generator().manual_seed(5)
+    vertices, xyz, scaling = (torch.randn(9, 3, generator=generator, dtype=torch.float64).requires_grad_()
+                              for _ in range(3))
+    rotation = torch.randn(9, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    opacity = torch.randn(9, 1, generator=generator, dtype=torch.float64).requires_grad_()
+    faces = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 0, 1]])
+    binding = torch.arange(9) % 4
+    with NoWaiting():
+        out = rig.bind(vertices, faces, xyz, rotation, scaling, opacity, binding)
+        sum(part.sum() for part in out).backward()
+    assert all(torch.isfinite(leaf.grad).all() for leaf in (vertices, xyz, scaling, rotation, opacity))
+
+
+# ---- the training loop ----------------------------------------------------------
+
+
+class Watchman:
+    """Stands in for `utils.stages.Stages`: once the caches are filled, the stages named run inside `watch()`."""
+
+    def __init__(self, names: set[str], settle: int, watch: Callable[[], Any]) -> None:
+        self.names = names
+        self.settle = settle  # iterations
+        self.watch = watch
+        self.watched = 0
+
+    def __call__(self, name: str) -> Any:
+        if self.settle > 0 or name not in self.names:
+            return contextlib.nullcontext()
+        self.watched += 1
+        return self.watch()
+
+    def end_iteration(self) -> None:
+        self.settle -= 1
+
+
+SETTLE, WATCHED = 8, 8  # iterations; there are six views
+FLAGS_OF_LOSSES = [[], ["--metric_xyz", "--metric_scale"],
+                   ["--lambda_dynamic_offset", "1", "--lambda_dynamic_offset_std", "1", "--lambda_laplacian", "1"]]
+
+
+def watch_training(folder: Path, names: set[str], watch: Callable[[], Any], *flags: str) -> None:
+    """Trains for a few iterations, between two densifications, with the stages `names` watched."""
+    capture = write_capture(folder / "capture", [3, 4, 7, 9], size=(32, 48))
+    watchman = Watchman(names, SETTLE, watch)
+    train.train(parse_train(rigged_flags(
+        capture, folder / "model", "--threads", 1, "--quiet", "--iterations", SETTLE + WATCHED, "--densify_from_iter",
+        100, "--densify_until_iter", 200, *flags)), watchman)
+    assert watchman.watched == WATCHED * len(names)
+
+
+@pytest.mark.parametrize("flags", FLAGS_OF_LOSSES)
+def test_training_in_pytorch_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+    monkeypatch.setattr(native, "available", lambda: False)  # then all of it takes the way it takes on a GPU
+    # "forward" is the reference, which waits; the real backends do so too, for the number of tiles hit.
+    # "report" reads its means now and then: tests/test_report.py.
+    watch_training(tmp_path, {"data", "avatar", "loss", "backward", "optimizer", "density"}, NoWaiting, *flags)
