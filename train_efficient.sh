@@ -45,7 +45,7 @@ demo() {
   else
     printf '== 2/4 Training (to watch it: %q -m tensorboard.main --logdir %q)\n' "$PYTHON" "$root/model"
     run "$PYTHON" train.py -s "$root/data" -m "$root/model" --eval --bind_to_mesh --white_background \
-      --iterations 3000 --scale_schedule --densify_grad_threshold 0.001 --start_checkpoint auto "$@"
+      --iterations 4000 --scale_schedule --densify_grad_threshold 0.001 --start_checkpoint auto "$@"
   fi
   echo "== 3/4 Rendering the held-out camera and the held-out motion"
   run "$PYTHON" render.py -m "$root/model" --skip_train --render_mesh

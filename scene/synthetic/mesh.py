@@ -55,6 +55,45 @@ def _chart_after(points: Array, chart: Array) -> Array:
     return np.where(follows[:, None], np.column_stack([theta, h]), chart)
 
 
+def _refined(points: Array, chart: Array, faces: Array, longest: float, below: float) -> tuple[Array, Array, Array]:
+    """Splits edges `below` that height until none is over `longest` metres; new vertices come last.
+
+    The chart stretches over the neck and the shoulders. Triangles of several
+    centimetres there would be larger than what a trainer lets a Gaussian cover.
+    """
+    while True:
+        edges = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], axis=2), axis=2)  # [F, 3, 2], from each corner
+        long = np.linalg.norm(points[edges[..., 0]] - points[edges[..., 1]], axis=2) > longest
+        long &= points[edges, 1].mean(axis=2) < below
+        if not long.any():
+            return points, chart, faces
+        pairs, number = np.unique(edges[long], axis=0, return_inverse=True)
+        middle = np.full(faces.shape, -1)
+        middle[long] = len(points) + number.reshape(-1)
+        a, b = pairs.T
+        # Longitudes are averaged on the circle: the back seam is at both -pi and pi.
+        theta = np.angle(np.exp(1j * chart[a, 0]) + np.exp(1j * chart[b, 0]))
+        chart = np.vstack([chart, np.column_stack([theta, 0.5 * (chart[a, 1] + chart[b, 1])])])
+        added = 0.5 * (points[a] + points[b])
+        seam = np.abs(added[:, 0]) < 1e-9
+        for _ in range(3):
+            added -= 0.8 * shape.distance(added)[:, None] * shape.gradient(added)
+        added[seam, 0] = 0.0
+        points = np.vstack([points, added])
+        split = []
+        for corner in range(3):  # one split edge: turn the face so that it starts with that edge
+            i, j, k = (faces[:, (corner + n) % 3] for n in range(3))
+            m, n, o = (middle[:, (corner + n) % 3] for n in range(3))
+            one = (m >= 0) & (n < 0) & (o < 0)
+            split += [np.column_stack([i, m, k])[one], np.column_stack([m, j, k])[one]]
+            two = (m >= 0) & (n >= 0) & (o < 0)
+            split += [np.column_stack([m, j, n])[two], np.column_stack([i, m, n])[two], np.column_stack([i, n, k])[two]]
+        i, j, k, m, n, o = *faces.T, *middle.T
+        three = (middle >= 0).all(axis=1)
+        split += [np.column_stack(corners)[three] for corners in ((i, m, o), (m, j, n), (o, n, k), (m, n, o))]
+        faces = np.vstack([faces[(middle < 0).all(axis=1)], *split])
+
+
 class _Builder:
     """Collects vertices and triangles of the parts."""
 
@@ -229,15 +268,17 @@ def build_mesh(seed: int = 0) -> HeadMesh:
     builder.add_vertices(twins, polar[~on_middle] * [-1.0, 1.0])
     builder.add_faces(triangles, SKIN)
     builder.add_faces(mirror[triangles][:, ::-1], SKIN)
-    skin_ids = np.arange(builder.count)
     fixed = np.zeros(builder.count, dtype=bool)
     fixed[eye_loop] = fixed[mouth_loop] = fixed[mirror[eye_loop]] = fixed[mirror[mouth_loop]] = True
     low = chart[:, 1] < shape.H_BOTTOM + 1e-9
     fixed[:half][low] = fixed[mirror[low]] = True
     everything = _relaxed(np.vstack(builder.vertices), np.vstack(builder.faces), fixed)
     everything[np.flatnonzero(on_middle), 0] = 0.0
-    builder.vertices = [everything]
-    builder.charts = [_chart_after(everything, np.vstack(builder.charts))]
+    everything, polar, skin_faces = _refined(everything, _chart_after(everything, np.vstack(builder.charts)),
+                                             np.vstack(builder.faces), longest=0.014, below=-0.12)
+    builder = _Builder()
+    skin_ids = builder.add_vertices(everything, polar)
+    builder.add_faces(skin_faces, SKIN)
 
     parts: dict[str, Array] = {"skin": skin_ids}
     # Lid margins: a ring on the eyeball and one behind it close the gap.
