@@ -163,7 +163,7 @@ def rasterize(
     if shapes != [(count, 3), (count, 4), (count, 3), (count,), (count, bases, 3), (3,)]:
         raise ValueError(f"means, quats, scales, opacities, sh, background have shapes {shapes}")
     keep = torch.is_grad_enabled()  # asked here: inside a Function it is always off
-    means2d = torch.zeros(count, 2, requires_grad=keep)
+    means2d = torch.zeros(()).expand(count, 2).requires_grad_(keep)  # its value is nowhere read
     fields = (field.float() for field in (*gaussians, background))
     image, alpha, radii = _Rasterize.apply(*fields, means2d, camera, sh_degree, scale_modifier, keep)
     return RenderOut(image, alpha, radii, means2d)

@@ -11,6 +11,7 @@ described at the lines concerned, with what they do on a real capture.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 
 from scene.gaussian_model import GaussianModel
 from scene.surgery import gather_rows, overwrite
+from utils import native
 from utils.rotations import rotate
 from utils.types import RenderOut
 
@@ -78,12 +80,22 @@ class DensityControl:
 
     def observe(self, out: RenderOut) -> None:
         """Adds one rendered view to the statistics; call after backward. No host synchronisation."""
-        if out.means2d.grad is None:
+        gradient, radii = out.means2d.grad, out.radii
+        if gradient is None:
             raise ValueError("observe() needs the gradient of means2d: call it after backward()")
+        if not len(gradient) == len(radii) == len(self.seen):
+            raise ValueError(f"observe() got {len(gradient)} gradients and {len(radii)} radii for "
+                             f"{len(self.seen)} Gaussians")
         # A culled Gaussian has gradient zero, so no mask is needed for the sum.
-        self.gradient_sum += torch.linalg.vector_norm(out.means2d.grad, dim=1)
-        self.seen += out.radii > 0
-        torch.maximum(self.max_radii, out.radii.to(self.max_radii), out=self.max_radii)
+        if self.model.device.type == "cpu" and native.available():
+            gradient, radii = gradient.float().contiguous(), radii.int().contiguous()
+            native.library().density_observe(
+                ctypes.c_int64(len(radii)), native.pointer(gradient), native.pointer(radii, torch.int32),
+                native.pointer(self.gradient_sum), native.pointer(self.seen), native.pointer(self.max_radii))
+        else:
+            self.gradient_sum += torch.linalg.vector_norm(gradient, dim=1)
+            self.seen += radii > 0
+            torch.maximum(self.max_radii, radii.to(self.max_radii), out=self.max_radii)
 
     def due(self, step: int) -> bool:
         """Whether `step` is an iteration at which Gaussians are added and removed."""

@@ -50,8 +50,10 @@ class GaussianModel:
         self.flame_parameters = flame_parameters
         self.binding = None if binding is None else binding.to(self.device)
         self.xyz = self._parameter(fields["xyz"])                      # [N, 3]
-        self.features_dc = self._parameter(fields["features_dc"])      # [N, 1, 3]
-        self.features_rest = self._parameter(fields["features_rest"])  # [N, (sh_degree+1)^2 - 1, 3]
+        # One tensor, as the rasterizers want it: joining two in every iteration, and
+        # splitting their gradient, costs more than the projection of the Gaussians.
+        self.features = self._parameter(                               # [N, (sh_degree+1)^2, 3]
+            torch.cat([fields["features_dc"], fields["features_rest"]], dim=1))
         self.opacity = self._parameter(fields["opacity"])              # [N, 1] logit
         self.scaling = self._parameter(fields["scaling"])              # [N, 3] log
         self.rotation = self._parameter(fields["rotation"])            # [N, 4] wxyz
@@ -98,7 +100,7 @@ class GaussianModel:
 
     def save(self, folder: Path) -> None:
         """Writes `point_cloud.ply`, and `flame_param.npz` beside it for a bound avatar."""
-        fields = {name: value.detach().cpu() for name, value in self.parameters().items()}
+        fields: dict[str, Tensor | None] = {name: value.cpu() for name, value in self.fields().items()}
         fields["binding"] = None if self.binding is None else self.binding.cpu()
         if self.flame_parameters is not None:
             self.flame_parameters.save(folder / FLAME_NAME)
@@ -132,8 +134,14 @@ class GaussianModel:
 
     def parameters(self) -> dict[str, Parameter]:
         """The trainable rows by name, in the order of the optimizer's groups."""
-        return {"xyz": self.xyz, "features_dc": self.features_dc, "features_rest": self.features_rest,
-                "opacity": self.opacity, "scaling": self.scaling, "rotation": self.rotation}
+        return {"xyz": self.xyz, "features": self.features, "opacity": self.opacity, "scaling": self.scaling,
+                "rotation": self.rotation}
+
+    def fields(self) -> dict[str, Tensor]:
+        """The raw values by their names in the files; views of the parameters, without gradient."""
+        fields = {name: value.detach() for name, value in self.parameters().items()}
+        features = fields.pop("features")
+        return {**fields, "features_dc": features[:, :1], "features_rest": features[:, 1:]}
 
     def replace_rows(self, parameters: dict[str, Parameter], binding: Tensor | None) -> None:
         """Puts the result of `scene.surgery.gather_rows` in place."""
@@ -149,14 +157,14 @@ class GaussianModel:
 
         `timestep` is a row of the FLAME parameters; unbound scenes ignore it.
         """
-        sh = torch.cat([self.features_dc, self.features_rest], dim=1)
         if self.binding is None:
             quats = torch.nn.functional.normalize(self.rotation, dim=1)
-            return Gaussians(self.xyz, quats, self.scaling.exp(), self.opacity.sigmoid().squeeze(1), sh), None
+            return Gaussians(self.xyz, quats, self.scaling.exp(), self.opacity.sigmoid().squeeze(1),
+                             self.features), None
         vertices = self.flame.vertices(self.flame_parameters, timestep)
         means, quats, scales, opacities = rig.bind(
             vertices, self.flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding)
-        return Gaussians(means, quats, scales, opacities, sh), vertices
+        return Gaussians(means, quats, scales, opacities, self.features), vertices
 
     def triangle_scales(self, vertices: Tensor) -> Tensor:
         """[F] metres per triangle unit, for a bound avatar whose mesh has the `vertices` [V, 3]; differentiable."""
@@ -165,7 +173,7 @@ class GaussianModel:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer and the (constant) head model."""
         return {
-            "fields": {name: value.detach() for name, value in self.parameters().items()},
+            "fields": self.fields(),
             "binding": self.binding,
             "sh_degree": self.sh_degree,
             "active_sh_degree": self.active_sh_degree,

@@ -98,6 +98,24 @@ def test_statistic_is_the_mean_over_the_views_that_saw_it():
     assert control.max_radii.tolist() == [4, 1, 9]
 
 
+def test_native_statistics_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
+    g = torch.Generator().manual_seed(4)
+    controls = [make_control(make_model(1003))[0] for _ in range(2)]
+    for _ in range(3):
+        radii = torch.randint(-9, 30, (1003,), generator=g).clamp(min=0).tolist()
+        gradient = [size * (radius > 0) for size, radius in zip(torch.rand(1003, generator=g).tolist(), radii)]
+        for control, native in zip(controls, (True, False)):
+            with monkeypatch.context() as patch:
+                if not native:
+                    patch.setattr("scene.densification.native.available", lambda: False)
+                observe(control, gradient, radii)
+    native, pytorchs = controls
+    assert torch.allclose(native.gradient_sum, pytorchs.gradient_sum, rtol=1e-6, atol=0)
+    assert torch.equal(native.seen, pytorchs.seen) and torch.equal(native.max_radii, pytorchs.max_radii)
+    with pytest.raises(ValueError, match="2 gradients and 2 radii for 1003"):
+        observe(native, [1.0, 1.0], [1, 1])
+
+
 def test_small_are_cloned_large_are_split():
     model = make_model(4)
     with torch.no_grad():
@@ -215,8 +233,7 @@ def test_position_rate_is_log_linear():
     optimizer = GaussianOptimizer(make_model(), extent=2.0, **RATES)
     optimizer.set_step(100)
     assert {g["name"]: g["lr"] for g in optimizer.param_groups} == pytest.approx(
-        {"xyz": 0.0001, "features_dc": 0.0025, "features_rest": 0.000125, "opacity": 0.05, "scaling": 0.017,
-         "rotation": 0.001})
+        {"xyz": 0.0001, "features": 0.0025, "opacity": 0.05, "scaling": 0.017, "rotation": 0.001})
 
 
 def test_sampler_visits_each_view_once_per_pass_and_resumes():

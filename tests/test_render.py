@@ -37,7 +37,7 @@ def save_avatar(model: Path, capture: Path, timesteps: list[int]) -> None:
     with torch.no_grad():
         avatar.opacity.fill_(4.0)
         avatar.scaling.fill_(math.log(0.12))
-        avatar.features_dc.fill_(0.0)
+        avatar.features.fill_(0.0)
     for iteration in (20, 100):
         avatar.save(model / "point_cloud" / f"iteration_{iteration}")
     write_cfg_args(model, parse_train(["-s", str(capture), "-m", str(model), "--eval", "--bind_to_mesh", "-w"]))

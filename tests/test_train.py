@@ -401,7 +401,7 @@ def gaussians_at_start(capture: Path) -> torch.Tensor:
     dataset = train.load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
     options = parse_train(command_line(capture, capture)).model
     avatar = train.build_avatar(options, dataset, None, seed=0, device=torch.device("cpu"))
-    return avatar.features_dc.detach()
+    return avatar.fields()["features_dc"]
 
 
 @pytest.mark.parametrize("flags", [["--debug"], ["--debug_from", "5"], ["--detect_anomaly"]])
