@@ -220,10 +220,10 @@ class _NativeFlame(torch.autograd.Function):
         grad_row = torch.empty_like(row)
         double, whole = torch.float64, torch.int32
         grad = grad.contiguous()
-        native.library().flame_backward(
+        native.check(native.library().flame_backward(
             ctypes.c_int64(grad.shape[0]), ctypes.c_int64(packed.joint_modes.shape[0]),
             native.pointer(identity.joints, double), native.pointer(packed.joint_modes, double),
             native.pointer(packed.mode_start, whole), native.pointer(packed.mode_id, whole),
             native.pointer(packed.basis), native.pointer(packed.weights), native.pointer(row),
-            native.pointer(shaped), native.pointer(grad), native.pointer(grad_row))
+            native.pointer(shaped), native.pointer(grad), native.pointer(grad_row)))
         return grad_row, None, None, None

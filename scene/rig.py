@@ -143,10 +143,10 @@ class _NativeRig(torch.autograd.Function):
         g_xyz, g_rotation, g_scaling = torch.empty_like(xyz), torch.empty_like(rotation), torch.empty_like(scales)
         g_means, g_quats, g_scales = g_means.contiguous(), g_quats.contiguous(), g_scales.contiguous()
         whole = torch.int64
-        native.library().rig_backward(
+        native.check(native.library().rig_backward(
             ctypes.c_int64(ctx.n_vertices), ctypes.c_int64(faces.shape[0]), ctypes.c_int64(xyz.shape[0]),
             native.pointer(faces, whole), native.pointer(xyz), native.pointer(rotation), native.pointer(scales),
             native.pointer(binding, whole), native.pointer(frames), native.pointer(g_means), native.pointer(g_quats),
             native.pointer(g_scales), native.pointer(g_xyz), native.pointer(g_rotation), native.pointer(g_scaling),
-            native.pointer(g_vertices))
+            native.pointer(g_vertices)))
         return g_vertices, None, g_xyz, g_rotation, g_scaling, None

@@ -13,6 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_sessionstart() -> None:
+    from utils import native
+    native.available()  # built here, so that no test meets the line that says so
+
+
 @pytest.fixture(autouse=True)
 def _settings_of_the_process() -> Iterator[None]:
     """Training sets PyTorch's threads and anomaly mode for the whole process; the next test starts without."""

@@ -122,10 +122,10 @@ class _NativePhotometric(torch.autograd.Function):
         channels, height, width = image.shape
         gradient = torch.empty_like(image) if ctx.needs_input_grad[0] else None
         sums = (ctypes.c_double * 3)()
-        _library().ssim_forward(
+        native.check(_library().ssim_forward(
             native.pointer(image), native.pointer(target), native.pointer(weights),
             channels, height, width, sums, native.pointer(gradient),
-        )
+        ))
         absolute, similarity, total = sums
         # "not (<= 0)" and not "> 0": a NaN among the weights must not look like a perfect score.
         used = not total <= 0.0
@@ -236,10 +236,10 @@ class _NativeRowPenalty(torch.autograd.Function):
         rows, visible = rows.contiguous(), visible.contiguous()
         gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         sums = (ctypes.c_double * 2)()
-        _library().regulariser_rows(
+        native.check(_library().regulariser_rows(
             native.pointer(rows), native.pointer(visible, torch.bool), rows.shape[0], threshold, norm_first,
             sums, native.pointer(gradient),
-        )
+        ))
         ctx.scale = 1.0 / max(sums[1], 1.0)
         ctx.save_for_backward(gradient)
         return rows.new_tensor(sums[0] * ctx.scale)
@@ -257,9 +257,7 @@ def _library() -> ctypes.CDLL:
     library = native.library()
     address, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.regulariser_rows.argtypes = [address, address, size, real, ctypes.c_bool, address, address]
-    library.regulariser_rows.restype = None
     library.ssim_forward.argtypes = [address, address, address, size, size, size, address, address]
-    library.ssim_forward.restype = None
     library.ssim_backward.argtypes = [address, address, address, address, size, size, size, real, real, address]
     library.ssim_backward.restype = None
     return library

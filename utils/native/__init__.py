@@ -3,10 +3,11 @@
 All of `csrc/*.cpp` become one shared library on first use. Without PyTorch's
 headers that takes seconds instead of half a minute, needs no ninja, and works
 with any PyTorch. The library is cached under a key made of the sources, the
-compiler and the vector flags, so an edit or another machine gets its own file.
+compiler and its flags, so an edit or another machine gets its own file.
 
 Environment:
     NATIVE_ARCH   value of -march (default "native"), e.g. x86-64-v3
+    NATIVE_FLAGS  more compiler flags, after ours and split at spaces, e.g. of a sanitizer
     NATIVE_CACHE  folder for the built libraries
     CXX           the compiler (default: c++, g++ or clang++, the first found)
 """
@@ -61,7 +62,7 @@ def _flags() -> list[str]:
         flags.append("-mprefer-vector-width=512")
     # No -ffast-math: it would let the compiler drop the NaN checks, and no
     # -ffp-contract=off: fused multiply-add is both faster and more exact.
-    return flags
+    return flags + os.environ.get("NATIVE_FLAGS", "").split()
 
 
 def _cpu_identity() -> str:
@@ -127,6 +128,12 @@ def available() -> bool:
     except NativeUnavailable as error:
         warnings.warn(f"The native CPU kernels are unavailable, the slow reference is used: {error}")
         return False
+
+
+def check(status: int) -> None:
+    """Raises MemoryError when a native function returned that it had too little memory."""
+    if status != 0:
+        raise MemoryError("the native library ran out of memory")
 
 
 def pointer(tensor: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> ctypes.c_void_p:

@@ -184,7 +184,7 @@ NATIVE_EXPORT void flame_forward(
 }
 
 // Gradient of the row from the gradient of the vertices [V][3].
-NATIVE_EXPORT void flame_backward(
+NATIVE_EXPORT int flame_backward(
     int64_t vertices, int64_t n_expr, const double* joints, const double* joint_modes, const int32_t* mode_start,
     const int32_t* mode_id, const float* basis, const float* weights, const float* row, const float* shaped_in,
     const float* grad, float* grad_row) {
@@ -196,7 +196,13 @@ NATIVE_EXPORT void flame_backward(
     // Per chunk and lane: 12 entries of each joint's transform, the modes, the
     // translation (on its own, for skinning weights need not sum to exactly one).
     const int64_t sums = 12 * kJoints + modes + 3;
-    std::vector<float> partial(size_t(kChunks * sums * kLanes), 0.0f);
+    std::vector<float> partial;
+    std::vector<double> total;
+    const int status = native::guarded([&] {
+        partial.resize(size_t(kChunks * sums * kLanes));
+        total.resize(size_t(sums));
+    });
+    if (status != 0) return status;
 #pragma omp parallel for schedule(static)
     for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
         Vec* transform_sum = reinterpret_cast<Vec*>(partial.data()) + chunk * sums;
@@ -224,7 +230,6 @@ NATIVE_EXPORT void flame_backward(
             }
         }
     }
-    std::vector<double> total(size_t(sums), 0.0);
     for (int64_t chunk = 0; chunk < kChunks; ++chunk)
         for (int64_t s = 0; s < sums; ++s)
             total[s] += sum(reinterpret_cast<const Vec*>(partial.data())[chunk * sums + s]);
@@ -277,4 +282,5 @@ NATIVE_EXPORT void flame_backward(
         for (int i = 0; i < 3; ++i) grad_row[n_expr + 3 * j + i] = float(g_axis_angle[j][i]);
     for (int i = 0; i < 3; ++i)
         grad_row[n_expr + 3 * kJoints + i] = float(total[12 * kJoints + modes + i]);
+    return 0;
 }

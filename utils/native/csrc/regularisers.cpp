@@ -68,11 +68,13 @@ void sum_rows(Penalty penalty, const float* rows, const bool* visible, int64_t c
 // Writes sums = {sum over the visible rows, number of visible rows} and, unless
 // `gradient` is null, the derivative of the first into gradient[count, 3].
 // `norm_first` chooses relu(|v| - threshold), else |relu(v - threshold)|.
-NATIVE_EXPORT void regulariser_rows(const float* rows, const bool* visible, int64_t count, float threshold,
-                                    bool norm_first, double* sums, float* gradient) {
-    if (norm_first) {
-        sum_rows(excess_of_norm, rows, visible, count, threshold, sums, gradient);
-    } else {
-        sum_rows(norm_of_excess, rows, visible, count, threshold, sums, gradient);
-    }
+NATIVE_EXPORT int regulariser_rows(const float* rows, const bool* visible, int64_t count, float threshold,
+                                   bool norm_first, double* sums, float* gradient) {
+    return native::guarded([&] {
+        if (norm_first) {
+            sum_rows(excess_of_norm, rows, visible, count, threshold, sums, gradient);
+        } else {
+            sum_rows(norm_of_excess, rows, visible, count, threshold, sums, gradient);
+        }
+    });
 }

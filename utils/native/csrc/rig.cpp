@@ -145,7 +145,7 @@ NATIVE_EXPORT void rig_forward(
 
 // Gradients of means, quats and scales to those of xyz, rotation, log scale
 // and, if grad_vertices is not null, vertices [V][3].
-NATIVE_EXPORT void rig_backward(
+NATIVE_EXPORT int rig_backward(
     int64_t n_vertices, int64_t n_faces, int64_t count, const int64_t* faces, const float* xyz, const float* rotation,
     const float* scaling, const int64_t* binding, const float* frames_in, const float* g_means, const float* g_quats,
     const float* g_scales, float* g_xyz, float* g_rotation, float* g_scaling, float* g_vertices) {
@@ -156,9 +156,15 @@ NATIVE_EXPORT void rig_backward(
         float v[8];
     };
     // Not vectors: those would first be zeroed, by one thread.
-    const std::unique_ptr<Load[]> loads(g_vertices ? new Load[size_t(count)] : nullptr);
-    const std::unique_ptr<Load[]> face_loads(g_vertices ? new Load[size_t(n_faces)] : nullptr);
-    const std::unique_ptr<float[]> corners(g_vertices ? new float[size_t(9 * n_faces)] : nullptr);
+    std::unique_ptr<Load[]> loads, face_loads;
+    std::unique_ptr<float[]> corners;
+    const int status = native::guarded([&] {
+        if (!g_vertices) return;
+        loads.reset(new Load[size_t(count)]);
+        face_loads.reset(new Load[size_t(n_faces)]);
+        corners.reset(new float[size_t(9 * n_faces)]);
+    });
+    if (status != 0) return status;
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
@@ -225,4 +231,5 @@ NATIVE_EXPORT void rig_backward(
             }
         }
     }
+    return 0;
 }

@@ -204,22 +204,27 @@ int64_t strips_per_channel(int64_t channels, int64_t height, int64_t threads) {
 // Writes sums = {sum of w|image - target|, sum of w S, sum of w over the pixels},
 // the first two over all channels, and, unless `gradient` is null, the derivative
 // of the second with respect to the image into gradient[C, H, W].
-NATIVE_EXPORT void ssim_forward(const float* image, const float* target, const float* weights, int64_t channels,
-                                int64_t height, int64_t width, double* sums, float* gradient) {
+NATIVE_EXPORT int ssim_forward(const float* image, const float* target, const float* weights, int64_t channels,
+                               int64_t height, int64_t width, double* sums, float* gradient) {
     const Images in{image, target, weights, height, width};
-    std::vector<double> l1(channels * height), ssim(channels * height);
+    const int64_t rows = channels * height;
+    std::vector<double> l1, ssim;
+    int status = native::guarded([&] { l1.resize(rows), ssim.resize(rows); });
+    if (status != 0) return status;
     const int64_t count = strips_per_channel(channels, height, omp_get_max_threads());
-    #pragma omp parallel for schedule(dynamic, 1)
+    #pragma omp parallel for schedule(dynamic, 1) reduction(| : status)
     for (int64_t task = 0; task < channels * count; ++task) {
         const int64_t channel = task / count, part = task % count;
-        strip(in, channel, height * part / count, height * (part + 1) / count,
-              l1.data() + channel * height, ssim.data() + channel * height, gradient);
+        status |= native::guarded([&] {
+            strip(in, channel, height * part / count, height * (part + 1) / count,
+                  l1.data() + channel * height, ssim.data() + channel * height, gradient);
+        });
     }
     sums[0] = sums[1] = sums[2] = 0.0;
-    for (int64_t i = 0; i < channels * height; ++i) sums[0] += l1[i], sums[1] += ssim[i];
+    for (int64_t i = 0; i < rows; ++i) sums[0] += l1[i], sums[1] += ssim[i];
     if (!weights) {
         sums[2] = static_cast<double>(height * width);
-        return;
+        return status;
     }
     for (int64_t y = 0; y < height; ++y) {
         float total = 0.0f;
@@ -227,6 +232,7 @@ NATIVE_EXPORT void ssim_forward(const float* image, const float* target, const f
         for (int64_t x = 0; x < width; ++x) total += weights[y * width + x];
         sums[2] += total;
     }
+    return status;
 }
 
 // out = l1_scale * w * sign(image - target) + ssim_scale * gradient, all [C, H, W], w [H, W].
