@@ -18,9 +18,11 @@ The rules, with the numbers of Kerbl et al. 2023 ("3D Gaussian Splatting"):
   would take its transmittance under 1e-4.
 * A Gaussian is visible (radius > 0) when a pixel centre of the image lies in the
   box around its ellipse alpha >= 1/255.
-* A Gaussian whose mean, scale, quaternion or opacity is not finite, whose
-  quaternion is zero, or whose projection overflows, is culled: radius 0, zero
-  gradient. Colours are not looked at: a NaN there is meant to reach the loss.
+* A Gaussian is culled, which is radius 0 and zero gradient, when its mean, scale,
+  quaternion or opacity is not finite, when its quaternion's length is outside
+  [1e-12, 1e18], or when its projection overflows the float type. The gradient of
+  every other Gaussian is finite as long as that of the image is. Colours are not
+  looked at: a NaN there is meant to reach the loss.
 * Quaternions are normalised here, so their gradient has no part along them.
 """
 
@@ -41,6 +43,7 @@ GUARD = 0.3  # of half the image
 MAX_ALPHA = 0.99
 MIN_ALPHA = 1.0 / 255.0
 MIN_TRANSMITTANCE = 1e-4
+QUATERNION_LENGTHS = (1e-12, 1e18)  # float32 holds their squares
 BLOCK = 16  # pixels: side of the squares that are blended at once, which bounds the memory
 
 
@@ -76,16 +79,27 @@ def project(gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifie
         scale_modifier: factor on all scales.
     """
     world = camera.world_to_camera.to(gaussians.means)
-    width, height = camera.width, camera.height
     with torch.no_grad():
         finite = torch.isfinite(torch.cat([
             gaussians.means, gaussians.scales, gaussians.quats, gaussians.opacities[:, None]], dim=1)).all(1)
         depth = gaussians.means @ world[2, :3] + world[2, 3]
-        kept = finite & (depth > NEAR) & (gaussians.quats.norm(dim=1) > 0) & (gaussians.opacities >= MIN_ALPHA)
+        length = gaussians.quats.norm(dim=1)
+        kept = finite & (length >= QUATERNION_LENGTHS[0]) & (length <= QUATERNION_LENGTHS[1])
+        kept &= (depth > NEAR) & torch.isfinite(depth) & (gaussians.opacities >= MIN_ALPHA)
         # stable: equal depths keep the order of their index
         index = torch.nonzero(kept)[:, 0]
         index = index[torch.argsort(depth[index], stable=True)]
+        index = index[_flatten(gaussians, index, means2d, camera, scale_modifier)[1]]
+    # Again without the culled ones: through their infinities a gradient of zero would turn into NaN.
+    return _flatten(gaussians, index, means2d, camera, scale_modifier)[0]
 
+
+def _flatten(
+    gaussians: Gaussians, index: Tensor, means2d: Tensor, camera: Camera, scale_modifier: float,
+) -> tuple[Projected, Tensor]:
+    """The Gaussians `index` on the image plane, and a mask of those that are visible."""
+    world = camera.world_to_camera.to(gaussians.means)
+    width, height = camera.width, camera.height
     x, y, z = (gaussians.means[index] @ world[:3, :3].T + world[:3, 3]).unbind(-1)
     quats = torch.nn.functional.normalize(gaussians.quats[index], dim=-1)
     axes = world[:3, :3] @ rotation_matrices(quats) * (gaussians.scales[index] * scale_modifier)[:, None, :]
@@ -101,7 +115,7 @@ def project(gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifie
     determinant = torch.linalg.cross(u, v).square().sum(1) + LOW_PASS * (xx + yy) - LOW_PASS**2
     conics = torch.stack([yy / determinant, -xy / determinant, xx / determinant], dim=1)
     ndc_to_pixels = torch.tensor([width / 2, height / 2]).to(x)
-    means = torch.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], dim=1)
+    means = torch.stack([camera.fx * (x / z) + camera.cx, camera.fy * (y / z) + camera.cy], dim=1)
     means = means + means2d[index] * ndc_to_pixels
 
     with torch.no_grad():
@@ -114,8 +128,8 @@ def project(gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifie
         radii = torch.ceil(3 * torch.sqrt(largest))
         seen = (first <= final).all(1) & torch.isfinite(conics).all(1) & torch.isfinite(radii)
         seen &= (conics[:, 0] > 0) & (conics[:, 2] > 0)
-    return Projected(index[seen], means[seen], conics[seen], extents[seen],
-                     radii[seen].clamp_max(1e9).to(torch.int32), gaussians.opacities[index][seen])
+        radii = torch.nan_to_num(radii).clamp_max(1e9).to(torch.int32)
+    return Projected(index, means, conics, extents, radii, gaussians.opacities[index]), seen
 
 
 def raw_alpha(projected: Projected, pixels: Tensor) -> Tensor:

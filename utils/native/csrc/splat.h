@@ -21,6 +21,7 @@ constexpr float kGuard = 0.3f;             // share of the half image added arou
 constexpr float kMaxAlpha = 0.99f;
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kMinTransmittance = 1e-4f;
+constexpr float kMinLength = 1e-12f, kMaxLength = 1e18f;  // of a quaternion
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLog2MinAlpha = -7.99435344f;  // log2(1/255)
 constexpr int kMaxBases = 16;              // spherical harmonics to degree 3

@@ -159,9 +159,9 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
         // 0 * value is 0 for every finite value and NaN otherwise: one test for all of them.
         Lanes finite = 0.0f * (in.mean.x + in.mean.y + in.mean.z) + 0.0f * in.opacity + 0.0f * radius + 0.0f * o.slope;
         finite = finite + 0.0f * (in.scale.x + in.scale.y + in.scale.z) + 0.0f * (x + y) + 0.0f * (extent_x + extent_y);
-        finite = finite + 0.0f * (o.q[0] + o.q[1] + o.q[2] + o.q[3]) + 0.0f * y_of_extent_x;
-        const Mask seen = (finite == 0.0f) & (o.camera.z > kNear) & (in.opacity >= kMinAlpha) & (o.p > 0.0f) &
-                          (o.r > 0.0f);
+        finite = finite + 0.0f * o.camera.z + 0.0f * y_of_extent_x;
+        const Mask seen = (finite == 0.0f) & (o.norm >= kMinLength) & (o.norm <= kMaxLength) &
+                          (o.camera.z > kNear) & (in.opacity >= kMinAlpha) & (o.p > 0.0f) & (o.r > 0.0f);
         uint32_t visible = bits(seen);
 
         float fx[kLanes], fy[kLanes], fex[kLanes], fey[kLanes];
@@ -287,14 +287,15 @@ void project_backward(const Workspace& w, const float* means, const float* quats
         const Lanes g_x = o.p * sum_w;
         const Lanes g_y = o.r * sum_y - o.slope * g_x;
         const Lanes g_p = -0.5f * sum_ww, g_slope = o.p * sum_wy, g_r = -0.5f * sum_yy;
-        const Lanes pp = o.p * o.p;
-        const Lanes g_xx = -pp * g_p;
-        const Lanes g_xy = 2.0f * pp * o.slope * g_p + o.r * g_slope;
-        const Lanes g_yy = -pp * o.slope * o.slope * g_p - o.slope * o.r * g_slope - o.r * o.r * g_r;
 
-        // covariance -> u, v -> the Gaussian's camera-space axes, and the Jacobian's own dependence on the mean
-        const Vec3 g_u = o.u * (2.0f * g_xx) + o.v * g_xy;
-        const Vec3 g_v = o.v * (2.0f * g_yy) + o.u * g_xy;
+        // p, slope, r -> u, v. What remains of u without its part along v, u - slope v, is all that the width
+        // depends on; as v x (u x v) it keeps its digits for needles, whose u and v are long and nearly parallel.
+        const Vec3 across = (cross(o.v, cross(o.u, o.v)) + o.u * broadcast(kLowPass)) * o.r;
+        const Lanes width = 2.0f * o.p * o.p * g_p, lean = o.r * g_slope;
+        const Vec3 g_u = o.v * lean - across * width;
+        const Vec3 g_v = across * (o.slope * width + lean) - o.v * (o.slope * lean + 2.0f * o.r * o.r * g_r);
+
+        // u, v -> the Gaussian's camera-space axes, and the Jacobian's own dependence on the mean
         const Lanes ax = view.fx * o.inverse_z, ay = view.fy * o.inverse_z;
         const Lanes gu[3] = {g_u.x, g_u.y, g_u.z}, gv[3] = {g_v.x, g_v.y, g_v.z};
         const Lanes size[3] = {o.scale.x, o.scale.y, o.scale.z};
@@ -308,12 +309,12 @@ void project_backward(const Workspace& w, const float* means, const float* quats
             g_uy += -(b * size[k] * o.axis[k].z);
             g_axis[k] = rotate_back(view.rotation, g * size[k]);
         }
-        Lanes g_inverse_z = (dot(g_u, o.u) + dot(g_v, o.v)) * o.camera.z;
-        g_inverse_z += o.camera.x * (view.fx * g_x + select(o.free_x, g_ux, 0.0f));
-        g_inverse_z += o.camera.y * (view.fy * g_y + select(o.free_y, g_uy, 0.0f));
-        const Vec3 g_camera = {o.inverse_z * (view.fx * g_x + select(o.free_x, g_ux, 0.0f)),
-                               o.inverse_z * (view.fy * g_y + select(o.free_y, g_uy, 0.0f)),
-                               -(o.inverse_z * o.inverse_z * g_inverse_z)};
+        const Lanes g_tan_x = view.fx * g_x + select(o.free_x, g_ux, 0.0f);
+        const Lanes g_tan_y = view.fy * g_y + select(o.free_y, g_uy, 0.0f);
+        // by x/z and y/z: products with x, y or z themselves overflow for a Gaussian very far away
+        const Lanes g_log_z = dot(g_u, o.u) + dot(g_v, o.v) + (o.camera.x * o.inverse_z) * g_tan_x +
+                              (o.camera.y * o.inverse_z) * g_tan_y;
+        const Vec3 g_camera = Vec3{g_tan_x, g_tan_y, -g_log_z} * o.inverse_z;
         g_mean = g_mean + rotate_back(view.rotation, g_camera);
 
         // axes -> quaternion, then only the part that does not change its length
