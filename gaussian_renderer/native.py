@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from scene.cameras import Camera
 from utils import sh as harmonics
-from utils.native import library, pointer
+from utils.native import check, library, pointer
 from utils.types import Gaussians, RenderOut
 
 STAGES = ("project", "bin", "blend", "blend backward", "project backward")
@@ -85,9 +85,7 @@ class Workspace:
         return dict(zip(STAGES, values))
 
 
-def _check(status: int) -> None:
-    if status != 0:
-        raise MemoryError("the rasterizer ran out of memory: too many Gaussians cover too many tiles")
+_NO_ROOM = "the rasterizer ran out of memory: too many Gaussians cover too many tiles"
 
 
 class _Rasterize(torch.autograd.Function):
@@ -113,9 +111,9 @@ class _Rasterize(torch.autograd.Function):
         radii = torch.empty(count, dtype=torch.int32)
         workspace = Workspace()
         view = _view(camera, scale_modifier, sh_degree, sh.shape[1])
-        _check(library().splat_forward(
+        check(library().splat_forward(
             ctypes.c_void_p(workspace.handle), ctypes.byref(view), ctypes.c_int64(count),
-            *map(pointer, fields), pointer(image), pointer(alpha), pointer(radii, torch.int32), ctypes.c_int(keep)))
+            *map(pointer, fields), pointer(image), pointer(alpha), pointer(radii, torch.int32), ctypes.c_int(keep)), _NO_ROOM)
         if keep:
             ctx.workspace = workspace
             ctx.save_for_backward(*fields, alpha)
@@ -129,9 +127,9 @@ class _Rasterize(torch.autograd.Function):
         grad_image, grad_alpha = grad_image.contiguous(), grad_alpha.contiguous()
         grads = [torch.empty_like(field) for field in fields[:5]]
         grad_means2d = fields[0].new_empty(len(fields[0]), 2)
-        _check(library().splat_backward(
+        check(library().splat_backward(
             ctypes.c_void_p(ctx.workspace.handle), *map(pointer, fields), pointer(grad_image), pointer(grad_alpha),
-            *map(pointer, grads), pointer(grad_means2d)))
+            *map(pointer, grads), pointer(grad_means2d)), _NO_ROOM)
         grad_background = (grad_image * (1 - alpha)).sum((1, 2)) if ctx.needs_input_grad[5] else None
         return (*grads, grad_background, grad_means2d, None, None, None, None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +38,6 @@ class Camera:
         """[3] the optical centre in world space, metres."""
         rotation = self.world_to_camera[:3, :3]
         return -rotation.T @ self.world_to_camera[:3, 3]
-
-    @property
-    def fov_x(self) -> float:
-        """Full horizontal field of view in radians, as if the principal point were centred."""
-        return 2.0 * math.atan(self.width / (2.0 * self.fx))
-
-    @property
-    def fov_y(self) -> float:
-        """Full vertical field of view in radians, as if the principal point were centred."""
-        return 2.0 * math.atan(self.height / (2.0 * self.fy))
 
     def resized(self, width: int, height: int) -> "Camera":
         """The same view on a grid of `width` x `height` pixels; intrinsics follow."""

@@ -16,12 +16,12 @@ from utils.errors import UserError
 MAX_ARRAY_BYTES = 64 << 20
 
 
-def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_npz(path: Path, names: tuple[str, ...], limit: int = MAX_ARRAY_BYTES) -> dict[str, np.ndarray]:
     """Those arrays of `names` that the file has, as stored.
 
     `np.load` allocates what an array's header announces before it looks for the
     data, so a file of a few bytes could ask for terabytes. Here the size of the
-    zip entry is limited first, and the header must agree with it.
+    zip entry is limited to `limit` bytes first, and the header must agree with it.
 
     Raises:
         UserError: missing, not an .npz file, or an array that is no plain numbers.
@@ -34,8 +34,8 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
                 info = entries.get(f"{name}.npy")
                 if info is None:
                     continue
-                if info.file_size > MAX_ARRAY_BYTES:
-                    raise UserError(f"{path}: '{name}' is larger than {MAX_ARRAY_BYTES >> 20} MiB: "
+                if info.file_size > limit:
+                    raise UserError(f"{path}: '{name}' is larger than {limit >> 20} MiB: "
                                     "not a file of FLAME parameters")
                 arrays[name] = _parse(archive.read(info))
     except FileNotFoundError as error:

@@ -11,7 +11,6 @@ operations instead of one for each parameter.
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scene import teeth
+from scene.dataset_npz import read_npz
 from scene.head_model import HeadModel
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -217,20 +217,8 @@ class FlameParameters:
             UserError: damaged, or not fitting the head model; names the field.
         """
         path = Path(path)
-        wanted = {"expr", "shape", "static_offset", "dynamic_offset", "timestep_index", *MOTION}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for entry in archive.infolist():
-                    if entry.file_size > MAX_FIELD_BYTES:
-                        raise UserError(f"{path}: '{entry.filename}' is larger than {MAX_FIELD_BYTES >> 30} GiB")
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files if name in wanted}
-        except FileNotFoundError as error:
-            raise UserError(f"{path} does not exist") from error
-        except UserError:
-            raise
-        except Exception as error:  # a damaged archive can fail in any way
-            raise UserError(f"{path} is not a readable npz file ({type(error).__name__}: {error})") from error
+        wanted = ("expr", "shape", "static_offset", "dynamic_offset", "timestep_index", *MOTION)
+        arrays = read_npz(path, wanted, limit=MAX_FIELD_BYTES)
         ids = arrays.pop("timestep_index", None)
         if ids is not None and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
             raise UserError(f"{path}: 'timestep_index' has shape {ids.shape} of {ids.dtype}, expected whole numbers")

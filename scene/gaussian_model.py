@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def _start(xyz: Tensor, log_scales: Tensor, colors: Tensor, sh_degree: int) -> d
         "xyz": xyz,
         "features_dc": ((colors - 0.5) / C0)[:, None, :],
         "features_rest": torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
-        "opacity": torch.full((count, 1), START_OPACITY).logit(),
+        "opacity": torch.full((count, 1), math.log(START_OPACITY / (1 - START_OPACITY))),
         "scaling": log_scales,
         "rotation": rotation,
     }

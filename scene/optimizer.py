@@ -86,7 +86,7 @@ class Adam(torch.optim.Adam):
             tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], factors)
             slots.append(_Slot(*map(native.pointer, tensors), parameter.numel(), len(factors), group["lr"],
                                *group["betas"], group["eps"]))
-        native.library().adam_step((_Slot * len(slots))(*slots), ctypes.c_int64(len(slots)))
+        native.check(native.library().adam_step((_Slot * len(slots))(*slots), ctypes.c_int64(len(slots))))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over moments and step counts; learning rates and the like stay those of this run's options.

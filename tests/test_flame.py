@@ -292,10 +292,10 @@ def test_files(tmp_path: Path) -> None:
     assert loaded.timesteps == [0, 1, 2, 3] and loaded.dynamic_offset is None
 
     np.savez(path, **{**saved, "expr": np.array([object()])})
-    with pytest.raises(UserError, match="flame_param.npz is not a readable npz"):
+    with pytest.raises(UserError, match="flame_param.npz is not a readable .npz"):
         FlameParameters.load(path, head)
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match="flame_param.npz is not a readable npz"):
+    with pytest.raises(UserError, match="flame_param.npz is not a readable .npz"):
         FlameParameters.load(path, head)
     with pytest.raises(UserError, match="does not exist"):
         FlameParameters.load(tmp_path / "none.npz", head)

@@ -130,10 +130,10 @@ def available() -> bool:
         return False
 
 
-def check(status: int) -> None:
+def check(status: int, message: str = "the native library ran out of memory") -> None:
     """Raises MemoryError when a native function returned that it had too little memory."""
     if status != 0:
-        raise MemoryError("the native library ran out of memory")
+        raise MemoryError(message)
 
 
 def pointer(tensor: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> ctypes.c_void_p:

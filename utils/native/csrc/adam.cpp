@@ -94,15 +94,18 @@ Factors factors(const Slot& s) {
 }  // namespace
 
 // One step of all tensors; counts up their `step`.
-NATIVE_EXPORT void adam_step(const Slot* slots, int64_t count) {
-    std::vector<Factors> all;
-    for (int64_t k = 0; k < count; ++k) {
-        *slots[k].step += 1.0f;
-        all.push_back(factors(slots[k]));
-    }
+NATIVE_EXPORT int adam_step(const Slot* slots, int64_t count) {
+    return native::guarded([&] {
+        std::vector<Factors> all;
+        all.reserve(size_t(count));
+        for (int64_t k = 0; k < count; ++k) {
+            *slots[k].step += 1.0f;
+            all.push_back(factors(slots[k]));
+        }
 #pragma omp parallel
-    for (int64_t k = 0; k < count; ++k) {
+        for (int64_t k = 0; k < count; ++k) {
 #pragma omp for schedule(static) nowait
-        for (int64_t first = 0; first < slots[k].count; first += kBlock) update_block(all[k], slots[k], first);
-    }
+            for (int64_t first = 0; first < slots[k].count; first += kBlock) update_block(all[k], slots[k], first);
+        }
+    });
 }

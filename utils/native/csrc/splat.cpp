@@ -3,21 +3,9 @@
 
 #include <omp.h>
 
-#include <exception>
+#include <new>
 
 namespace {
-
-// Runs `work`; 0, or -1 when it ran out of memory or room. Exceptions must not
-// cross the C boundary.
-template <typename Work>
-int guarded(Work work) {
-    try {
-        work();
-        return 0;
-    } catch (const std::exception&) {
-        return -1;
-    }
-}
 
 template <typename Work>
 void timed(double& seconds, Work work) {
@@ -46,7 +34,7 @@ NATIVE_EXPORT int splat_forward(void* workspace, const splat::View* view, int64_
     w.count = count;
     w.tiles_x = (view->width + splat::kTile - 1) / splat::kTile;
     w.tiles_y = (view->height + splat::kTile - 1) / splat::kTile;
-    return guarded([&] {
+    return native::guarded([&] {
         timed(w.seconds[0], [&] { splat::project(w, means, quats, scales, opacities, sh, radii); });
         timed(w.seconds[1], [&] { splat::bin(w); });
         timed(w.seconds[2], [&] { splat::blend(w, background, image, alpha, keep != 0); });
@@ -60,7 +48,7 @@ NATIVE_EXPORT int splat_backward(void* workspace, const float* means, const floa
                                  float* grad_quats, float* grad_scales, float* grad_opacities, float* grad_sh,
                                  float* grad_means2d) {
     auto& w = *static_cast<splat::Workspace*>(workspace);
-    return guarded([&] {
+    return native::guarded([&] {
         timed(w.seconds[3], [&] { splat::blend_backward(w, background, grad_image, grad_alpha); });
         timed(w.seconds[4], [&] {
             splat::project_backward(w, means, quats, scales, opacities, sh, grad_means, grad_quats, grad_scales,
