@@ -269,6 +269,10 @@ def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians:
     if avatar.binding is None:
         return terms
     visible = out.radii > 0
+    if optim.lambda_xyz and optim.lambda_scale and not (optim.metric_xyz or optim.metric_scale):
+        xyz, scale = losses.local_regularisers(avatar.xyz, avatar.scaling, visible, optim.threshold_xyz,
+                                               optim.threshold_scale)
+        return {**terms, "xyz": optim.lambda_xyz * xyz, "scale": optim.lambda_scale * scale}
     if optim.lambda_xyz:
         xyz = avatar.xyz
         if optim.metric_xyz:

@@ -272,6 +272,35 @@ def test_regularisers_show_a_nan_and_refuse_wrong_shapes(term):
         term(rows, torch.ones(5, dtype=torch.bool), 1.0)
 
 
+@pytest.mark.parametrize("threshold_scale", [0.0, 0.6])
+def test_local_regularisers_are_both_terms_at_once(threshold_scale):
+    generator = torch.Generator().manual_seed(5)
+    xyz = torch.randn(9000, 3, generator=generator, dtype=torch.float64)
+    log_scales = torch.randn(9000, 3, generator=generator, dtype=torch.float64)
+    log_scales[:100] = np.log(0.6) + torch.linspace(-1e-7, 1e-7, 100, dtype=torch.float64)[:, None]  # at the threshold
+    visible = torch.rand(9000, generator=generator) > 0.3
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [rows.to(dtype, copy=True).requires_grad_(True) for rows in (xyz, log_scales)]
+        values = losses.local_regularisers(*leaves, visible, 1.0, threshold_scale)
+        (2.0 * values[0] + 3.0 * values[1]).backward()
+        results.append([*values, *(leaf.grad for leaf in leaves)])
+    exact, fast = results
+    assert exact[0].item() == pytest.approx(xyz_reference(xyz.numpy(), visible.numpy(), 1.0), rel=1e-9)
+    assert exact[1].item() == pytest.approx(scale_reference(log_scales.exp().numpy(), visible.numpy(), threshold_scale),
+                                            rel=1e-9)
+    for mine, wanted in zip(fast, exact):
+        assert mine.dtype == torch.float32
+    torch.testing.assert_close(torch.stack(fast[:2]).double(), torch.stack(exact[:2]), rtol=1e-5, atol=0)
+    apart = torch.arange(9000) >= 100  # at the threshold itself the slope jumps
+    for mine, wanted in zip(fast[2:], exact[2:]):
+        torch.testing.assert_close(mine[apart].double(), wanted[apart], rtol=1e-4, atol=1e-9)
+    nan = torch.full((4, 3), float("nan"))
+    assert all(torch.isnan(value) for value in losses.local_regularisers(nan, nan, torch.ones(4) > 0, 1.0, 0.6))
+    with pytest.raises(ValueError, match="expected"):
+        losses.local_regularisers(nan, nan, torch.ones(5) > 0, 1.0, 0.6)
+
+
 def test_dynamic_offsets():
     offset = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
     losses.dynamic_offset(offset).backward()

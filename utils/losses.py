@@ -169,6 +169,23 @@ def scale_regulariser(
     return _row_penalty(scales, visible, threshold, norm_first=False)
 
 
+def local_regularisers(
+    xyz: Tensor,             # [N, 3]  triangle units
+    log_scales: Tensor,      # [N, 3]  logarithms of triangle units
+    visible: Tensor,         # [N]     bool
+    threshold_xyz: float,    # triangle units
+    threshold_scale: float,  # triangle units
+) -> tuple[Tensor, Tensor]:
+    """`xyz_regulariser` of the positions and `scale_regulariser` of the scales, in one pass on the CPU."""
+    native_types = all(rows.dtype == torch.float32 and rows.device.type == "cpu" for rows in (xyz, log_scales))
+    if not (native_types and native.available()):
+        return (xyz_regulariser(xyz, visible, threshold_xyz),
+                scale_regulariser(log_scales.exp(), visible, threshold_scale))
+    for rows in (xyz, log_scales):
+        _check_rows(rows, visible)
+    return _NativeLocal.apply(xyz, log_scales, visible, threshold_xyz, threshold_scale)
+
+
 def dynamic_offset(
     offset: Tensor,  # [V, 3]  metres, of one timestep
 ) -> Tensor:
@@ -213,9 +230,7 @@ def uniform_laplacian(
 
 def _row_penalty(rows: Tensor, visible: Tensor, threshold: float, norm_first: bool) -> Tensor:
     """The mean of a norm penalty over the visible rows; see `regularisers.cpp` for the native twin."""
-    if rows.ndim != 2 or rows.shape[1] != 3 or visible.shape != rows.shape[:1] or visible.dtype != torch.bool:
-        raise ValueError(f"expected [N, 3] and a bool [N], got {tuple(rows.shape)} and "
-                         f"{visible.dtype} {tuple(visible.shape)}")
+    _check_rows(rows, visible)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if rows.device.type == "cpu" and rows.dtype == torch.float32 and native.available():
         return _NativeRowPenalty.apply(rows, visible, threshold, norm_first)
@@ -226,6 +241,13 @@ def _row_penalty(rows: Tensor, visible: Tensor, threshold: float, norm_first: bo
     else:
         penalty = torch.linalg.vector_norm((rows - threshold).clamp_min(0), dim=-1)
     return torch.where(visible, penalty, torch.zeros_like(penalty)).sum() / visible.sum().clamp_min(1)
+
+
+def _check_rows(rows: Tensor, visible: Tensor) -> None:
+    """The kernels trust the sizes."""
+    if rows.ndim != 2 or rows.shape[1] != 3 or visible.shape != rows.shape[:1] or visible.dtype != torch.bool:
+        raise ValueError(f"expected [N, 3] and a bool [N], got {tuple(rows.shape)} and "
+                         f"{visible.dtype} {tuple(visible.shape)}")
 
 
 class _NativeRowPenalty(torch.autograd.Function):
@@ -251,12 +273,38 @@ class _NativeRowPenalty(torch.autograd.Function):
         return gradient * (ctx.scale * grad.item()), None, None, None
 
 
+class _NativeLocal(torch.autograd.Function):
+    """`local_regularisers` by csrc/regularisers.cpp."""
+
+    @staticmethod
+    def forward(ctx, xyz: Tensor, log_scales: Tensor, visible: Tensor, threshold_xyz: float,
+                threshold_scale: float) -> tuple[Tensor, Tensor]:
+        xyz, log_scales, visible = xyz.contiguous(), log_scales.contiguous(), visible.contiguous()
+        slopes = [torch.empty_like(rows) if needed else None
+                  for rows, needed in zip((xyz, log_scales), ctx.needs_input_grad)]
+        sums = (ctypes.c_double * 3)()
+        native.check(_library().regulariser_local(
+            native.pointer(xyz), native.pointer(log_scales), native.pointer(visible, torch.bool), len(xyz),
+            threshold_xyz, threshold_scale, sums, *map(native.pointer, slopes)))
+        ctx.scale = 1.0 / max(sums[2], 1.0)
+        ctx.save_for_backward(*slopes)
+        return xyz.new_tensor(sums[0] * ctx.scale), xyz.new_tensor(sums[1] * ctx.scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = (None if slope is None else slope * (ctx.scale * grad.item())
+                  for slope, grad in zip(ctx.saved_tensors, grads))
+        return (*slopes, None, None, None)
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
     """The native library with the argument types of the functions used here declared."""
     library = native.library()
     address, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.regulariser_rows.argtypes = [address, address, size, real, ctypes.c_bool, address, address]
+    library.regulariser_local.argtypes = [address, address, address, size, real, real, address, address, address]
     library.ssim_forward.argtypes = [address, address, address, size, size, size, address, address]
     library.ssim_backward.argtypes = [address, address, address, address, size, size, size, real, real, address]
     library.ssim_backward.restype = None
