@@ -3,7 +3,9 @@
     python benchmarks/raster.py [--device cpu] [--scenes screen avatar] [--repeats 15] [--json FILE]
 
 Prints the median milliseconds of the forward and of forward + backward (with
-gradients for image and alpha). The repeats of the backends are interleaved, so
+gradients for image and alpha), how many million pairs of a pixel and a Gaussian that
+reaches it (alpha >= 1/255) go through forward + backward in a second, and the
+memory that it takes at its peak. The repeats of the backends are interleaved, so
 that a busy machine slows them all alike. For the native backend the stages
 inside the kernels follow; what is missing to the total is Python and autograd.
 """
@@ -11,9 +13,12 @@ inside the kernels follow; what is missing to the total is Python and autograd.
 from __future__ import annotations
 
 import argparse
+import math
+import multiprocessing
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -24,9 +29,11 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import gaussian_renderer  # noqa: E402
+from gaussian_renderer import reference  # noqa: E402
 from scene.cameras import Camera  # noqa: E402
 from utils.errors import run_script  # noqa: E402
 from utils.files import write_json  # noqa: E402
+from utils.results import device_name, git_commit  # noqa: E402
 from utils.types import Gaussians  # noqa: E402
 
 
@@ -71,10 +78,45 @@ def make_scene(kind: SceneKind, device: torch.device, seed: int = 0) -> tuple[Ga
     return Gaussians(*(field.to(device).requires_grad_() for field in gaussians)), camera
 
 
+def count_pairs(gaussians: Gaussians, camera: Camera) -> float:
+    """Pixels within the ellipse where a Gaussian's alpha reaches 1/255, summed over all; parts off the screen count too.
+
+    alpha = o exp(-q/2) >= 1/255 is the ellipse q <= 2 ln(255 o), of area pi 2 ln(255 o) / sqrt(det of the conic).
+    """
+    with torch.no_grad():
+        flat = reference.project(gaussians, torch.zeros(len(gaussians.means), 2, device=gaussians.means.device), camera)
+    xx, xy, yy = flat.conics.unbind(1)
+    reach = 2.0 * torch.log(flat.opacities.detach() / reference.MIN_ALPHA)
+    return float((math.pi * reach / (xx * yy - xy * xy).sqrt()).sum())
+
+
+def peak_bytes(name: str, kind: SceneKind, device: torch.device) -> int:
+    """Memory that one forward + backward takes at its peak beyond the scene; to be called in a fresh process."""
+    rasterize = gaussian_renderer.choose_rasterizer(name, device)[1]
+    gaussians, camera = make_scene(kind, device)
+    background = torch.ones(3, device=device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from the present
+        before = _status("VmRSS")
+    out = rasterize(gaussians, camera, background, sh_degree=3)
+    torch.autograd.backward([out.image, out.alpha], [torch.ones_like(out.image), torch.ones_like(out.alpha)])
+    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")) - before
+
+
+def _status(name: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
 def measure(
     backends: dict[str, gaussian_renderer.Rasterizer], kind: SceneKind, device: torch.device, repeats: int,
 ) -> dict[str, dict[str, float]]:
-    """Median milliseconds by backend: `forward`, `forward+backward` and, for native, the stages of the kernels."""
+    """By backend: median milliseconds of `forward`, `forward+backward` and, for native, the stages of the kernels;
+    `Mpairs/s` and `peak MB` of forward + backward."""
     gaussians, camera = make_scene(kind, device)
     background = torch.ones(3, device=device)
     grad_image = torch.randn(3, kind.height, kind.width, device=device)
@@ -101,6 +143,11 @@ def measure(
             torch.cuda.synchronize()
         return time.perf_counter() - start, stages or {}
 
+    peaks = {}
+    for name in backends:
+        # A process each: here a backend would reuse what it holds from before.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            peaks[name] = pool.submit(peak_bytes, name, kind, device).result()
     times: dict[str, dict[str, list[float]]] = {name: {} for name in backends}
     for repeat in range(repeats + 2):
         for name, rasterize in backends.items():
@@ -109,7 +156,12 @@ def measure(
             if repeat >= 2:  # the first ones warm caches and buffers
                 for key, value in {"forward": alone, "forward+backward": total, **stages}.items():
                     times[name].setdefault(key, []).append(value * 1e3)
-    return {name: {key: statistics.median(values) for key, values in by_key.items()} for name, by_key in times.items()}
+    pairs = count_pairs(gaussians, camera)
+    figures = {}
+    for name, by_key in times.items():
+        medians = {key: statistics.median(values) for key, values in by_key.items()}
+        figures[name] = {"Mpairs/s": pairs / medians["forward+backward"] / 1e3, "peak MB": peaks[name] / 1e6, **medians}
+    return figures
 
 
 def main() -> None:
@@ -124,11 +176,13 @@ def main() -> None:
     device = torch.device(options.device)
     names = options.backends or [n for n in gaussian_renderer.available_backends(device) if n != "reference"]
     backends = dict(gaussian_renderer.choose_rasterizer(name, device) for name in names or ["reference"])
-    report: dict[str, object] = {"device": str(device), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    report: dict[str, object] = {"device": device_name(device), "torch": torch.__version__, "commit": git_commit(),
+                                 "threads": torch.get_num_threads()}
+    print(report["device"])
     for scene in options.scenes:
         kind = SCENES[scene]
         print(f"{scene}: {kind.count} Gaussians, {kind.width}x{kind.height}, sigma {kind.sigma} px, "
-              f"opacity {kind.opacity}, {torch.get_num_threads()} threads; median of {options.repeats}, ms")
+              f"opacity {kind.opacity}, {torch.get_num_threads()} threads; median of {options.repeats}, times in ms")
         report[scene] = figures = measure(backends, kind, device, max(1, options.repeats))
         for name, by_key in figures.items():
             print(f"  {name:10}" + "  ".join(f"{key} {value:.2f}" for key, value in by_key.items()))
