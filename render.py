@@ -3,9 +3,13 @@
     python render.py -m OUT [--skip_train] [--skip_val] [--skip_test] [--select_camera_id N] [--render_mesh]
     python render.py -m OUT -t TARGET          follow the cameras and the motion of another capture
     python render.py -m OUT --export_world 0   only write an ordinary splat file of one moment
+    python render.py -m OUT --refine_flame 40 --refine_cameras 6 9
+                                               also with test poses fitted to these cameras
 
 Writes <OUT>/<split>/ours_<iteration>/: renders/, gt/ and renders_mesh/ with a
-PNG per view, each also as an mp4, comparison.png and metrics.json.
+PNG per view, each also as an mp4, comparison.png and metrics.json. Refined
+poses go to the split test_refined, with flame_param_refined.npz beside its
+metrics; the avatar's own parameters stay as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ from tqdm import tqdm
 
 from arguments import Options, RenderOptions, parse_render, read_cfg_args
 from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced
+from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced, mean_metrics
+from innovations.color_calibration import FILE_NAME as COLOR_NAME
+from innovations.color_calibration import ColorCalibration
+from innovations.pose_refinement import SplitViews, parameter_units, refine_poses, split_views, summary
 from scene.cameras import Camera
 from scene.dataset import Dataset, View, load_dataset
 from scene.flame import Flame, FlameParameters
@@ -42,12 +49,15 @@ from utils.results import json_ready
 from utils.video import video_writer
 
 COMPARED_VIEWS = 4
+REFINED_NAME = "flame_param_refined.npz"
 
 
 def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
     """Everything `render.py` does; returns the mean metrics of each split (none with -t)."""
     model = Path(options.model_path)
     trained = read_cfg_args(model)
+    if options.refine_flame:
+        check_refinable(options, trained)
     iteration = choose_iteration(model, options.iteration)
     saved = model / "point_cloud" / f"iteration_{iteration}"
     device, backend, rasterize = choose_device_and_rasterizer(options.device, options.rasterizer, options.threads)
@@ -65,9 +75,14 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
     if options.render_mesh and avatar.flame is None:
         raise UserError(f"--render_mesh: {saved / PLY_NAME} is not bound to a head mesh")
     rows = rows_of(avatar.flame_parameters, dataset.timesteps, saved / FLAME_NAME)
+    parts = refinement_views(dataset, options.refine_cameras) if options.refine_flame else None
 
     draw = partial(render, background=torch.tensor(dataset.background, device=device), rasterize=rasterize,
                    sh_degree=avatar.active_sh_degree, convert_SHs_python=trained.pipeline.convert_SHs_python)
+    uncalibrated = None
+    if trained.innovations.use_color_calibration and not options.no_color_calibration:
+        uncalibrated, draw = draw, calibrated(draw, ColorCalibration.load(
+            saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device))
     say(f"{saved / PLY_NAME}: {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
 
     splits = {"train": (dataset.train, options.skip_train), "val": (dataset.val, options.skip_val),
@@ -84,11 +99,28 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
             images = ImageCache(views, dataset.background, folder=model / "cache", progress=not options.quiet)
             photographs = partial(images.image, device=device)
         suite = Suite(device=device)
-        means = render_split(name, folder, avatar, views, cameras, photographs, draw, suite,
-                             mesh=options.render_mesh, quiet=options.quiet)
+        render_views = partial(render_split, avatar=avatar, views=views, cameras=cameras, photographs=photographs,
+                               draw=draw, uncalibrated=uncalibrated, suite=suite, mesh=options.render_mesh,
+                               quiet=options.quiet)
+        means, figures = render_views(name, folder, indices=range(len(views)))
         if target is None:
             measured[split] = means
         folders.append(folder)
+        if split == "test" and parts is not None:
+            folders.append(model / "test_refined" / folder.name)
+            as_tracked = mean_metrics((figures[i] for i in parts.measured), suite.names)
+            report = refine(avatar, cameras, photographs, draw, parts, options.refine_flame, folders[-1] / REFINED_NAME,
+                            quiet=options.quiet)
+            report["cameras_looked_at"], report["cameras_measured"] = (
+                sorted({views[i].camera_index for i in part}) for part in parts)
+            means, figures = render_views("test_refined", folders[-1], indices=sorted([*parts.measured,
+                                          *parts.looked_at]), measured=parts.measured,
+                                          more={"as_tracked": as_tracked, "refinement": report})
+            looked_at = mean_metrics((figures[i] for i in parts.looked_at), suite.names)
+            measured.update(test_as_tracked=as_tracked, test_refined=means, test_looked_at=looked_at)
+            say(f"test_refined: the FLAME parameters of {report['timesteps']} timesteps, fitted in "
+                f"{options.refine_flame} steps each to camera {numbers(report['cameras_looked_at'])}; the rows "
+                f"test_as_tracked and test_refined are measured on camera {numbers(report['cameras_measured'])} only")
         notes += [note for note in suite.notes if note not in notes]
 
     if not folders:
@@ -156,6 +188,15 @@ def load_avatar(options: RenderOptions, trained: Options, saved: Path, dataset: 
     return GaussianModel.load(saved, flame=Flame(head, device=device), flame_parameters=motion, device=device)
 
 
+def calibrated(draw: Callable[..., Any], color: ColorCalibration) -> Callable[..., Any]:
+    """`draw`, with the picture in the colours of the camera's photographs."""
+    def coloured(gaussians: Any, camera: Camera) -> Any:
+        out = draw(gaussians, camera)
+        return out._replace(image=color(out.image, camera.camera_id, out.alpha))
+
+    return coloured
+
+
 def rows_of(motion: FlameParameters | None, timesteps: Sequence[int], path: Path) -> list[int]:
     """Which row of the avatar's motion each timestep of the capture is.
 
@@ -172,6 +213,49 @@ def rows_of(motion: FlameParameters | None, timesteps: Sequence[int], path: Path
         return list(range(len(motion)))
     absent = next(timestep for timestep in timesteps if timestep not in row)
     raise UserError(f"{path} has no timestep {absent}, which the capture has: it was trained on another capture")
+
+
+# ---- pose refinement ------------------------------------------------------------
+
+
+def check_refinable(options: RenderOptions, trained: Options) -> None:
+    """Refuses --refine_flame where there is nothing to fit or nothing to fit to."""
+    if options.export_world is not None:
+        raise UserError("--refine_flame does not go with --export_world, which writes the poses as they were tracked")
+    if options.target_path:
+        raise UserError("--refine_flame does not go with -t: nobody photographed this person moving like that")
+    if options.skip_test:
+        raise UserError("--refine_flame refines the test split: leave out --skip_test")
+    if not trained.model.bind_to_mesh:
+        raise UserError(f"--refine_flame: the avatar in {options.model_path} is not bound to a head mesh, so it has "
+                        "no pose")
+
+
+def refinement_views(dataset: Dataset, allowed: Sequence[int]) -> SplitViews:
+    """Which test views --refine_cameras allows to fit, and which are left to measure."""
+    if not dataset.test:
+        raise UserError("--refine_flame: there is no test split to refine (was the avatar trained without --eval?)")
+    return split_views([view.timestep_index for view in dataset.test], [view.camera_index for view in dataset.test],
+                       trained={view.timestep_index for view in dataset.train}, allowed=allowed)
+
+
+def refine(avatar: GaussianModel, cameras: Sequence[Camera], photograph: Callable[[int], torch.Tensor],
+           draw: Callable[..., Any], parts: SplitViews, steps: int, path: Path, *, quiet: bool) -> dict[str, Any]:
+    """Refines the avatar's FLAME parameters in memory and writes them to `path`; returns what it did."""
+    motion = avatar.flame_parameters
+    motion.trainable = True
+    count = len({cameras[index].timestep for index in parts.looked_at})
+    with tqdm(total=count, desc="Refining test poses", unit="timestep", disable=quiet) as bar:
+        fits = refine_poses(avatar, motion.row, cameras, photograph, draw,
+                            parameter_units(motion.columns, motion.device), indices=parts.looked_at, steps=steps,
+                            on_timestep=lambda _: bar.update())
+    motion.clear_gradients()
+    motion.save(path)
+    return {"steps": steps, **summary(fits)}
+
+
+def numbers(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def export(avatar: GaussianModel, timestep: int, path: Path) -> None:
@@ -198,26 +282,32 @@ def render_split(
     cameras: Sequence[Camera],             # of the views, with the row of the avatar's motion
     photographs: Callable[[int], torch.Tensor] | None,
     draw: Callable[..., Any],
+    uncalibrated: Callable[..., Any] | None,  # the same without colour calibration, to be measured too
     suite: Suite,
     *,
+    indices: Sequence[int],                # which of the views
+    measured: Sequence[int] | None = None,  # which of these the mean is over; None = all
+    more: dict[str, Any] | None = None,     # what else metrics.json is to hold
     mesh: bool,
     quiet: bool,
-) -> dict[str, float | None]:
-    """Renders, writes and measures the views of one split; returns the mean metrics.
+) -> tuple[dict[str, float | None], dict[int, dict[str, float | None]]]:
+    """Renders, writes and measures views of one split; returns the mean metrics, and those of each view.
 
     A PNG is numbered by its view's place in the split. The videos play one
     camera after the other, each through time.
     """
-    order = sorted(range(len(views)), key=lambda i: (cameras[i].camera_id, views[i].timestep_index))
+    measured = indices if measured is None else measured
+    order = sorted(indices, key=lambda i: (cameras[i].camera_id, views[i].timestep_index))
     compared = {order[position] for position in evenly_spaced(len(order), COMPARED_VIEWS)}
     kinds = ["renders", *(["gt"] if photographs else []), *(["renders_mesh"] if mesh else [])]
     for kind in kinds:
         remove_numbered_pngs(folder / kind)
 
     records: dict[int, dict[str, Any]] = {}
+    figures: dict[int, dict[str, float | None]] = {}
     columns: list[np.ndarray] = []  # of comparison.png, each a photograph, its rendering and the error
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(views), desc=f"Rendering {name}", unit="view", disable=quiet))
+        bar = stack.enter_context(tqdm(total=len(order), desc=f"Rendering {name}", unit="view", disable=quiet))
         pngs = stack.enter_context(PngWriter())
         first = cameras[order[0]]
         videos = {kind: stack.enter_context(video_writer(folder / f"{kind}.mp4", first.width, first.height))
@@ -235,16 +325,24 @@ def render_split(
             if view.target is not None and view.index in compared:
                 panels = (view.target, view.image, error_map(view.image, view.target))
                 columns.append(np.concatenate([to_bytes(panel) for panel in panels]))
+            figures[view.index] = view.metrics
             records[view.index] = {"file": file, "camera": view.camera.camera_id, "image": view.camera.name,
-                                   "timestep": views[view.index].timestep_index, **view.metrics}
+                                   "timestep": views[view.index].timestep_index,
+                                   **({} if view.index in measured else {"looked_at": True}), **view.metrics}
             bar.update()
 
-        means = evaluate(avatar, cameras, photographs, draw, suite, indices=order, on_image=keep)
-    if photographs is not None:
-        write_png(folder / "comparison.png", side_by_side(columns))
-        write_json(folder / "metrics.json",
-                   json_ready({"split": name, "mean": means, "views": [records[i] for i in sorted(records)]}))
-    return means
+        evaluate(avatar, cameras, photographs, draw, suite, indices=order, on_image=keep)
+    if photographs is None:
+        return {}, {}
+    means = mean_metrics((figures[i] for i in measured), suite.names)
+    more = dict(more or {})
+    if uncalibrated is not None:
+        more["without_color_calibration"] = evaluate(avatar, cameras, photographs, uncalibrated,
+                                                     Suite(suite.names, avatar.device), indices=measured)
+    write_png(folder / "comparison.png", side_by_side(columns))
+    write_json(folder / "metrics.json", json_ready({"split": name, "mean": means, **more,
+                                                    "views": [records[i] for i in sorted(records)]}))
+    return means, figures
 
 
 def remove_numbered_pngs(folder: Path) -> None:

@@ -19,19 +19,29 @@ import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import torch
 from torch import Tensor
 
-from arguments import (ModelOptions, OptimizationOptions, Options, milestones, notes, parse_train, write_cfg_args)
+from arguments import (InnovationOptions, ModelOptions, OptimizationOptions, Options, milestones, notes, parse_train,
+                       write_cfg_args)
 from gaussian_renderer import choose_device_and_rasterizer, render
 from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced
+from innovations.amp import MixedPrecision
+from innovations.color_calibration import FILE_NAME as COLOR_NAME
+from innovations.color_calibration import ColorCalibration, NoColorCalibration
+from innovations.pose_refinement import SplitViews, parameter_units, refine_poses, split_views
+from innovations.progressive_resolution import ProgressiveResolution
+from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
+from innovations.smart_densification import SmartDensification
+from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_views, triangle_colors
 from scene import checkpoint
 from scene.cameras import Camera, write_cameras_json
 from scene.dataset import Dataset, load_dataset
-from scene.densification import DensityControl, DensitySchedule, fixed_threshold
+from scene.densification import DensityControl, DensitySchedule, Policy, fixed_threshold
 from scene.flame import Flame, FlameParameters, RowAdam
 from scene.gaussian_model import GaussianModel
 from scene.head_model import find_head_model, load_head_model
 from scene.image_cache import ImageCache
 from scene.optimizer import GaussianOptimizer
 from scene.sampler import ShuffledSampler
+from scene.scaled_images import ScaledImages
 from utils import losses, metrics
 from utils.errors import UserError, run_script
 from utils.report import Reporter
@@ -53,7 +63,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     Args:
         stages: a stop-watch for benchmarks; the default measures nothing.
     """
-    model_options, optim, run = options.model, options.optimization, options.run
+    model_options, optim, run, extra = options.model, options.optimization, options.run, options.innovations
     output = Path(model_options.model_path)
     device, backend, rasterize = choose_device_and_rasterizer(run.device, options.pipeline.rasterizer, run.threads)
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
@@ -73,6 +83,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     if not dataset.train:
         raise UserError(f"no training view is left in {model_options.source_path}: "
                         f"--select_camera_id {model_options.select_camera_id} may name a held-out camera")
+    refined = held_out(dataset, extra)
     avatar = build_avatar(model_options, dataset, resume, seed=run.seed, device=device)
     write_cfg_args(output, options)
     write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
@@ -80,38 +91,54 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     background = torch.tensor(dataset.background, device=device)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     cameras = {name: [view.camera.to(device) for view in views] for name, views in splits.items()}
-    images = ImageCache(
+    cache = ImageCache(
         dataset.train + dataset.val + dataset.test, dataset.background,
         device=device if model_options.data_device == "auto" else model_options.data_device,
         ram_share=run.ram_share, folder=output / "cache", progress=not run.quiet)
     start = {"train": 0, "val": len(dataset.train), "test": len(dataset.train) + len(dataset.val)}
 
-    def photograph(split: str, index: int) -> Tensor:
-        return images.image(start[split] + index, device)
+    train_images = ScaledImages(cache, len(dataset.train))
 
-    optimizer = GaussianOptimizer(avatar, extent=dataset.extent, **pick(optim, (
-        "position_lr_init", "position_lr_final", "position_lr_max_steps", "feature_lr", "opacity_lr", "scaling_lr",
-        "rotation_lr")))
+    def photograph(split: str, index: int) -> Tensor:
+        return cache.image(start[split] + index, device)
+
+    # Switched off, each of these does nothing: the loop has no question to ask.
+    progressive = (ProgressiveResolution(extra.resolution_schedule, extra.resolution_milestones)
+                   if extra.use_progressive_resolution else ProgressiveResolution())
+    region = build_region(extra, avatar)
+    color, color_terms = build_color(extra, cameras["train"], background, seed=run.seed)
+    amp = MixedPrecision(extra.use_amp, device)
+    warm = build_warm_start(extra)
+    if not resume:
+        warm_up(avatar, warm, cameras["train"], partial(photograph, "train"), dataset.background)
+
+    optimizer = GaussianOptimizer(
+        avatar, extent=dataset.extent, feature_lr=optim.feature_lr * warm.feature_factor, cooldown=extra.lr_cooldown,
+        **pick(optim, ("iterations", "position_lr_init", "position_lr_final", "position_lr_max_steps", "opacity_lr",
+                       "scaling_lr", "rotation_lr")))
     flame_optimizer = None
     offset_terms = None
     if avatar.flame_parameters is not None:
         if optim.lambda_dynamic_offset or optim.lambda_dynamic_offset_std or optim.lambda_laplacian:
             avatar.flame_parameters.train_dynamic_offset()
             offset_terms = OffsetTerms(optim, avatar)
-        flame_optimizer = RowAdam(avatar.flame_parameters, expr_lr=optim.flame_expr_lr,
-                                  translation_lr=optim.flame_trans_lr, pose_lr=optim.flame_pose_lr,
+        flame_optimizer = RowAdam(avatar.flame_parameters, expr_lr=optim.flame_expr_lr * warm.flame_expr_factor,
+                                  translation_lr=optim.flame_trans_lr * warm.flame_trans_factor,
+                                  pose_lr=optim.flame_pose_lr * warm.flame_pose_factor,
                                   dynamic_lr=optim.dynamic_offset_lr)
     density = DensityControl(
         avatar, optimizer,
-        DensitySchedule(white_background=model_options.white_background, **pick(optim, (
+        DensitySchedule(first_reset=model_options.white_background and not warm.skip_first_reset, **pick(optim, (
             "densify_from_iter", "densify_until_iter", "densification_interval", "opacity_reset_interval",
             "percent_dense"))),
-        fixed_threshold(optim.densify_grad_threshold), extent=dataset.extent,
+        build_policy(optim, extra), extent=dataset.extent,
         generator=torch.Generator().manual_seed(run.seed + 1))
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
     first = 1
     reporter = Reporter(output, optim.iterations, start=resume["step"] if resume else 0, quiet=run.quiet)
-    saved = {"optimizer": optimizer, "density": density, "sampler": sampler, "reporter": reporter}
+    saved = {"optimizer": optimizer, "density": density, "sampler": sampler, "reporter": reporter, "amp": amp,
+             "region": region, "color": color}
+    optimizers = [optimizer, *([flame_optimizer] if flame_optimizer else []), *color.optimizers]
     if flame_optimizer is not None:
         saved["flame_optimizer"] = flame_optimizer
     if resume:
@@ -122,52 +149,77 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
 
     draw = partial(render, background=background, rasterize=rasterize,
                    convert_SHs_python=options.pipeline.convert_SHs_python)
+
+    def finished(gaussians: Gaussians, camera: Camera, **settings: Any) -> RenderOut:
+        """What is evaluated: the rendering, with the colours of the camera."""
+        out = draw(gaussians, camera, **settings)
+        return out._replace(image=color(out.image, camera.camera_id, out.alpha))
+
     due = milestones(options)
     debug_from = 0 if options.pipeline.debug else run.debug_from
     measured_splits = [name for name in ("val", "test") if cameras[name]] or ["train"]
 
     # ---- loop ---------------------------------------------------------------
     for step in range(first, optim.iterations + 1):
-        with stages("data"):
-            index = sampler.next()
-            camera = cameras["train"][index]
-            target = photograph("train", index)
-            optimizer.set_step(step)
-            avatar.active_sh_degree = min(avatar.sh_degree, step // optim.sh_increase_interval)
-        with stages("avatar"):
-            gaussians, vertices = avatar(camera.timestep)
-        with stages("forward"):
-            out = draw(gaussians, camera, sh_degree=avatar.active_sh_degree)
-        with stages("loss"):
-            terms = compute_losses(optim, avatar, gaussians, vertices, out, target)
-            if offset_terms is not None:
-                terms.update(offset_terms(camera.timestep))
-            total = sum(terms.values())
+        optimizer.set_step(step)
+        avatar.active_sh_degree = min(avatar.sh_degree, step // optim.sh_increase_interval)
+        scale = progressive.scale(step)
+        if step == first or progressive.switch(step):
+            with reporter.pause():
+                reporter.say(progressive.switch(step))
+                train_images.image(0, scale, device)  # makes those of this scale
+        batch: list[dict[str, Tensor]] = []
+        rendered: list[RenderOut] = []
+        names: list[str] = []
+        for _ in range(extra.batch_views):
+            with stages("data"):
+                index = sampler.next()
+                camera = cameras["train"][index].scaled(scale)
+                target = train_images.image(index, scale, device)
+            with stages("avatar"):
+                gaussians, vertices = avatar(camera.timestep)
+            with stages("forward"):
+                out = draw(gaussians, camera, sh_degree=avatar.active_sh_degree)
+            with stages("loss"):
+                with amp.autocast():
+                    image = color(out.image, camera.camera_id, out.alpha)
+                terms = compute_losses(optim, avatar, gaussians, vertices, out, image, target,
+                                       region.weights(index, camera, vertices))
+                terms.update(color_terms())
+                if offset_terms is not None:
+                    terms.update(offset_terms(camera.timestep))
+                batch.append({"total": sum(terms.values()), **terms})
+                rendered.append(out)
+                names.append(camera.name)
         with stages("backward"):
-            total.backward()
+            terms = mean_terms(batch)
+            amp.backward(terms["total"], [out.means2d for out in rendered], optimizers)
         if 0 <= debug_from <= step:
-            check_finite(step, camera.name, avatar, terms)
+            check_finite(step, ", ".join(names), avatar, terms)
         with stages("optimizer"):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if flame_optimizer is not None:
-                flame_optimizer.step(step)
-                flame_optimizer.zero_grad()
+            for part in optimizers:
+                amp.step(part, step)
+                part.zero_grad()
         with stages("report"):
-            reporter.step(step, {"total": total, **terms}, points=len(avatar))
+            reporter.step(step, terms, points=len(avatar))
         # Before the density control: a picture taken right after an opacity
         # reset shows a ghost, and resets and saves fall on the same iterations.
         if due.test(step) and step < optim.iterations:
             with reporter.pause():
                 for name in measured_splits:
-                    show(reporter, step, name, avatar, cameras[name], partial(photograph, name), draw,
-                         metrics.Suite(QUICK_METRICS, device), evenly_spaced(len(cameras[name]), VIEWS_ON_THE_WAY))
+                    show(reporter, step, name, avatar, cameras[name], partial(photograph, name), finished,
+                         metrics.Suite(QUICK_METRICS, device), evenly_spaced(len(cameras[name]), VIEWS_ON_THE_WAY),
+                         region)
         if due.save(step):
             with reporter.pause():
-                avatar.save(output / "point_cloud" / f"iteration_{step}")
+                save(output / "point_cloud" / f"iteration_{step}", avatar, color)
         with stages("density"):
-            density.observe(out)
-            density.step(step, gaussians.scales)
+            for out in rendered:
+                density.observe(out, scale, views=extra.batch_views)
+            grown = density.step(step, gaussians.scales)
+        if grown and grown.line:
+            reporter.say(grown.line)
+            reporter.scalars(step, grown.scalars)
         if due.checkpoint(step):
             with reporter.pause():
                 reporter.flush()
@@ -185,9 +237,15 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     for name in measured_splits:
         suite = metrics.Suite(ALL_METRICS, device)
         limit = VIEWS_OF_TRAIN if name == "train" else len(cameras[name])
-        measured[name] = show(reporter, optim.iterations, name, avatar, cameras[name], partial(photograph, name), draw,
-                              suite, evenly_spaced(len(cameras[name]), limit))
+        measured[name] = show(reporter, optim.iterations, name, avatar, cameras[name], partial(photograph, name),
+                              finished, suite, evenly_spaced(len(cameras[name]), limit), region)
         told.update(suite.notes)
+    if refined is not None:
+        measured.update(measure_refined(avatar, refined, extra.refine_test_poses, cameras["test"],
+                                        partial(photograph, "test"), finished,
+                                        partial(metrics.Suite, ALL_METRICS, device)))
+    if amp.skipped:
+        told.add(f"{amp.skipped} steps were skipped because a gradient was not finite")
     results = write_results(
         output / "results.json", metrics=measured, iterations=optim.iterations, points=len(avatar),
         seconds=reporter.seconds, iterations_per_second=reporter.iterations_per_second, backend=backend, device=device)
@@ -241,8 +299,13 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
 
 
 def restore(saved: Mapping[str, Any], resume: Mapping[str, Any]) -> None:
-    """Loads the state of every part; UserError when one does not fit or is missing."""
+    """Loads the state of every part; UserError when one does not fit or is missing.
+
+    An innovation that the saved run did not have begins here, as the identity.
+    """
     for name, part in saved.items():
+        if name in ("region", "color", "amp") and not resume.get(name):
+            continue
         try:
             part.load_state_dict(resume[name])
         except (KeyError, ValueError, RuntimeError) as error:
@@ -261,10 +324,83 @@ def check_resumable(resume: Mapping[str, Any], options: Options) -> None:
                             "continue with the same value, or start a new run in another --model_path")
 
 
+def build_warm_start(extra: InnovationOptions) -> WarmStart:
+    """How the run begins, and the factors on its learning rates."""
+    if not extra.use_warm_start:
+        return CLASSICAL_START
+    return WarmStart(colors=extra.warm_colors, opacity=extra.warm_opacity, scale=extra.warm_scale,
+                     skip_first_reset=extra.warm_skip_first_reset, feature_factor=extra.warm_feature_lr_factor,
+                     flame_expr_factor=extra.warm_expr_lr_factor, flame_pose_factor=extra.warm_pose_lr_factor,
+                     flame_trans_factor=extra.warm_trans_lr_factor)
+
+
+@torch.no_grad()
+def warm_up(avatar: GaussianModel, warm: WarmStart, cameras: list[Camera], photograph: Callable[[int], Tensor],
+            background: tuple[float, float, float]) -> None:
+    """Gives a fresh avatar the start that `warm` describes."""
+    if warm == CLASSICAL_START:
+        return
+    if avatar.binding is None:
+        raise UserError("--use_warm_start is for avatars on a head mesh: add --bind_to_mesh, or --no_warm_start")
+    avatar.opacity.fill_(warm.raw_opacity)
+    avatar.scaling.fill_(warm.raw_scale)
+    if warm.colors:
+        flame = avatar.flame
+        views = ((cameras[index], photograph(index), flame.vertices(avatar.flame_parameters, cameras[index].timestep))
+                 for index in spread_views(cameras))
+        colors, _ = triangle_colors(views, flame.faces, background)
+        avatar.features[:, 0] = sh_dc(colors)[avatar.binding]
+
+
+def build_region(extra: InnovationOptions, avatar: GaussianModel) -> RegionAdaptiveLoss | NoRegionWeights:
+    """The weights of the picture's regions; without a mesh those of a portrait."""
+    if not extra.use_region_adaptive_loss:
+        return NoRegionWeights()
+    mesh = {} if avatar.flame is None else {"faces": avatar.flame.faces, "masks": avatar.flame.masks}
+    return RegionAdaptiveLoss(extra.region_weight_eyes, extra.region_weight_mouth, extra.region_weight_nose,
+                              extra.region_weight_face, **mesh)
+
+
+def build_color(extra: InnovationOptions, cameras: list[Camera], background: Tensor, *, seed: int,
+                ) -> tuple[ColorCalibration | NoColorCalibration, Callable[[], dict[str, Tensor]]]:
+    """The colour calibration, and the terms that it adds to the loss."""
+    if not extra.use_color_calibration:
+        return NoColorCalibration(), dict
+    color = ColorCalibration([camera.camera_id for camera in cameras], hidden_dim=extra.color_net_hidden_dim,
+                             num_layers=extra.color_net_layers, per_camera=extra.color_per_camera, rate=extra.color_lr,
+                             background=background, generator=torch.Generator().manual_seed(seed + 3),
+                             device=background.device)
+    return color, lambda: {"col_reg": extra.lambda_color_reg * color.regulariser()}
+
+
+def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy:
+    """Which Gaussians are worth more of them."""
+    if not extra.use_smart_densification:
+        return fixed_threshold(optim.densify_grad_threshold)
+    return SmartDensification(
+        gradient_threshold=optim.densify_grad_threshold, until_iter=min(optim.densify_until_iter, optim.iterations),
+        interval=optim.densification_interval, percentile_clone=extra.densify_percentile_clone,
+        percentile_split=extra.densify_percentile_split, max_gaussians=extra.max_gaussians,
+        floor_share=extra.densify_floor, split_radius=extra.densify_split_radius)
+
+
+def save(folder: Path, avatar: GaussianModel, color: ColorCalibration | NoColorCalibration) -> None:
+    """Writes the avatar and, beside it, what its colours go through."""
+    avatar.save(folder)
+    color.save(folder / COLOR_NAME)
+
+
+def mean_terms(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The losses of a step: means over its views."""
+    if len(batch) == 1:
+        return batch[0]
+    return {name: torch.stack([terms[name] for terms in batch]).mean() for name in batch[0]}
+
+
 def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians: Gaussians, vertices: Tensor | None,
-                   out: RenderOut, target: Tensor) -> dict[str, Tensor]:
-    """The weighted terms of the loss; their sum is what is minimised."""
-    l1, ssim = losses.photometric(out.image, target)
+                   out: RenderOut, image: Tensor, target: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
+    """The weighted terms of the loss; their sum is what is minimised. `image` is that of `out` in calibrated colours."""
+    l1, ssim = losses.photometric(image, target, weights)
     terms = {"l1": (1.0 - optim.lambda_dssim) * l1, "ssim": optim.lambda_dssim * (1.0 - ssim)}
     if avatar.binding is None:
         return terms
@@ -309,7 +445,7 @@ class OffsetTerms:
 
 def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, cameras: list[Camera],
          photograph: Callable[[int], Tensor], draw: Callable[..., RenderOut], suite: metrics.Suite,
-         indices: list[int]) -> dict[str, float | None]:
+         indices: list[int], region: RegionAdaptiveLoss | NoRegionWeights) -> dict[str, float | None]:
     """Measures views of a split, and hands the curves and a few pictures to TensorBoard."""
     pictured = evenly_spaced(len(cameras), 3)
 
@@ -321,12 +457,43 @@ def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, camer
     means = evaluate(avatar, cameras, photograph, partial(draw, sh_degree=avatar.active_sh_degree), suite,
                      indices=sorted({*pictured, *indices}), on_image=on_image)
     reporter.evaluation(step, split, means)
+    if pictured and isinstance(region, RegionAdaptiveLoss):
+        camera = cameras[pictured[0]]
+        with torch.no_grad():
+            _, vertices = avatar(camera.timestep)
+            weights = region.weights(None, camera, vertices)
+        reporter.heat_map(step, f"{split}/{pictured[0]:05d}_{camera.name}/region_weights", weights)
     return means
+
+
+def held_out(dataset: Dataset, extra: InnovationOptions) -> SplitViews | None:
+    """Which test views --refine_test_poses may look at, and which it is measured on; None when it is off."""
+    if not extra.refine_test_poses:
+        return None
+    if dataset.flame is None or not dataset.test:
+        raise UserError("--refine_test_poses needs a tracked head and a test split: add --bind_to_mesh and --eval")
+    return split_views([view.timestep_index for view in dataset.test], [view.camera_index for view in dataset.test],
+                       trained={view.timestep_index for view in dataset.train}, allowed=extra.refine_cameras)
+
+
+def measure_refined(avatar: GaussianModel, parts: SplitViews, steps: int, cameras: list[Camera],
+                    photograph: Callable[[int], Tensor], draw: Callable[..., RenderOut], suite: Callable[[], Any],
+                    ) -> dict[str, dict[str, float | None]]:
+    """The test split as tracked and with its poses fitted to the allowed cameras, both over the others' views only."""
+    draw = partial(draw, sh_degree=avatar.active_sh_degree)
+    motion = avatar.flame_parameters
+    tracked = evaluate(avatar, cameras, photograph, draw, suite(), indices=parts.measured)
+    motion.trainable = True
+    refine_poses(avatar, motion.row, cameras, photograph, draw, parameter_units(motion.columns, motion.device),
+                 indices=parts.looked_at, steps=steps)
+    motion.clear_gradients()
+    refined = evaluate(avatar, cameras, photograph, draw, suite(), indices=parts.measured)
+    return {"test_as_tracked": tracked, "test_refined": refined}
 
 
 def check_finite(step: int, view: str, avatar: GaussianModel, terms: Mapping[str, Tensor]) -> None:
     """With --debug: stops at the first NaN or infinity, in a loss or a gradient, and says where."""
-    values = {f"loss {name}": value for name, value in terms.items()}
+    values = {f"loss {name}": value for name, value in terms.items() if name != "total"}
     values.update({f"gradient of {name}": p.grad for name, p in avatar.parameters().items() if p.grad is not None})
     if avatar.flame_parameters is not None:
         values.update({f"gradient of FLAME {table}": grad

@@ -1,9 +1,10 @@
-"""The command line: option groups, parsing, the schedule, and the `cfg_args` file."""
+"""The command line: option groups, parsing, presets, the schedule, and the `cfg_args` file."""
 
 from __future__ import annotations
 
 from arguments.config_file import read_cfg_args, write_cfg_args
 from arguments.options import (
+    InnovationOptions,
     ModelOptions,
     OptimizationOptions,
     Options,
@@ -12,9 +13,11 @@ from arguments.options import (
     RunOptions,
 )
 from arguments.parser import notes, parse_render, parse_train
+from arguments.presets import PRESETS
 from arguments.schedule import Milestones, milestones, scale_schedule
 
 __all__ = [
-    "Milestones", "ModelOptions", "OptimizationOptions", "Options", "PipelineOptions", "RenderOptions", "RunOptions",
-    "milestones", "notes", "parse_render", "parse_train", "read_cfg_args", "scale_schedule", "write_cfg_args",
+    "InnovationOptions", "Milestones", "ModelOptions", "OptimizationOptions", "Options", "PRESETS", "PipelineOptions",
+    "RenderOptions", "RunOptions", "milestones", "notes", "parse_render", "parse_train", "read_cfg_args",
+    "scale_schedule", "write_cfg_args",
 ]

@@ -9,7 +9,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from arguments.options import LARGEST_INTEGER, FieldType, Options, field_types, flatten, groups, validate
+from arguments.options import (
+    LARGEST_INTEGER,
+    FieldType,
+    Options,
+    comma_list,
+    field_types,
+    flatten,
+    groups,
+    validate,
+)
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
 
@@ -54,8 +63,10 @@ def read_cfg_args(path: str | Path) -> Options:
     values = _parse(file)
     filled = {}
     for name, group in groups(Options()):
-        known = {key: _convert(file, key, values[key], kind)
-                 for key, kind in field_types(type(group)).items() if key in values}
+        types = field_types(type(group))
+        known = {field.name: _convert(file, field.name, values[field.name], types[field.name],
+                                      commas=field.metadata["commas"])
+                 for field in dataclasses.fields(group) if field.name in values}
         filled[name] = dataclasses.replace(group, **known)
         validate(filled[name], where=f"{file}: ")
     return Options(**filled)
@@ -92,8 +103,13 @@ def _parse(file: Path) -> dict[str, Any]:
     return values
 
 
-def _convert(file: Path, name: str, value: Any, expected: FieldType) -> Any:
+def _convert(file: Path, name: str, value: Any, expected: FieldType, commas: bool = False) -> Any:
     """`value` in the type of its field; exact types only, except that a whole number may stand for a float."""
+    if commas and isinstance(value, str):  # as other trainers store such a list: the way it is typed
+        try:
+            return comma_list(expected.kind, value)
+        except ValueError as error:
+            raise UserError(f"{file}: the value of {name} {error}") from error
     if expected.many and isinstance(value, (list, tuple)):
         return tuple(_convert(file, name, item, FieldType(expected.kind, False, False)) for item in value)
     # Other trainers write '' for a path that was not given.

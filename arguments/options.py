@@ -13,6 +13,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Iterator
 
+from arguments.presets import PRESETS
 from utils.errors import UserError
 
 # The length of run that the defaults are made for; see `schedule.scale_schedule`.
@@ -35,12 +36,21 @@ def option(
     above: float | None = None,      # exclusive lower limit
     at_most: float | None = None,
     path: bool = False,              # made absolute by the parser
+    commas: bool = False,            # a list typed as one word: 1,2,3
+    switch: bool = False,            # has a second flag that turns it off, see `off_flag`
+    part_of: str = "",               # the option without which this one does nothing
 ) -> Any:
     """A dataclass field that carries everything the parser and the checks need."""
     return dataclasses.field(default=default, metadata={
         "help": help, "unit": unit, "short": short, "choices": choices,
         "at_least": at_least, "above": above, "at_most": at_most, "path": path,
+        "commas": commas, "switch": switch, "part_of": part_of,
     })
+
+
+def off_flag(name: str) -> str:
+    """The flag that turns the switch `name` off: `use_amp` by `--no_amp`, `warm_colors` by `--no_warm_colors`."""
+    return f"--no_{name.removeprefix('use_')}"
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,136 @@ class RunOptions:
         unit="0 to 1", above=0, at_most=1)
 
 
+def _region(default: float, what: str) -> Any:
+    return option(default, f"weight of {what}, where the rest of the picture has 1", at_least=0,
+                  part_of="use_region_adaptive_loss")
+
+
+def _factor(default: float, flag: str) -> Any:
+    return option(default, f"its factor on {flag}; 1 leaves it", at_least=0, part_of="use_warm_start")
+
+
+def _refine_steps(help: str) -> Any:
+    return option(0, help, unit="steps", at_least=0)
+
+
+def _refine_cameras(steps: str) -> Any:
+    return option((), f"camera_index of the cameras that --{steps} may look at; the others are measured", at_least=0)
+
+
+def _refinement_conflict(name: str, steps: int, cameras: tuple[int, ...]) -> str | None:
+    """What is missing for a refinement: the fit and the measurement must not see the same pictures."""
+    if steps and not cameras:
+        return f"--{name} needs --refine_cameras: the cameras that it may look at (the others are measured)"
+    if cameras and not steps:
+        return f"--refine_cameras needs --{name}: the number of steps to refine"
+    return None
+
+
+@dataclass(frozen=True)
+class InnovationOptions:
+    """What buys quality or time cheaply. All off by default; each --use_X (and other switch here) has a --no_X."""
+
+    preset: str | None = option(
+        None, "a set of the flags below; those typed beside it win, and --no_X switches a part of it off",
+        choices=tuple(PRESETS))
+
+    use_region_adaptive_loss: bool = option(False, "weight the loss by regions of the face", switch=True)
+    region_weight_eyes: float = _region(2.0, "the eyes")
+    region_weight_mouth: float = _region(2.0, "the mouth")
+    region_weight_nose: float = _region(1.5, "the nose")
+    region_weight_face: float = _region(1.2, "the rest of the face")
+
+    use_smart_densification: bool = option(
+        False, "densify by percentiles of the gradient statistic, under a budget", switch=True)
+    densify_percentile_clone: float = option(
+        75.0, "small Gaussians above this percentile are cloned", unit="percent", at_least=0, at_most=100,
+        part_of="use_smart_densification")
+    densify_percentile_split: float = option(
+        90.0, "large Gaussians above this percentile are split; not below --densify_percentile_clone", unit="percent",
+        at_least=0, at_most=100, part_of="use_smart_densification")
+    densify_floor: float = option(
+        0.5, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
+        "growing", at_least=0, part_of="use_smart_densification")
+    densify_split_radius: float = option(
+        4.0, "Gaussians with a larger radius on screen are split, not cloned", unit="pixels, three standard deviations",
+        at_least=0, part_of="use_smart_densification")
+    max_gaussians: int = option(
+        150_000, "the budget, approached over the whole schedule; 0: none", unit="Gaussians", at_least=0,
+        part_of="use_smart_densification")
+
+    use_progressive_resolution: bool = option(False, "begin with smaller images", switch=True)
+    resolution_schedule: tuple[float, ...] = option(
+        (0.5, 0.75, 1.0), "the scales of the images, one after the other", unit="comma-separated shares of the size",
+        above=0, at_most=1, commas=True, part_of="use_progressive_resolution")
+    resolution_milestones: tuple[int, ...] = option(
+        (100_000, 300_000), "when the next scale begins: one fewer than there are scales",
+        unit="comma-separated iterations", at_least=1, commas=True, part_of="use_progressive_resolution")
+
+    use_color_calibration: bool = option(
+        False, "learn a small network that maps rendered to photographed colours", switch=True)
+    color_net_hidden_dim: int = option(
+        16, "channels of its hidden layers", at_least=1, at_most=256, part_of="use_color_calibration")
+    color_net_layers: int = option(
+        3, "number of its layers", at_least=1, at_most=16, part_of="use_color_calibration")
+    lambda_color_reg: float = option(
+        0.0, "weight of the squared size of its weights", at_least=0, part_of="use_color_calibration")
+    color_per_camera: bool = option(
+        False, "also learn the exposure and white balance of each training camera", switch=True,
+        part_of="use_color_calibration")
+    color_lr: float = option(1e-3, "learning rate of the colour calibration", at_least=0,
+                             part_of="use_color_calibration")
+
+    use_amp: bool = option(False, "mixed precision where it is safe", switch=True)
+
+    use_warm_start: bool = option(
+        False, "begin near the result, with colours from the images, and with FLAME rates that fit tracker noise",
+        switch=True)
+    warm_colors: bool = option(
+        True, "its colours: those of the training images, instead of near-black; on unless switched off", switch=True,
+        part_of="use_warm_start")
+    warm_opacity: float = option(
+        0.5, "its opacity; 0.1 is that of an ordinary start", unit="0 to 1", above=0, at_most=0.99,
+        part_of="use_warm_start")
+    warm_scale: float = option(
+        0.5, "its size of a Gaussian; 1 is that of an ordinary start", unit="triangle scales", above=0,
+        part_of="use_warm_start")
+    warm_skip_first_reset: bool = option(
+        True, "no opacity reset at --densify_from_iter; on unless switched off", switch=True, part_of="use_warm_start")
+    warm_feature_lr_factor: float = _factor(2.0, "--feature_lr")
+    warm_expr_lr_factor: float = _factor(3.0, "--flame_expr_lr")
+    warm_trans_lr_factor: float = _factor(10.0, "--flame_trans_lr")
+    warm_pose_lr_factor: float = _factor(10.0, "--flame_pose_lr")
+
+    lr_cooldown: float = option(
+        0.0, "at the end of the run the learning rates of colour, opacity, size and rotation fall to a tenth over this "
+        "share of it; 0: they stay", unit="0 to 1", at_least=0, at_most=1)
+
+    batch_views: int = option(
+        1, "views per step, whose gradients are averaged", unit="views", at_least=1, at_most=4096)
+    refine_test_poses: int = _refine_steps(
+        "at the end, also measure the test split with FLAME parameters fitted to the views of --refine_cameras in so "
+        "many steps; 0: as tracked only")
+    refine_cameras: tuple[int, ...] = _refine_cameras("refine_test_poses")
+
+    def conflict(self) -> str | None:
+        """What is wrong between the values, as a sentence; None when they fit together."""
+        clone, split = self.densify_percentile_clone, self.densify_percentile_split
+        if clone > split:
+            return (f"--densify_percentile_clone {clone:g} is above --densify_percentile_split {split:g}: it must not "
+                    "be larger")
+        scales, moments = self.resolution_schedule, self.resolution_milestones
+        if not scales:
+            return "--resolution_schedule must hold at least one scale"
+        typed = ",".join(map(str, moments))
+        if len(moments) != len(scales) - 1:
+            return (f"--resolution_schedule {','.join(f'{scale:g}' for scale in scales)} needs {len(scales) - 1} "
+                    f"--resolution_milestones, one per switch, not {typed or 'none'}")
+        if any(after <= before for before, after in zip(moments, moments[1:])):
+            return f"--resolution_milestones must increase from one to the next, not {typed}"
+        return _refinement_conflict("refine_test_poses", self.refine_test_poses, self.refine_cameras)
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything `train.py` needs. Names are unique across the groups: `cfg_args` is flat."""
@@ -176,6 +316,7 @@ class Options:
     optimization: OptimizationOptions = OptimizationOptions()
     pipeline: PipelineOptions = PipelineOptions()
     run: RunOptions = RunOptions()
+    innovations: InnovationOptions = InnovationOptions()
 
 
 @dataclass(frozen=True)
@@ -195,6 +336,11 @@ class RenderOptions:
     head_model: str | None = option(
         None, "FLAME-format head model, if it is not where it was during training", path=True)
     render_mesh: bool = option(False, "also draw the head mesh over the pictures")
+    no_color_calibration: bool = option(False, "the colours without the calibration that was trained with them")
+    refine_flame: int = _refine_steps(
+        "fit the FLAME parameters of frames that were not trained on to the views of --refine_cameras, in so many "
+        "steps; 0: as tracked")
+    refine_cameras: tuple[int, ...] = _refine_cameras("refine_flame")
     export_world: int | None = option(
         None, "write an ordinary world-space 3DGS PLY of this timestep, which any splat viewer opens", unit="timestep",
         at_least=0)
@@ -203,6 +349,10 @@ class RenderOptions:
     device: str = option("auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
     quiet: bool = option(False, "print no progress")
+
+    def conflict(self) -> str | None:
+        """What is wrong between the values, as a sentence; None when they fit together."""
+        return _refinement_conflict("refine_flame", self.refine_flame, self.refine_cameras)
 
 
 class FieldType(typing.NamedTuple):
@@ -224,8 +374,17 @@ def field_types(group: type) -> dict[str, FieldType]:
     return types
 
 
+def comma_list(kind: type, text: str) -> tuple[Any, ...]:
+    """The numbers in `text`, such as "0.5, 0.75, 1.0"; ValueError, as the end of a sentence, when it holds others."""
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError as error:
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"must be {wanted} with commas between them, not {text!r}") from error
+
+
 def groups(options: Options) -> Iterator[tuple[str, Any]]:
-    """(name in `Options`, group) for each of the four groups."""
+    """(name in `Options`, group) for each of the groups."""
     for field in dataclasses.fields(options):
         yield field.name, getattr(options, field.name)
 
@@ -237,7 +396,7 @@ def flatten(options: Options) -> dict[str, Any]:
 
 
 def validate(group: Any, where: str = "") -> None:
-    """Checks every value of one option group against the limits of its field.
+    """Checks every value of one option group against the limits of its field, and the values against each other.
 
     Args:
         group: an instance of one of the dataclasses above.
@@ -255,6 +414,9 @@ def validate(group: Any, where: str = "") -> None:
                 raise UserError(f"{where}--{field.name} {problem}, not {item!r}")
     if getattr(group, "resolution", 1) == 0:
         raise UserError(f"{where}--resolution must be -1 or positive, not 0")
+    conflict = group.conflict() if hasattr(group, "conflict") else None
+    if conflict:
+        raise UserError(f"{where}{conflict}")
 
 
 def _problem(value: Any, limits: typing.Mapping[str, Any]) -> str | None:

@@ -5,9 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from typing import Any, NoReturn, Sequence
+from typing import Any, Callable, Iterator, NoReturn, Sequence
 
-from arguments.options import Options, RenderOptions, field_types, groups, validate
+from arguments.options import (
+    InnovationOptions,
+    Options,
+    RenderOptions,
+    comma_list,
+    field_types,
+    groups,
+    off_flag,
+    validate,
+)
+from arguments.presets import PRESETS
 from arguments.schedule import scale_schedule
 from utils.errors import UserError
 
@@ -35,17 +45,35 @@ def _add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
         if kind is bool:
             settings["action"] = "store_true"
         else:
-            settings["type"] = kind
+            settings["type"] = _comma_reader(kind) if field.metadata["commas"] else kind
             settings["metavar"] = "|".join(field.metadata["choices"]) or ("PATH" if field.metadata["path"]
                                                                           else kind.__name__.upper())
-            if many:
+            if field.metadata["commas"]:
+                settings["metavar"] += ",..."
+            elif many:
                 settings["nargs"] = "+"
             if field.default not in ("", None, ()):
-                notes.append(f"default {field.default}")
+                notes.append(f"default {_as_typed(field.default)}")
         note = "; ".join(filter(None, notes))
         text = field.metadata["help"] + (f" [{note}]" if note else "")
         flags = [flag for flag in (field.metadata["short"], f"--{field.name}") if flag]
         section.add_argument(*flags, dest=field.name, help=text.replace("%", "%%"), **settings)
+        if field.metadata["switch"]:
+            section.add_argument(off_flag(field.name), dest=field.name, action="store_false",
+                                 help=f"switches --{field.name} off; of the two, the last one typed wins")
+
+
+def _comma_reader(kind: type) -> Callable[[str], tuple[Any, ...]]:
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            return comma_list(kind, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return read
+
+
+def _as_typed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _fill(group: Any, typed: dict[str, Any]) -> Any:
@@ -83,7 +111,8 @@ def parse_train(argv: Sequence[str]) -> Options:
     for _, group in groups(defaults):
         _add_flags(parser, group)
     typed = vars(parser.parse_args(list(argv)))
-    options = Options(**{name: _fill(group, typed) for name, group in groups(defaults)})
+    chosen = {**PRESETS.get(typed.get("preset"), {}), **typed}
+    options = Options(**{name: _fill(group, chosen) for name, group in groups(defaults)})
     _require(options.model, "source_path", "model_path")
     if options.run.scale_schedule:
         options = scale_schedule(options, typed=frozenset(typed))
@@ -104,10 +133,47 @@ def parse_render(argv: Sequence[str]) -> RenderOptions:
 
 
 def notes(options: Options) -> list[str]:
-    """One line for each typed flag that people's commands carry and that has no effect here."""
+    """One line for each thing that a user may not expect: flags without effect, and what the preset stands for."""
     lines = []
     if options.run.ip is not None or options.run.port is not None:
         lines.append("note: there is no live viewer yet; --ip and --port are ignored")
     if options.pipeline.compute_cov3D_python:
         lines.append("note: --compute_cov3D_python has no effect; the kernels compute the same covariances themselves")
+    lines += [f"note: --{name} has no effect without --{needed}" for name, needed in _without_effect(options)]
+    innovations = options.innovations
+    milestones = innovations.resolution_milestones
+    if innovations.use_progressive_resolution and milestones and milestones[-1] > options.optimization.iterations:
+        lines.append(f"note: --resolution_milestones {_as_typed(milestones)} are beyond --iterations "
+                     f"{options.optimization.iterations}: the run ends at a smaller scale (--scale_schedule shortens "
+                     "untyped ones)")
+    if innovations.preset:
+        lines.append(f"preset {innovations.preset}: {' '.join(preset_flags(innovations)) or 'no flags'}")
     return lines
+
+
+def preset_flags(innovations: InnovationOptions) -> list[str]:
+    """The words to type instead of `--preset`; of parts that were switched off, only that they are off."""
+    words = []
+    for field in dataclasses.fields(innovations):
+        part_of = field.metadata["part_of"]
+        if field.name not in PRESETS[innovations.preset] or part_of and not getattr(innovations, part_of):
+            continue
+        value = getattr(innovations, field.name)
+        if isinstance(value, bool):
+            words.append(f"--{field.name}" if value else off_flag(field.name))
+        else:
+            words += [f"--{field.name}", _as_typed(value)]
+    return words
+
+
+def _without_effect(options: Options) -> Iterator[tuple[str, str]]:
+    """(option that was typed, the option that it needs and that is off)."""
+    # What the values would be if only the preset had been typed.
+    plain = InnovationOptions(**PRESETS.get(options.innovations.preset, {}))
+    if options.run.scale_schedule:
+        plain = scale_schedule(dataclasses.replace(options, innovations=plain)).innovations
+    for field in dataclasses.fields(plain):
+        needed = field.metadata["part_of"]
+        if (needed and not getattr(options.innovations, needed)
+                and getattr(options.innovations, field.name) != getattr(plain, field.name)):
+            yield field.name, needed

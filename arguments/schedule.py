@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from arguments.options import DEFAULT_ITERATIONS, Options
+from arguments.options import DEFAULT_ITERATIONS, Options, groups
 
 # Iteration-valued options and the least that each may shrink to.
 _SCALED = {
@@ -20,6 +20,7 @@ _SCALED = {
     "opacity_reset_interval": 100,
     # Evaluating takes as long as many iterations do.
     "interval": 100,
+    "resolution_milestones": 1,
 }
 
 
@@ -32,20 +33,29 @@ def scale_schedule(options: Options, typed: frozenset[str] = frozenset()) -> Opt
 
     Args:
         options: with the values of a 600,000 iteration run.
-        typed: names of options that the user set; they are taken as typed.
+        typed: names of options that the user set; they are taken as typed. (Those of a preset are not: it is made
+            for a long run, too.)
     """
     iterations = options.optimization.iterations
 
-    def scaled(group: object) -> dict[str, int]:
-        names = {field.name for field in dataclasses.fields(group)} & _SCALED.keys() - typed
-        return {name: max(_SCALED[name], round(getattr(group, name) * iterations / DEFAULT_ITERATIONS))
-                for name in names}
+    def shrunk(value: int, least: int) -> int:
+        return max(least, round(value * iterations / DEFAULT_ITERATIONS))
 
-    return dataclasses.replace(
-        options,
-        optimization=dataclasses.replace(options.optimization, **scaled(options.optimization)),
-        run=dataclasses.replace(options.run, **scaled(options.run)),
-    )
+    def scaled(group: Any) -> Any:
+        changes: dict[str, Any] = {}
+        for name in {field.name for field in dataclasses.fields(group)} & _SCALED.keys() - typed:
+            value, least = getattr(group, name), _SCALED[name]
+            if isinstance(value, tuple):
+                # In a tiny run, too, they have to increase.
+                kept: list[int] = []
+                for moment in value:
+                    kept.append(max(shrunk(moment, least), kept[-1] + 1 if kept else least))
+                changes[name] = tuple(kept)
+            else:
+                changes[name] = shrunk(value, least)
+        return dataclasses.replace(group, **changes)
+
+    return dataclasses.replace(options, **{name: scaled(group) for name, group in groups(options)})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, NamedTuple, Sequence
+from typing import Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +61,13 @@ def evaluate(
         if on_image is not None:
             on_image(Evaluated(index, camera, image, truth, vertices, metrics))
     return suite.mean() if target is not None else {}
+
+
+def mean_metrics(views: Iterable[Mapping[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:
+    """The means of these metrics over some of the views that `evaluate` reported; None where none has a value."""
+    views = list(views)
+    values = {name: [view[name] for view in views if view[name] is not None] for name in names}
+    return {name: sum(known) / len(known) if known else None for name, known in values.items()}
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:

@@ -3,7 +3,8 @@
 `DensityControl` watches the gradient of every Gaussian's screen position and,
 on schedule, clones, splits and prunes. It only decides (index lists and new
 values); `scene/surgery.py` carries it out on parameters and optimizer alike.
-Where the thresholds come from is a callable, so that other policies plug in.
+Which Gaussians are worth it is for a policy to say, a callable: `fixed_threshold`
+is the classical one.
 
 Two defects of earlier trainers are mended here (facts section 8); both are
 described at the lines concerned, with what they do on a real capture.
@@ -24,6 +25,7 @@ from scene.gaussian_model import GaussianModel
 from scene.surgery import gather_rows, overwrite
 from utils import native
 from utils.rotations import rotate
+from utils.selection import Candidates, Selection
 from utils.types import RenderOut
 
 CHILDREN = 2             # Gaussians that a split leaves in place of one
@@ -32,8 +34,8 @@ MAX_SCREEN_RADIUS = 20   # pixels; larger ones are pruned once opacities have be
 MAX_WORLD_SCALE = 0.1    # of the scene extent; likewise
 RESET_OPACITY = 0.01
 
-# statistic [N] (mean NDC gradient norm), seen [N] bool -> (clone threshold, split threshold)
-Thresholds = Callable[[Tensor, Tensor], tuple[float, float]]
+# iteration, what is known of the Gaussians -> what to clone and split
+Policy = Callable[[int, Candidates], Selection]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class DensitySchedule:
     densification_interval: int
     opacity_reset_interval: int
     percent_dense: float       # of the scene extent: larger Gaussians are split, smaller ones cloned
-    white_background: bool
+    first_reset: bool          # opacities are also reset at densify_from_iter
     prune_opacity: float = 0.005
 
 
@@ -57,17 +59,35 @@ class DensityReport:
     split: int
     pruned: int
     total: int
+    clone_threshold: float = 0.0  # NDC units
+    split_threshold: float = 0.0  # NDC units
+    policy: str = ""              # name of a policy that wants to be told, else empty
+
+    @property
+    def line(self) -> str:
+        """What to print and log; empty for a silent policy."""
+        if not self.policy:
+            return ""
+        return (f"[{self.policy}] Clone threshold: {self.clone_threshold:.3g} "
+                f"Split threshold: {self.split_threshold:.3g} "
+                f"(cloned {self.cloned:,}, split {self.split:,}, pruned {self.pruned:,}, total {self.total:,})")
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The same as curves, by their TensorBoard names."""
+        return {"points/cloned": self.cloned, "points/split": self.split, "points/pruned": self.pruned,
+                "densify/clone_threshold": self.clone_threshold, "densify/split_threshold": self.split_threshold}
 
 
 class DensityControl:
     """Adaptive density control (Kerbl et al. 2023, section 5), bound or unbound."""
 
-    def __init__(self, model: GaussianModel, optimizer: Optimizer, schedule: DensitySchedule, thresholds: Thresholds,
+    def __init__(self, model: GaussianModel, optimizer: Optimizer, schedule: DensitySchedule, policy: Policy,
                  *, extent: float, generator: torch.Generator) -> None:
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
-        self.thresholds = thresholds
+        self.policy = policy
         self.extent = extent          # metres
         self.generator = generator    # on the CPU, so that every device draws the same children
         self._clear()
@@ -76,16 +96,28 @@ class DensityControl:
         count, device = len(self.model), self.model.device
         self.gradient_sum = torch.zeros(count, device=device)  # of NDC gradient norms
         self.seen = torch.zeros(count, device=device)          # views in which it was visible
-        self.max_radii = torch.zeros(count, device=device)     # pixels, largest since the last densification
+        self.max_radii = torch.zeros(count, device=device)     # pixels of the full image, largest since then
 
-    def observe(self, out: RenderOut) -> None:
-        """Adds one rendered view to the statistics; call after backward. No host synchronisation."""
+    def observe(self, out: RenderOut, scale: float = 1.0, views: int = 1) -> None:
+        """Adds one rendered view to the statistics; call after backward. No host synchronisation.
+
+        Args:
+            scale: resolution of the view relative to the full image. Radii are
+                brought to full pixels. The gradient needs no such factor: it is
+                that of a mean over the image, per NDC unit, and neither knows
+                the number of pixels (doc/training_time.md has the figures).
+            views: in the step; its loss was divided by them, which the statistic undoes.
+        """
         gradient, radii = out.means2d.grad, out.radii
         if gradient is None:
             raise ValueError("observe() needs the gradient of means2d: call it after backward()")
         if not len(gradient) == len(radii) == len(self.seen):
             raise ValueError(f"observe() got {len(gradient)} gradients and {len(radii)} radii for "
                              f"{len(self.seen)} Gaussians")
+        if views != 1:
+            gradient = gradient * views
+        if scale != 1.0:
+            radii = torch.round(radii / scale).to(torch.int32)
         # A culled Gaussian has gradient zero, so no mask is needed for the sum.
         if self.model.device.type == "cpu" and native.available():
             gradient, radii = gradient.float().contiguous(), radii.int().contiguous()
@@ -108,9 +140,9 @@ class DensityControl:
         plan = self.schedule
         if step >= plan.densify_until_iter:
             return False
-        # On white the near-black start has to be torn down once before anything grows from it.
+        # On white the classical near-black start has to be torn down once before anything grows from it.
         return (step % plan.opacity_reset_interval == 0
-                or (plan.white_background and step == plan.densify_from_iter))
+                or (plan.first_reset and step == plan.densify_from_iter))
 
     def step(self, step: int, world_scales: Tensor) -> DensityReport | None:
         """Does what is due at iteration `step`, after the optimizer's step.
@@ -129,16 +161,14 @@ class DensityControl:
     @torch.no_grad()
     def _densify(self, step: int, world_scales: Tensor) -> DensityReport:
         model = self.model
-        statistic = self.gradient_sum / self.seen.clamp(min=1.0)
-        clone_threshold, split_threshold = self.thresholds(statistic, self.seen > 0)
         size = world_scales.amax(dim=1)
-        large = size > self.schedule.percent_dense * self.extent
-        split = (statistic >= split_threshold) & large
-        clone = (statistic >= clone_threshold) & ~large
+        selected = self.policy(step, Candidates(
+            statistic=self.gradient_sum / self.seen.clamp(min=1.0), seen=self.seen > 0,
+            large=size > self.schedule.percent_dense * self.extent, radii=self.max_radii))
 
-        kept = torch.nonzero(~split).squeeze(1)
-        cloned = torch.nonzero(clone).squeeze(1)
-        parents = torch.nonzero(split).squeeze(1).repeat(CHILDREN)
+        kept = torch.nonzero(~selected.split).squeeze(1)
+        cloned = torch.nonzero(selected.clone).squeeze(1)
+        parents = torch.nonzero(selected.split).squeeze(1).repeat(CHILDREN)
         # New rows: the survivors, the clones, the children.
         source = torch.cat([kept, cloned, parents])
         fresh = torch.ones(len(source), dtype=torch.bool, device=source.device)
@@ -176,7 +206,8 @@ class DensityControl:
             binding=None if model.binding is None else model.binding[source])
         self._clear()
         return DensityReport(cloned=len(cloned), split=len(parents) // CHILDREN,
-                             pruned=len(drop) - len(keep), total=len(keep))
+                             pruned=len(drop) - len(keep), total=len(keep), policy=selected.name,
+                             clone_threshold=selected.clone_threshold, split_threshold=selected.split_threshold)
 
     def _jitter(self, parents: Tensor) -> Tensor:
         """[M, 3] offsets of split children: a draw from the parent's own distribution.
@@ -207,9 +238,13 @@ class DensityControl:
         self.generator.set_state(state["generator"])
 
 
-def fixed_threshold(value: float) -> Thresholds:
-    """The classical policy: one gradient threshold for cloning and splitting."""
-    return lambda statistic, seen: (value, value)
+def fixed_threshold(value: float) -> Policy:
+    """The classical policy: whatever passes one gradient threshold; small ones are cloned, large ones split."""
+    def select(step: int, candidates: Candidates) -> Selection:
+        passes = candidates.statistic >= value
+        return Selection(clone=passes & ~candidates.large, split=passes & candidates.large,
+                         clone_threshold=value, split_threshold=value)
+    return select
 
 
 def last_of_triangle(drop: Tensor, binding: Tensor, opacity: Tensor, triangles: int) -> Tensor:

@@ -311,6 +311,10 @@ class RowAdam:
             denominator = (second / (1 - beta2 ** iteration)).sqrt_().add_(self.eps)
             tables[name][timestep].addcdiv_(gradient * self._rates[name], denominator, value=-1.0)
 
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all rows that have one."""
+        return list(self.parameters.gradients().values())
+
     def zero_grad(self) -> None:
         """Forgets the gradients of all rows."""
         self.parameters.clear_gradients()

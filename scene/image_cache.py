@@ -10,8 +10,10 @@ times, two and a half hours.
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import mmap
@@ -24,14 +26,17 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from scene import image_decode
+from scene.cameras import Camera
 from scene.dataset_common import View
+from utils import native
+from utils.area import area_reduce
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -73,26 +78,71 @@ class ImageCache:
         Raises:
             UserError: an image is missing, broken or of the wrong size, there is no room, or no such device.
         """
-        device = _device(device)
-        jobs, self._offsets = _jobs(views, background)
-        self._sizes = [(view.camera.height, view.camera.width) for view in views]
+        self._device = _device(device)
+        self._ram_share, self._folder, self._progress = ram_share, folder, progress
+        self._cameras = [view.camera for view in views]
+        self._jobs = _jobs(views, background)
+        count = workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)), max(1, len(views) // 8))
+        self._store(lambda file: _decode(self._jobs, file, count, progress), lambda: _key(self._jobs))
+
+    def at_scale(self, scale: float, count: int | None = None) -> ImageCache:
+        """The first `count` images (None: all) at `scale` times their resolution, area-filtered: another cache.
+
+        Sizes and pixel grid are those of `Camera.scaled(scale)`. Made from the
+        images here, in about a millisecond each of 802x550 pixels per core, and
+        kept where `ram_share` and the free memory of now allow: in memory, in a
+        file beside that of the full size, or on the GPU. It takes `scale`^2 of
+        the memory of the images that it holds; let go of it when done.
+
+        Args:
+            scale: above 0, at most 1; 1 gives this cache itself.
+
+        Raises:
+            UserError: there is no room.
+        """
+        if scale == 1.0:
+            return self
+        scaled = copy.copy(self)
+        scaled._cameras = [camera.scaled(scale) for camera in self._cameras[:count]]
+        scaled._jobs = self._jobs[:count]
+
+        def fill(file: int) -> None:
+            def reduce(index: int) -> None:
+                camera = scaled._cameras[index]
+                image = area_reduce(self._planar(index), camera.height, camera.width)
+                image_decode.write(file, image.cpu().numpy(), scaled._offsets[index])
+
+            # PyTorch's own operations bring their threads with them.
+            threads = len(os.sched_getaffinity(0)) if native.available() and self.where != "cuda" else 1
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in tqdm(pool.map(reduce, range(len(scaled))), total=len(scaled), unit="img",
+                              desc=f"Images at scale {scale:g}", disable=not self._progress):
+                    pass
+
+        scaled._store(fill, lambda: f"{_key(scaled._jobs)}-{scale!r}")
+        return scaled
+
+    def _store(self, fill: Callable[[int], None], key: Callable[[], str]) -> None:
+        """Finds a place for the images and has `fill` write them into a file there, unless the file `key` is there."""
+        self._offsets = _offsets(self._cameras)
         self.nbytes = self._offsets[-1]
-        count = workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)), max(1, len(jobs) // 8))
-        if self.nbytes <= ram_share * available_memory():
+        count = len(self._cameras)
+        if self.nbytes <= self._ram_share * available_memory():
             self.where = "ram"
-            self._bytes = _decode_to_memory(jobs, self.nbytes, count, progress)
-        elif folder is not None:
+            self._bytes = _in_memory(self.nbytes, fill)
+        elif self._folder is not None:
             self.where = "mmap"
-            self._bytes = _decode_to_file(jobs, self.nbytes, count, progress, Path(folder))
+            self._bytes = _in_file(Path(self._folder) / f"{key()}{SUFFIX}", self.nbytes, count, fill)
         else:
-            raise UserError(f"{len(jobs)} images take {self.nbytes / 1e9:.1f} GB of memory, which is not free: "
+            raise UserError(f"{count} images take {self.nbytes / 1e9:.1f} GB of memory, which is not free: "
                             "train at a smaller --resolution")
+        device = self._device
         if device.type == "cuda" and self.nbytes <= CUDA_SHARE * torch.cuda.mem_get_info(device)[0]:
             self.where = "cuda"
             self._bytes = _copy_in_pieces(self._bytes, device)
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._cameras)
 
     def __getitem__(self, index: int) -> Tensor:
         """[H, W, 3] uint8, a view into the cache: do not write to it."""
@@ -104,9 +154,9 @@ class ImageCache:
         return self._planar(index).to(device).float().div_(255.0)
 
     def _planar(self, index: int) -> Tensor:
-        height, width = self._sizes[index]  # an IndexError ends iteration over the cache
-        start = self._offsets[index % len(self._sizes)]
-        return self._bytes[start:start + 3 * height * width].view(3, height, width)
+        camera = self._cameras[index]  # an IndexError ends iteration over the cache
+        start = self._offsets[index % len(self._cameras)]
+        return self._bytes[start:start + 3 * camera.height * camera.width].view(3, camera.height, camera.width)
 
 
 def _device(name: torch.device | str) -> torch.device:
@@ -119,16 +169,17 @@ def _device(name: torch.device | str) -> torch.device:
     return device
 
 
-def _jobs(views: Sequence[View], background: tuple[float, float, float]) -> tuple[list[dict[str, Any]], list[int]]:
-    """What the workers are to do, and where each image starts; the last offset is the size of all."""
-    jobs, offsets = [], [0]
-    for view in views:
-        width, height = view.camera.width, view.camera.height
-        jobs.append({"image": str(view.image_path), "mask": str(view.mask_path) if view.mask_path else None,
-                     "source_size": view.source_size, "size": (width, height), "background": background,
-                     "offset": offsets[-1]})
-        offsets.append(offsets[-1] + 3 * width * height)
-    return jobs, offsets
+def _jobs(views: Sequence[View], background: tuple[float, float, float]) -> list[dict[str, Any]]:
+    """What the workers are to do."""
+    offsets = _offsets([view.camera for view in views])
+    return [{"image": str(view.image_path), "mask": str(view.mask_path) if view.mask_path else None,
+             "source_size": view.source_size, "size": (view.camera.width, view.camera.height),
+             "background": background, "offset": offset} for view, offset in zip(views, offsets)]
+
+
+def _offsets(cameras: Sequence[Camera]) -> list[int]:
+    """Where each image starts, in bytes; one more than there are: the last is the size of all."""
+    return list(itertools.accumulate((3 * camera.height * camera.width for camera in cameras), initial=0))
 
 
 def available_memory() -> int:
@@ -150,8 +201,8 @@ def available_memory() -> int:
     return free
 
 
-def _decode_to_memory(jobs: list[dict[str, Any]], nbytes: int, workers: int, progress: bool) -> Tensor:
-    """[nbytes] uint8 in anonymous shared memory."""
+def _in_memory(nbytes: int, fill: Callable[[int], None]) -> Tensor:
+    """[nbytes] uint8 in anonymous shared memory, written by `fill`."""
     if not nbytes:
         return torch.empty(0, dtype=torch.uint8)
     # A memfd has no name, so nothing is left behind however the run ends, and
@@ -163,24 +214,25 @@ def _decode_to_memory(jobs: list[dict[str, Any]], nbytes: int, workers: int, pro
         else:
             file = stack.enter_context(tempfile.TemporaryFile()).fileno()
         os.ftruncate(file, nbytes)
-        _decode(jobs, file, workers, progress)
+        fill(file)
         return torch.frombuffer(mmap.mmap(file, nbytes), dtype=torch.uint8)
 
 
-def _decode_to_file(jobs: list[dict[str, Any]], nbytes: int, workers: int, progress: bool, folder: Path) -> Tensor:
-    """[nbytes] uint8, mapped read-only from the file in `folder`, which is written unless it is there."""
-    path = folder / f"{_key(jobs)}{SUFFIX}"
+def _in_file(path: Path, nbytes: int, count: int, fill: Callable[[int], None]) -> Tensor:
+    """[nbytes] uint8 of `count` images, mapped read-only from the file `path`, which `fill` writes unless it is there.
+    """
+    folder = path.parent
     with _locked(folder) as alone:
         if not path.exists() or path.stat().st_size != nbytes:
             if alone:
                 for left in folder.glob(f".tmp-*{SUFFIX}"):  # of a run that was killed while writing
                     left.unlink(missing_ok=True)
             if nbytes > shutil.disk_usage(folder).free:
-                raise UserError(f"{len(jobs)} images take {nbytes / 1e9:.1f} GB, more than is free in memory and in "
+                raise UserError(f"{count} images take {nbytes / 1e9:.1f} GB, more than is free in memory and in "
                                 f"{folder}: train at a smaller --resolution or make room")
             with atomic_path(path) as temporary, open(temporary, "rb+") as file:
                 os.ftruncate(file.fileno(), nbytes)
-                _decode(jobs, file.fileno(), workers, progress)
+                fill(file.fileno())
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():

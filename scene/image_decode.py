@@ -167,7 +167,7 @@ def _deep_grey(image: Image.Image) -> np.ndarray:
     return (values.astype(np.int64) >> 8).astype(np.uint8)
 
 
-def _write(file: int, data: np.ndarray, offset: int) -> None:
+def write(file: int, data: np.ndarray, offset: int) -> None:
     """Writes all of `data`; unlike a store into a mapping, a full disk is an error here and not a crash."""
     rest = memoryview(data).cast("B")
     while len(rest):
@@ -187,7 +187,7 @@ def _serve(file: int) -> None:
                 if request["check"]:
                     check(job)
                 else:
-                    _write(file, decode(job), job["offset"])
+                    write(file, decode(job), job["offset"])
                 answers.append(None)
             except DecodeError as error:
                 answers.append(str(error))

@@ -35,6 +35,7 @@ class _Slot(ctypes.Structure):
     ]
 
 
+COOL = 0.1             # what the cool-down leaves of a learning rate
 _EVEN = torch.ones(1)  # the factors of a group without any
 
 
@@ -124,7 +125,14 @@ class GaussianOptimizer(Adam):
         opacity_lr: float,
         scaling_lr: float,
         rotation_lr: float,
+        iterations: int = 0,            # of the run; for the cool-down
+        cooldown: float = 0.0,          # share of the run at its end
     ) -> None:
+        """
+        Args:
+            cooldown: over so much of the run the rates of all but the positions, which have a schedule of their
+                own, fall linearly to a tenth: single views no longer shake what all have agreed on.
+        """
         rates = {
             "xyz": position_lr_init * extent,
             "features": feature_lr,
@@ -143,9 +151,15 @@ class GaussianOptimizer(Adam):
         # are that small, and a larger eps would silently lower the step.
         super().__init__(groups, eps=1e-15)
         self.position_schedule = (position_lr_init * extent, position_lr_final * extent, position_lr_max_steps)
+        self.rates = rates
+        self.cooldown = (iterations * (1.0 - cooldown), iterations * cooldown)  # its begin and length
 
     def set_step(self, step: int) -> None:
         """Sets the learning rates for iteration `step` (1 is the first)."""
+        begin, length = self.cooldown
+        share = min((step - begin) / length, 1.0) if length > 0.0 and step > begin else 0.0
         for group in self.param_groups:
             if group["name"] == "xyz":
                 group["lr"] = log_linear(step, *self.position_schedule)
+            else:
+                group["lr"] = self.rates[group["name"]] * (1.0 + (COOL - 1.0) * share)

@@ -77,7 +77,7 @@ def test_long_forms_and_absolute_paths() -> None:
 
 
 @pytest.mark.parametrize("line, words", [
-    ("--use_amp", ["--use_amp"]),                               # not built yet: must fail, not be ignored
+    ("--use_warp_drive", ["--use_warp_drive"]),
     ("--white", ["--white"]),                                   # no abbreviations
     ("stray", ["stray"]),
     ("--iterations 0", ["--iterations", "0"]),
@@ -109,6 +109,35 @@ def test_long_forms_and_absolute_paths() -> None:
     ("--port 70000", ["--port"]),
     ("-t ''", ["--target_path"]),
     ("--eval=1", ["--eval"]),
+    ("--preset fancy", ["--preset", "fancy", "baseline, ultra, balanced, quality"]),
+    ("--use_amp=1", ["--use_amp"]),
+    ("--densify_percentile_clone -1", ["--densify_percentile_clone", "at least 0"]),
+    ("--densify_percentile_split 101", ["--densify_percentile_split", "at most 100"]),
+    ("--densify_percentile_clone 95", ["--densify_percentile_clone 95", "--densify_percentile_split 90"]),
+    ("--preset quality --densify_percentile_split 60", ["--densify_percentile_clone 70", "split 60"]),
+    ("--max_gaussians -1", ["--max_gaussians"]),
+    ("--resolution_schedule 0.5,1", ["--resolution_schedule 0.5,1", "1 --resolution_milestones", "100000,300000"]),
+    ("--resolution_schedule 0.5,1 --resolution_milestones=", ["--resolution_milestones", "none"]),
+    ("--resolution_schedule=", ["--resolution_schedule", "at least one"]),
+    ("--resolution_schedule 0.5,half,1", ["--resolution_schedule", "0.5,half,1"]),
+    ("--resolution_schedule 0,0.5,1", ["--resolution_schedule", "more than 0"]),
+    ("--resolution_schedule 0.5,1,2", ["--resolution_schedule", "at most 1"]),
+    ("--resolution_milestones 300000,100000", ["--resolution_milestones", "increase", "300000,100000"]),
+    ("--resolution_milestones 5,5", ["--resolution_milestones", "increase"]),
+    ("--resolution_milestones 0,5", ["--resolution_milestones", "at least 1"]),
+    ("--resolution_milestones 1.5,5", ["--resolution_milestones", "whole numbers", "1.5,5"]),
+    *((f"--region_weight_{name} -0.1", [f"--region_weight_{name}", "at least 0"])
+      for name in ("eyes", "mouth", "nose", "face")),
+    ("--color_net_hidden_dim 0", ["--color_net_hidden_dim", "at least 1"]),
+    ("--color_net_layers 0", ["--color_net_layers", "at least 1"]),
+    ("--lambda_color_reg -1", ["--lambda_color_reg"]),
+    ("--color_lr nan", ["--color_lr"]),
+    ("--warm_opacity 1", ["--warm_opacity"]),
+    ("--warm_scale 0", ["--warm_scale"]),
+    ("--batch_views 0", ["--batch_views"]),
+    ("--refine_test_poses -1", ["--refine_test_poses"]),
+    ("--refine_test_poses 50", ["--refine_test_poses", "--refine_cameras"]),
+    ("--refine_cameras 6", ["--refine_test_poses", "--refine_cameras"]),
 ])
 def test_mistakes_are_one_line_that_names_the_flag(line: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
@@ -159,9 +188,130 @@ def test_render_options() -> None:
     assert full.skip_train and full.skip_val and full.skip_test and full.render_mesh and full.quiet
     assert (full.iteration, full.select_camera_id, full.export_world) == (7, 3, 0)
     assert full.target_path == str(Path.cwd() / "tgt")
-    for argv in ([], ["-m", "out", "--iterations", "5"], ["-m", "out", "--export_world", "-3"]):
+    assert (plain.no_color_calibration, plain.refine_flame, plain.refine_cameras) == (False, 0, ())
+    refined = parse_render("-m out --no_color_calibration --refine_flame 40 --refine_cameras 6 9".split())
+    assert (refined.no_color_calibration, refined.refine_flame, refined.refine_cameras) == (True, 40, (6, 9))
+    for argv in ([], ["-m", "out", "--iterations", "5"], ["-m", "out", "--export_world", "-3"],
+                 ["-m", "out", "--refine_flame", "5"], ["-m", "out", "--refine_cameras", "6"]):
         with pytest.raises(UserError):
             parse_render(argv)
+
+
+# ------------------------------------------------------------------ innovations and presets
+
+# Section 7 of the format notes, and what the project added, typed again by hand.
+INNOVATIONS = dict(
+    preset=None,
+    use_region_adaptive_loss=False, region_weight_eyes=2.0, region_weight_mouth=2.0, region_weight_nose=1.5,
+    region_weight_face=1.2,
+    use_smart_densification=False, densify_percentile_clone=75.0, densify_percentile_split=90.0,
+    densify_floor=0.5, densify_split_radius=4.0, max_gaussians=150_000,
+    use_progressive_resolution=False, resolution_schedule=(0.5, 0.75, 1.0), resolution_milestones=(100_000, 300_000),
+    use_color_calibration=False, color_net_hidden_dim=16, color_net_layers=3, lambda_color_reg=0.0,
+    color_per_camera=False, color_lr=1e-3,
+    use_amp=False,
+    use_warm_start=False, warm_colors=True, warm_opacity=0.5, warm_scale=0.5, warm_skip_first_reset=True,
+    warm_feature_lr_factor=2.0, warm_expr_lr_factor=3.0, warm_trans_lr_factor=10.0, warm_pose_lr_factor=10.0,
+    lr_cooldown=0.0, batch_views=1, refine_test_poses=0, refine_cameras=(),
+)
+
+# The table of presets, likewise, as command lines.
+TABLE = {
+    "baseline": "",
+    "ultra": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --use_smart_densification "
+             "--use_amp --use_warm_start --lr_cooldown 0.2",
+    "balanced": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --region_weight_nose 1.5 "
+                "--use_smart_densification --densify_percentile_clone 75 --densify_percentile_split 90 "
+                "--use_progressive_resolution --use_color_calibration --color_net_hidden_dim 16 "
+                "--lambda_color_reg 0.0001 --use_amp --use_warm_start --lr_cooldown 0.2",
+    "quality": "--use_region_adaptive_loss --region_weight_eyes 2.5 --region_weight_mouth 2.5 "
+               "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
+               "--densify_percentile_split 88 --use_color_calibration --color_net_hidden_dim 24 --use_amp "
+               "--use_warm_start --lr_cooldown 0.2",
+}
+
+
+def innovations(line: str) -> dict[str, object]:
+    return dataclasses.asdict(train(line).innovations)
+
+
+def test_innovations_are_off_by_default() -> None:
+    assert innovations("") == INNOVATIONS
+
+
+def test_every_efficient_flag_is_taken() -> None:
+    line = ("--use_region_adaptive_loss --region_weight_eyes 3 --region_weight_mouth 4 --region_weight_nose 5 "
+            "--region_weight_face 6 --use_smart_densification --densify_percentile_clone 50 "
+            "--densify_percentile_split 60 --max_gaussians 0 --densify_floor 1 --densify_split_radius 8 --use_progressive_resolution "
+            "--resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 --use_color_calibration "
+            "--color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 --color_per_camera --color_lr 0.1 "
+            "--use_amp --use_warm_start --no_warm_colors --warm_opacity 0.1 --warm_scale 1 "
+            "--no_warm_skip_first_reset --warm_feature_lr_factor 3 --warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
+            "--lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9")
+    assert innovations(line) == dict(
+        preset=None, use_region_adaptive_loss=True, region_weight_eyes=3.0, region_weight_mouth=4.0,
+        region_weight_nose=5.0, region_weight_face=6.0, use_smart_densification=True, densify_percentile_clone=50.0,
+        densify_percentile_split=60.0, max_gaussians=0, densify_floor=1.0, densify_split_radius=8.0,
+        warm_feature_lr_factor=3.0, lr_cooldown=0.3, use_progressive_resolution=True,
+        resolution_schedule=(0.25, 0.5, 1.0), resolution_milestones=(10, 20), use_color_calibration=True,
+        color_net_hidden_dim=8, color_net_layers=2, lambda_color_reg=0.5, color_per_camera=True, color_lr=0.1,
+        use_amp=True, use_warm_start=True, warm_colors=False, warm_opacity=0.1, warm_scale=1.0,
+        warm_skip_first_reset=False, warm_expr_lr_factor=1.0, warm_trans_lr_factor=2.0, warm_pose_lr_factor=0.0,
+        batch_views=4, refine_test_poses=50, refine_cameras=(6, 9))
+
+
+def test_every_switch_has_a_flag_that_turns_it_off() -> None:
+    switches = [name for name, value in INNOVATIONS.items() if isinstance(value, bool)]
+    assert {"use_amp", "use_warm_start", "warm_colors", "color_per_camera"} < set(switches)
+    for name in switches:
+        off = f"--no_{name.removeprefix('use_')}"
+        assert innovations(off)[name] is False
+        assert innovations(f"--{name} {off}")[name] is False and innovations(f"{off} --{name}")[name] is True
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("more", ["", "--iterations 6000 --scale_schedule"])
+def test_a_preset_is_exactly_its_flags(name: str, more: str, tmp_path: Path) -> None:
+    assert arguments.PRESETS.keys() == TABLE.keys()
+    chosen, written_out = train(f"--preset {name} {more}"), train(f"{TABLE[name]} {more}")
+    named = dataclasses.replace(written_out.innovations, preset=name)
+    assert chosen == dataclasses.replace(written_out, innovations=named)
+
+    # It is told in a form that can be typed, and it is in the file.
+    (line,) = arguments.notes(chosen)
+    assert line.startswith(f"preset {name}: ")
+    assert train(f"{line.partition(': ')[2].replace('no flags', '')} {more}") == written_out
+    write_cfg_args(tmp_path, chosen)
+    assert read_cfg_args(tmp_path) == chosen
+    assert all(f"{flag}=True" in (tmp_path / "cfg_args").read_text() for flag in arguments.PRESETS[name]
+               if flag.startswith("use_"))
+
+
+def test_typed_flags_win_over_the_preset_on_both_sides_of_it() -> None:
+    for line in ("--preset balanced --no_warm_start --region_weight_nose 3", "--no_warm_start --region_weight_nose 3 "
+                 "--preset balanced"):
+        changed = innovations(line)
+        expected = {**innovations("--preset balanced"), "use_warm_start": False, "region_weight_nose": 3.0}
+        assert changed == expected
+    (note,) = arguments.notes(train("--preset balanced --no_color_calibration --region_weight_nose 3"))
+    assert "--no_color_calibration" in note and "color_net" not in note and "--region_weight_nose 3.0" in note
+    assert innovations("--preset baseline --use_amp") == {**INNOVATIONS, "preset": "baseline", "use_amp": True}
+
+
+@pytest.mark.parametrize("more", ["", "--iterations 6000 --scale_schedule --preset ultra"])
+def test_parts_of_what_is_off_are_noted(more: str) -> None:
+    told = arguments.notes(train(f"{more} --resolution_schedule 0.5,1 --resolution_milestones 7 --color_per_camera"))
+    assert [line for line in told if line.startswith("note")] == [
+        "note: --resolution_schedule has no effect without --use_progressive_resolution",
+        "note: --resolution_milestones has no effect without --use_progressive_resolution",
+        "note: --color_per_camera has no effect without --use_color_calibration"]
+
+
+def test_a_run_too_short_for_its_full_resolution_is_noted() -> None:
+    line = "--use_progressive_resolution --iterations"
+    (note,) = arguments.notes(train(f"{line} 6000"))
+    assert "--resolution_milestones 100000,300000" in note and "--scale_schedule" in note
+    assert arguments.notes(train(f"{line} 300000")) == arguments.notes(train(f"{line} 6000 --scale_schedule")) == []
 
 
 # ------------------------------------------------------------------ schedule
@@ -172,6 +322,7 @@ def test_a_short_run_is_a_small_copy_of_the_long_one() -> None:
                   densification_interval=20, opacity_reset_interval=600)
     assert dataclasses.asdict(options.optimization) == {**DEFAULTS, "iterations": 6000, **scaled}
     assert options.run.interval == 600
+    assert options.innovations.resolution_milestones == (1000, 3000)
 
 
 def test_without_the_flag_nothing_scales() -> None:
@@ -190,6 +341,9 @@ def test_typed_values_are_not_scaled() -> None:
     assert (options.optimization.densify_from_iter, options.optimization.densification_interval) == (500, 2000)
     assert (options.run.interval, options.run.test_iterations, options.run.debug_from) == (1000, (50,), 4000)
     assert options.optimization.densify_until_iter == 6000  # not typed
+    options = train("--iterations 6000 --scale_schedule --preset balanced --resolution_milestones 100,5000")
+    assert options.innovations.resolution_milestones == (100, 5000)
+    assert options.optimization.densify_until_iter == 6000
 
 
 @pytest.mark.parametrize("iterations", [1, 7, 60, 600])
@@ -199,6 +353,8 @@ def test_tiny_runs_keep_usable_intervals(iterations: int) -> None:
     assert options.optimization.opacity_reset_interval == 100
     assert options.optimization.sh_increase_interval == 1
     assert options.run.interval == 100
+    first, second = options.innovations.resolution_milestones
+    assert 1 <= first < second <= max(2, (iterations + 1) // 2)
 
 
 # ------------------------------------------------------------------ milestones (defect 1)
@@ -262,9 +418,21 @@ def _values(group: type) -> st.SearchStrategy:
     return st.builds(group, **fields)
 
 
+def _fitting(values: arguments.InnovationOptions) -> arguments.InnovationOptions:
+    """The nearest values that do not contradict each other."""
+    low, high = sorted((values.densify_percentile_clone, values.densify_percentile_split))
+    milestones = tuple(sorted(set(values.resolution_milestones)))
+    scales = (values.resolution_schedule + (1.0,) * 5)[:len(milestones) + 1]
+    cameras = values.refine_cameras or (7,)
+    return dataclasses.replace(values, densify_percentile_clone=low, densify_percentile_split=high,
+                               resolution_milestones=milestones, resolution_schedule=scales,
+                               refine_cameras=cameras if values.refine_test_poses else ())
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.builds(Options, model=_values(arguments.ModelOptions), optimization=_values(arguments.OptimizationOptions),
-                 pipeline=_values(arguments.PipelineOptions), run=_values(arguments.RunOptions)))
+                 pipeline=_values(arguments.PipelineOptions), run=_values(arguments.RunOptions),
+                 innovations=_values(arguments.InnovationOptions).map(_fitting)))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, options: Options) -> None:
     folder = tmp_path_factory.mktemp("cfg")
     write_cfg_args(folder, options)
@@ -289,6 +457,14 @@ def test_file_of_another_trainer(tmp_path: Path) -> None:
     assert options.model.target_path is None
     assert type(options.optimization.lambda_scale) is float
     assert dataclasses.asdict(options.optimization) == DEFAULTS
+    assert options.innovations == arguments.InnovationOptions()  # older than they are
+
+
+def test_efficient_flags_in_the_file_of_another_trainer(tmp_path: Path) -> None:
+    options = read_cfg_args(cfg(tmp_path, "Namespace(use_amp=True, densify_percentile_clone=70, "
+                                          "resolution_schedule='0.5,1.0', resolution_milestones='5000')"))
+    assert options.innovations == arguments.InnovationOptions(
+        use_amp=True, densify_percentile_clone=70.0, resolution_schedule=(0.5, 1.0), resolution_milestones=(5000,))
 
 
 @pytest.mark.parametrize("text", [
@@ -333,7 +509,8 @@ def test_text_made_to_hurt_the_parser(text: bytes, tmp_path: Path) -> None:
     ("source_path", "3"), ("source_path", "None"), ("source_path", "b'x'"), ("source_path", "'a\\0b'"),
     ("eval", "1"), ("feature_lr", "True"), ("feature_lr", "[0.1]"), ("target_path", "5"), ("resolution", "0"),
     ("test_iterations", "7"), ("test_iterations", "['7']"), ("test_iterations", "[[7]]"), ("rasterizer", "'x'"),
-    ("data_device", "'tpu'"),
+    ("data_device", "'tpu'"), ("preset", "'fancy'"), ("resolution_schedule", "'a,b'"), ("resolution_schedule", "0.5"),
+    ("resolution_milestones", "['5']"), ("resolution_milestones", "[7, 5]"), ("densify_percentile_clone", "99"),
 ])
 def test_wrong_values_name_file_and_field(field: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:

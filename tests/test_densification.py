@@ -19,7 +19,7 @@ from utils.types import RenderOut
 RATES = dict(position_lr_init=0.005, position_lr_final=0.00005, position_lr_max_steps=100, feature_lr=0.0025,
              opacity_lr=0.05, scaling_lr=0.017, rotation_lr=0.001)
 SCHEDULE = DensitySchedule(densify_from_iter=0, densify_until_iter=100, densification_interval=10,
-                           opacity_reset_interval=50, percent_dense=0.01, white_background=False)
+                           opacity_reset_interval=50, percent_dense=0.01, first_reset=False)
 
 
 def make_model(count: int = 6, triangles: int | None = None) -> GaussianModel:
@@ -116,6 +116,28 @@ def test_native_statistics_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
         observe(native, [1.0, 1.0], [1, 1])
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_radii_are_counted_in_pixels_of_the_full_image(native: bool, monkeypatch: pytest.MonkeyPatch):
+    if not native:
+        monkeypatch.setattr("scene.densification.native.available", lambda: False)
+    control, _ = make_control(make_model(5))
+    means2d = torch.zeros(5, 2, requires_grad=True)
+    means2d.grad = torch.ones(5, 2)
+    for radii, scale in (([0, 1, 10, 11, 2], 0.5), ([0, 3, 15, 3, 2], 0.75), ([0, 1, 1, 1, 3], 1.0)):
+        control.observe(RenderOut(torch.empty(0), torch.empty(0), torch.tensor(radii, dtype=torch.int32), means2d),
+                        scale)
+    assert control.max_radii.tolist() == [0, 4, 20, 22, 4]
+    assert control.seen.tolist() == [0, 3, 3, 3, 3]
+
+
+def test_the_fixed_threshold_is_silent_and_says_what_it_used():
+    control, _ = make_control(make_model(2), threshold=1.5)
+    observe(control, [2.0, 1.0], [1, 1])
+    report = control.step(10, control.model.scaling.exp())
+    assert report.line == "" and report.cloned == 1
+    assert report.clone_threshold == report.split_threshold == 1.5
+
+
 def test_small_are_cloned_large_are_split():
     model = make_model(4)
     with torch.no_grad():
@@ -202,7 +224,7 @@ def test_size_pruning_waits_for_the_first_reset():
 
 def test_opacity_reset_caps_and_comes_when_due():
     schedule = DensitySchedule(densify_from_iter=30, densify_until_iter=100, densification_interval=10,
-                               opacity_reset_interval=50, percent_dense=0.01, white_background=True)
+                               opacity_reset_interval=50, percent_dense=0.01, first_reset=True)
     model = make_model(3)
     control, _ = make_control(model, schedule=schedule)
     assert [s for s in range(1, 121) if control.reset_due(s)] == [30, 50]

@@ -14,6 +14,7 @@ from PIL import Image
 
 import render
 from arguments import Options, parse_render, parse_train, write_cfg_args
+from innovations.color_calibration import ColorCalibration
 from scene.flame import Flame, FlameParameters
 from scene.gaussian_model import GaussianModel
 from scene.head_model import load_head_model
@@ -134,6 +135,82 @@ def test_one_camera_only(folders: dict[str, Path]) -> None:
         assert [view["camera"] for view in written["views"]] == ["102"] * views
 
 
+def test_colour_calibration_is_applied_and_can_be_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
+    model, flags = tmp_path / "avatar", ("--skip_train", "--skip_test", "--quiet")
+    save_avatar(model, folders["capture"], [3, 4, 9])
+    write_cfg_args(model, parse_train(["-s", str(folders["capture"]), "-m", str(model), "--eval", "--bind_to_mesh",
+                                       "-w", "--use_color_calibration"]))
+    with pytest.raises(UserError, match="--no_color_calibration"):
+        run("-m", model, *flags)
+    calibration = ColorCalibration(hidden_dim=4, num_layers=2)
+    with torch.no_grad():
+        next(reversed(list(calibration.parameters()))).copy_(torch.tensor([2.0, 0.0, -2.0]))  # the last bias
+    calibration.save(model / "point_cloud" / "iteration_100" / "color_calibration.pt")
+    plain = run("-m", folders["avatar"], *flags)["val"]
+    measured = run("-m", model, *flags)["val"]
+    folder = model / "val" / "ours_100"
+    middle = np.asarray(Image.open(folder / "renders" / "00000.png"))[HEIGHT // 2, WIDTH // 2] / 255
+    # The ball is as good as opaque and of colour 0.5: sigmoid(logit(0.5) + r).
+    assert middle == pytest.approx([1 / (1 + math.exp(-2)), 0.5, 1 / (1 + math.exp(2))], abs=0.03)
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["without_color_calibration"] == plain and written["mean"] == measured
+    assert measured["psnr"] != pytest.approx(plain["psnr"], abs=0.1)
+    assert run("-m", model, *flags, "--no_color_calibration")["val"] == plain
+
+
+def test_refined_test_poses_are_measured_on_the_other_cameras(folders: dict[str, Path], tmp_path: Path) -> None:
+    # The photographs show a ball of height 2.0 and width 1.0; tracked it is 1.6 and 1.1.
+    capture, model = tmp_path / "capture", tmp_path / "avatar"
+    write_capture(capture, [3, 4, 9], shape=0.0, taller=0.5)
+    save_avatar(model, capture, [3, 4, 9])
+    kept = model / "point_cloud" / "iteration_100" / "flame_param.npz"
+    before = kept.read_bytes()
+    flags = ("-m", model, "--skip_train", "--skip_val", "--quiet", "--refine_flame", 60, "--refine_cameras", 0, 2)
+    measured = run(*flags)
+
+    assert list(measured) == ["test", "test_as_tracked", "test_refined", "test_looked_at"]
+    folder = model / "test_refined" / "ours_100"
+    tracked, refined = (json.loads((path / "metrics.json").read_text())
+                        for path in (model / "test" / "ours_100", folder))
+    psnrs = [{view["camera"]: view["psnr"] for view in written["views"]} for written in (tracked, refined)]
+    assert measured["test_as_tracked"]["psnr"] == psnrs[0]["101"] == refined["as_tracked"]["psnr"]
+    assert measured["test_refined"]["psnr"] == psnrs[1]["101"] == refined["mean"]["psnr"]
+    # A grey ball on a patterned one: the outline is all there is to gain.
+    assert psnrs[1]["101"] > psnrs[0]["101"] + 0.05
+    assert measured["test_looked_at"]["psnr"] == pytest.approx((psnrs[1]["100"] + psnrs[1]["102"]) / 2)
+    assert [view.get("looked_at", False) for view in refined["views"]] == [True, False, True]
+    report = refined["refinement"]
+    assert (report["steps"], report["timesteps"]) == (60, 1) and report["loss_refined"] < report["loss_as_tracked"]
+    assert (report["cameras_looked_at"], report["cameras_measured"]) == ([0, 2], [1])
+    assert psnr_of_files(folder / "renders" / "00001.png", capture / "images" / "00009_01.png") == pytest.approx(
+        psnrs[1]["101"], abs=0.02)
+
+    assert kept.read_bytes() == before
+    with np.load(kept) as old, np.load(folder / "flame_param_refined.npz") as new:
+        assert set(old) == set(new)
+        assert np.array_equal(new["expr"][:2], old["expr"][:2]) and new["expr"][2] != old["expr"][2]
+        assert all(np.array_equal(new[name], old[name]) for name in ("shape", "static_offset", "timestep_index"))
+        fitted = {name: new[name] for name in new}
+
+    # A measured photograph that is not of this world must not move the poses.
+    Image.new("RGB", (WIDTH, HEIGHT), (255, 0, 255)).save(capture / "images" / "00009_01.png")
+    assert run(*flags)["test_refined"]["psnr"] < psnrs[0]["101"]
+    with np.load(folder / "flame_param_refined.npz") as again:
+        assert all(np.array_equal(again[name], value) for name, value in fitted.items())
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--refine_cameras", "7"], "--refine_cameras 7: .* only of 0, 1, 2"),
+    (["--refine_cameras", "0", "1", "2"], "leaves no view to measure"),
+    (["--refine_cameras", "0", "--skip_test"], "--skip_test"),
+    (["--refine_cameras", "0", "--export_world", "3"], "--export_world"),
+    (["--refine_cameras", "0", "-t", "elsewhere"], "-t"),
+])
+def test_refinements_that_cannot_be(folders: dict[str, Path], arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run("-m", folders["avatar"], "--refine_flame", 5, *arguments)
+
+
 def test_reenactment_moves_the_avatar_and_keeps_the_person(
     folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +290,8 @@ def test_a_static_scene(folders: dict[str, Path], tmp_path: Path) -> None:
         run("-m", model, "--render_mesh")
     with pytest.raises(UserError, match="-t"):
         run("-m", model, "-t", folders["other"])
+    with pytest.raises(UserError, match="--refine_flame.* not bound"):
+        run("-m", model, "--refine_flame", 5, "--refine_cameras", 0)
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -3,125 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from stand_ins import NEEDS_SHELL, ROOT, Machine, succeeded
 from utils import environment
 
-ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("train_efficient.sh", "utils/environment.sh", "requirements.txt", "requirements-cuda.txt", "tests/run.sh",
-          "tests/requirements.txt")
-TOOLS = ("bash", "cat", "cp", "dirname", "env", "find", "grep", "mkdir", "rm", "sed", "sort",
-         "touch")
-
-pytestmark = pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason="needs a POSIX shell")
-
-# A stand-in for an interpreter: notes its arguments, and plays the commands that the
-# scripts use. What is "installed" is a list of requirements files beside its bin/.
-PYTHON = r"""#!/bin/sh
-{ printf '%s' "${0##*/}"; for word; do printf '\t%s' "$word"; done; printf '\n'; } >> "$STUB_LOG"
-home=$(dirname -- "$(dirname -- "$0")")
-case "$1 $2" in
-  --version*) echo "Python <version>" ;;
-  -c*ensurepip*) [ <old> = False ] && [ <ensurepip> = True ] ;;
-  -c*samefile*) [ -e "$home/pyvenv.cfg" ] ;;
-  -c*version_info*) [ <old> = False ] ;;
-  "-m ensurepip") [ <ensurepip> = True ] && touch "$home/pip" ;;
-  "-m venv")
-    mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/pyvenv.cfg"
-    [ <venv_works> = True ] && touch "$3/pip" ;;
-  "-m pip")
-    [ -e "$home/pip" ] || exit 1
-    [ "$3" = install ] || exit 0
-    case " $* " in *" -r ${STUB_PIP_FAILS:-nothing} "*) echo "no network" >&2; exit 1 ;; esac
-    for word; do case "$word" in *.txt) echo "$word" >> "$home/installed" ;; esac; done ;;
-  "-m utils.environment")
-    for word; do
-      case "$word" in *.txt) grep -qx "$word" "$home/installed" 2>/dev/null || missing="$missing $word" ;; esac
-    done
-    [ -z "$missing" ] || { echo "missing: torch of$missing"; exit 1; } ;;
-  "-m scene.synthetic") mkdir -p "$3" ;;
-  train.py*)
-    [ -z "${STUB_TRAINING_STOPS:-}" ] || exit 130
-    while [ "$1" != -m ]; do shift; done
-    mkdir -p "$2" && touch "$2/results.json" ;;
-  render.py*)
-    for split in val test; do
-      mkdir -p "$3/$split/ours_3000/renders" "$3/$split/ours_3000/gt"
-      touch "$3/$split/ours_3000/renders.mp4" "$3/$split/ours_3000/comparison.png"
-    done ;;
-  "-m pytest") ;;
-  *) echo "the stand-in does not know: $*" >&2; exit 99 ;;
-esac
-"""
-
-
-class Machine:
-    """A temporary machine: a PATH with only stand-ins on it, and the scripts in a folder with a space in its name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.repository = folder / "the repository"
-        self.elsewhere = folder / "some where"
-        self.bin = folder / "machine" / "bin"
-        self.log = folder / "calls"
-        for made in (self.repository, self.elsewhere, self.bin):
-            made.mkdir(parents=True)
-        for name in COPIED:
-            (self.repository / name).parent.mkdir(exist_ok=True)
-            shutil.copy(ROOT / name, self.repository / name)
-        for tool in TOOLS:
-            (self.bin / tool).symlink_to(shutil.which(tool))
-        self.variables = {"PATH": str(self.bin), "STUB_LOG": str(self.log), "HOME": str(folder),
-                          "CUDA_HOME": str(folder / "no toolkit")}
-
-    def program(self, path: Path, text: str = "#!/bin/sh\n") -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
-
-    def python(self, name: str, *, version: str = "3.12.1", old: bool = False, ensurepip: bool = True,
-               venv_works: bool = True, folder: Path | None = None) -> None:
-        """Puts an interpreter on the PATH (or into `folder`)."""
-        text = PYTHON
-        for word, value in {"version": version, "old": old, "ensurepip": ensurepip, "venv_works": venv_works}.items():
-            text = text.replace(f"<{word}>", str(value))
-        self.program((folder or self.bin) / name, text)
-
-    def active_python(self, *requirements: str) -> None:
-        """An activated environment in which these requirements files are fulfilled."""
-        self.python("python")
-        (self.bin.parent / "installed").write_text("".join(f"{name}\n" for name in requirements))
-
-    def run(self, script: str, *arguments: str, cwd: Path | None = None, **variables: str
-            ) -> subprocess.CompletedProcess[str]:
-        self.log.write_text("")
-        return subprocess.run([str(self.repository / script), *arguments], cwd=cwd or self.repository, text=True,
-                              env={**self.variables, **variables}, stdin=subprocess.DEVNULL, capture_output=True,
-                              timeout=60)
-
-    def calls(self, start: str = "") -> list[list[str]]:
-        """The calls of interpreters, [name, argument, ...], whose arguments begin with `start`."""
-        calls = [line.split("\t") for line in self.log.read_text().splitlines()]
-        return [call for call in calls if " ".join(call[1:]).startswith(start)]
-
-    @property
-    def venv(self) -> Path:
-        return self.repository / ".venv"
+pytestmark = NEEDS_SHELL
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
-
-
-def succeeded(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert not result.stderr, result.stderr
-    return result.stdout
 
 
 # ---- which interpreter ----------------------------------------------------------
@@ -284,79 +180,6 @@ def test_programs_of_the_environment_are_on_the_path(machine: Machine) -> None:
         "ensure_environment requirements.txt >/dev/null\necho \"$PATH\"\n")
     (machine.repository / "show.sh").chmod(0o755)
     assert succeeded(machine.run("show.sh")).startswith(f"{machine.venv / 'bin'}:")
-
-
-# ---- the demo -------------------------------------------------------------------------
-
-
-def test_the_demo_twice(machine: Machine) -> None:
-    machine.active_python("requirements.txt")
-    root = machine.repository / "output" / "demo"
-    out = succeeded(machine.run("train_efficient.sh", "demo", "--lambda_dssim", "0.3"))
-    data, training, rendering = machine.calls()[1:]  # after the check of the environment
-    assert data == ["python", "-m", "scene.synthetic", f"{root}/data"]
-    assert training[:6] == ["python", "train.py", "-s", f"{root}/data", "-m", f"{root}/model"]
-    assert training[-4:] == ["--start_checkpoint", "auto", "--lambda_dssim", "0.3"]
-    assert rendering[:4] == ["python", "render.py", "-m", f"{root}/model"]
-    for path in ("val/ours_3000/renders", "test/ours_3000/renders", "val/ours_3000/renders.mp4",
-                 "test/ours_3000/comparison.png"):
-        assert f" {root}/model/{path}" in out
-    assert "*" not in out
-
-    out = succeeded(machine.run("train_efficient.sh", "demo"))
-    assert machine.calls()[1:] == [data, rendering]
-    assert "Training is skipped" in out and "to train anew: remove" in out
-    assert "to train anew with --seed 3: remove" in succeeded(machine.run("train_efficient.sh", "demo", "--seed", "3"))
-
-
-def test_a_demo_that_was_stopped_goes_on(machine: Machine) -> None:
-    machine.active_python("requirements.txt")
-    stopped = machine.run("train_efficient.sh", "demo", STUB_TRAINING_STOPS="yes")
-    assert stopped.returncode == 130 and not machine.calls("render.py")
-    succeeded(machine.run("train_efficient.sh", "demo"))
-    assert len(machine.calls("train.py")) == 1 and len(machine.calls("render.py")) == 1
-
-
-@pytest.mark.parametrize("name", ["my demo", "/absolute"])
-def test_the_folder_is_relative_to_the_caller(machine: Machine, tmp_path: Path, name: str) -> None:
-    machine.active_python("requirements.txt")
-    folder = tmp_path / "an absolute place" if name == "/absolute" else machine.elsewhere / name
-    out = succeeded(machine.run("train_efficient.sh", "demo", cwd=machine.elsewhere,
-                                DEMO_DIR=str(folder) if name == "/absolute" else name))
-    assert f"Video:      {folder}/model/val/ours_3000/renders.mp4" in out
-    assert not (machine.repository / "output").exists()
-
-
-def test_the_shown_commands_can_be_pasted(machine: Machine) -> None:
-    machine.active_python("requirements.txt")
-    out = succeeded(machine.run("train_efficient.sh", "demo", cwd=machine.elsewhere))
-    shown = [line[2:] for line in out.splitlines() if line.startswith("+ ")]
-    first = machine.calls()[1:]
-    shutil.rmtree(machine.repository / "output")
-    machine.log.write_text("")
-    subprocess.run(["bash", "-c", "\n".join(shown)], cwd=machine.elsewhere, env=machine.variables, check=True)
-    assert machine.calls() == first
-
-
-@pytest.mark.parametrize("arguments", [["help"], ["--help"], ["-h"], [], ["demo", "--help"]])
-def test_help_from_another_folder(machine: Machine, arguments: list[str]) -> None:
-    out = succeeded(machine.run("train_efficient.sh", *arguments, cwd=machine.elsewhere))
-    assert "train_efficient.sh demo" in out and "DEMO_DIR" in out
-    assert not machine.calls()
-
-
-def test_called_by_a_relative_path_where_CDPATH_is_set(machine: Machine) -> None:
-    (machine.elsewhere / machine.repository.name).mkdir()
-    result = subprocess.run(["bash", f"{machine.repository.name}/train_efficient.sh", "help"], text=True,
-                            cwd=machine.repository.parent, capture_output=True,
-                            env={**machine.variables, "CDPATH": str(machine.elsewhere)})
-    assert "train_efficient.sh demo" in succeeded(result)
-
-
-def test_an_unknown_mode(machine: Machine) -> None:
-    result = machine.run("train_efficient.sh", "prove it")
-    assert result.returncode == 2 and not result.stdout
-    assert result.stderr == "error: unknown mode 'prove it'; the modes are: demo\n"
 
 
 # ---- the check of the requirements ------------------------------------------------------

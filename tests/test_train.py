@@ -357,7 +357,7 @@ def test_regularisers_in_triangle_units_and_in_metres(finished: SimpleNamespace,
     def terms(*flags: object) -> dict[str, float]:
         optim = parse_train(command_line(capture, finished.model, *flags)).optimization
         return {name: term.item() for name, term in
-                train.compute_losses(optim, avatar, world, vertices, out, target).items()}
+                train.compute_losses(optim, avatar, world, vertices, out, out.image, target, None).items()}
 
     # Independently, from the mesh: a triangle's scale is the mean of its first edge and the height over it.
     corners = vertices.detach().double().numpy()[avatar.flame.faces.numpy()]

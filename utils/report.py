@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.images import error_map, to_bytes
+from utils.images import error_map, heat_map, to_bytes
 
 
 class Reporter:
@@ -130,6 +130,10 @@ class Reporter:
         if name not in self._shown:
             self._shown.add(name)
             self._image(f"{name}/ground_truth", target, iteration)
+
+    def heat_map(self, iteration: int, name: str, values: Tensor) -> None:
+        """Writes a map [1, H, W] of numbers of at least 0, the largest of them brightest."""
+        self._image(name, heat_map(values[0], max(float(values.max()), 1e-12)), iteration)
 
     def _image(self, tag: str, image: Tensor, iteration: int) -> None:
         self._writer.add_image(tag, to_bytes(image), iteration, dataformats="HWC")

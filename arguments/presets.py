@@ -1,0 +1,39 @@
+"""The presets: names for sets of flags, used by `train.py --preset NAME` and by `train_efficient.sh`.
+
+A preset is nothing but flags: writing them out gives the same run. Flags typed
+beside it win, also those that switch a part of it off (`--no_amp`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "ultra": {
+        "use_region_adaptive_loss": True, "region_weight_eyes": 2.0, "region_weight_mouth": 2.0,
+        "use_smart_densification": True,
+        "use_amp": True,
+        "use_warm_start": True,
+        "lr_cooldown": 0.2,
+    },
+    "balanced": {
+        "use_region_adaptive_loss": True, "region_weight_eyes": 2.0, "region_weight_mouth": 2.0,
+        "region_weight_nose": 1.5,
+        "use_smart_densification": True, "densify_percentile_clone": 75.0, "densify_percentile_split": 90.0,
+        "use_progressive_resolution": True,
+        "use_color_calibration": True, "color_net_hidden_dim": 16, "lambda_color_reg": 1e-4,
+        "use_amp": True,
+        "use_warm_start": True,
+        "lr_cooldown": 0.2,
+    },
+    "quality": {
+        "use_region_adaptive_loss": True, "region_weight_eyes": 2.5, "region_weight_mouth": 2.5,
+        "region_weight_nose": 1.8,
+        "use_smart_densification": True, "densify_percentile_clone": 70.0, "densify_percentile_split": 88.0,
+        "use_color_calibration": True, "color_net_hidden_dim": 24,
+        "use_amp": True,
+        "use_warm_start": True,
+        "lr_cooldown": 0.2,
+    },
+}

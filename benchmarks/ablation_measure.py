@@ -1,0 +1,222 @@
+"""What one finished training is worth: the error by region of the head, and its curves.
+
+The regions of a view partition its pixels. The silhouette, everything within
+`OUTLINE` pixels of the outline of the foreground, comes first; what the head
+model's mesh shows at a pixel decides about the others (eyes, mouth, nose, rest of
+the face), and the remainder, scalp, neck and background, is `rest`. The mesh is
+posed as the tracker says, not as a run has tuned it, so that all runs are judged
+by the same pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from arguments import Options, RenderOptions, read_cfg_args
+from gaussian_renderer import choose_device_and_rasterizer, render
+from gaussian_renderer.evaluation import Evaluated, evaluate
+from render import choose_iteration, load_avatar, load_capture, rows_of
+from scene.dataset import View
+from scene.flame import Flame, FlameParameters
+from scene.gaussian_model import FLAME_NAME
+from scene.head_model import HeadModel, find_head_model, load_head_model
+from scene.image_cache import ImageCache
+from utils import metrics
+from utils.mesh_overlay import visible_faces
+
+# By rising precedence on the mesh; "rest" is what none of them claims.
+MESH_REGIONS = {
+    "face": ("face",),
+    "nose": ("nose",),
+    "mouth": ("lips", "teeth"),
+    "eyes": ("eye_region", "right_eye_region", "left_eye_region", "right_eyeball", "left_eyeball"),
+}
+REGIONS = ("eyes", "mouth", "nose", "face", "silhouette", "rest")
+OUTLINE = 2.0            # pixels on either side of the outline
+NEARLY_BACKGROUND = 3    # grey levels; where there is no mask, what differs by more is foreground
+SAME_PICTURE = 0.02      # dB between the PSNR measured here and in results.json
+
+
+# ---- which pixel belongs to which region ------------------------------------------
+
+
+def face_regions(faces: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[F] int, the place in `REGIONS` of each triangle [F, 3]: the region that holds at least two of its vertices."""
+    result = np.full(len(faces), REGIONS.index("rest"))
+    for region, names in MESH_REGIONS.items():
+        inside = np.zeros(faces.max() + 1, dtype=bool)
+        for name in names:
+            inside[masks.get(name, [])] = True
+        result[inside[faces].sum(axis=1) >= 2] = REGIONS.index(region)
+    return result
+
+
+def outline(foreground: np.ndarray, width: float = OUTLINE) -> np.ndarray:
+    """[H, W] bool, the pixels within `width` of the outline of `foreground` [H, W] bool; the image's edge is none."""
+    if foreground.all() or not foreground.any():
+        return np.zeros_like(foreground)
+    # The distance counts from pixel centre to pixel centre: to the nearest one on the other side.
+    distance = np.where(foreground, ndimage.distance_transform_edt(foreground),
+                        ndimage.distance_transform_edt(~foreground))
+    return distance <= width
+
+
+def label_pixels(face: np.ndarray, regions: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """[H, W] int, the place in `REGIONS` of each pixel.
+
+    Args:
+        face: [H, W] int, the triangle seen, -1 for none.
+        regions: [F] int, of `face_regions`.
+        foreground: [H, W] bool.
+    """
+    labels = np.where(face >= 0, regions[face], REGIONS.index("rest"))
+    labels[outline(foreground)] = REGIONS.index("silhouette")
+    return labels
+
+
+def foreground_of(view: View, target: Tensor, background: tuple[float, float, float]) -> np.ndarray:
+    """[H, W] bool: the capture's mask, else where the photograph [3, H, W] is not of the background's colour."""
+    if view.mask_path is not None:
+        with Image.open(view.mask_path) as image:
+            size = (view.camera.width, view.camera.height)
+            return np.asarray(image.convert("L").resize(size, Image.Resampling.BOX)) >= 128
+    distance = (target.cpu() - torch.tensor(background)[:, None, None]).abs().amax(dim=0)
+    return (distance > NEARLY_BACKGROUND / 255).numpy()
+
+
+class RegionError:
+    """Squared errors, summed by region over the views of a split."""
+
+    def __init__(self) -> None:
+        self.sums = np.zeros(len(REGIONS))
+        self.pixels = np.zeros(len(REGIONS), dtype=np.int64)
+
+    def add(self, image: np.ndarray, target: np.ndarray, labels: np.ndarray) -> None:
+        """One view: [3, H, W] twice, 0..1, and [H, W]."""
+        error = np.square(image.astype(np.float64) - target).mean(axis=0)
+        self.sums += np.bincount(labels.ravel(), error.ravel(), minlength=len(REGIONS))
+        self.pixels += np.bincount(labels.ravel(), minlength=len(REGIONS))
+
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """Per region: PSNR from the mean over all its pixels (in some views it has hardly any, which would spoil a
+        mean of PSNRs), its share of the squared error, and its share of the area."""
+        total = max(self.sums.sum(), 1e-30)
+        return {name: {"psnr": -10 * math.log10(max(sum_ / count, metrics.SMALLEST_MSE)) if count else None,
+                       "error_share": sum_ / total, "area_share": count / max(self.pixels.sum(), 1)}
+                for name, sum_, count in zip(REGIONS, self.sums.tolist(), self.pixels.tolist())}
+
+
+# ---- a run ------------------------------------------------------------------------
+
+
+class Judge:
+    """Measures runs on one capture; photographs and regions are made once, for the first run of a size."""
+
+    def __init__(self) -> None:
+        self._cases: dict[tuple[Any, ...], dict[str, tuple[list[Tensor], list[np.ndarray]]]] = {}
+
+    def measure(self, run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+        """{"regions": {split: ...}, "curves": ...} of the finished run in folder `run`, whose results.json is given.
+
+        Raises:
+            ValueError: the pictures drawn here are not those that the run has measured.
+            UserError: the run or its capture is not there.
+        """
+        return {"regions": self._regions(run, results), "curves": read_curves(run)}
+
+    def _regions(self, run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+        trained = read_cfg_args(run)
+        options = RenderOptions(model_path=str(run), quiet=True, device=trained.run.device,
+                                rasterizer=trained.pipeline.rasterizer, threads=trained.run.threads)
+        device, _, rasterize = choose_device_and_rasterizer(options.device, options.rasterizer, options.threads)
+        dataset = load_capture(options, trained)
+        saved = run / "point_cloud" / f"iteration_{choose_iteration(run, -1)}"
+        avatar = load_avatar(options, trained, saved, dataset, device)
+        rows = rows_of(avatar.flame_parameters, dataset.timesteps, saved / FLAME_NAME)
+        draw = partial(render, background=torch.tensor(dataset.background, device=device), rasterize=rasterize,
+                       sh_degree=avatar.active_sh_degree, convert_SHs_python=trained.pipeline.convert_SHs_python)
+        splits = {name: views for name, views in (("val", dataset.val), ("test", dataset.test)) if views}
+        case = self._case(trained, dataset, splits)
+        summaries = {}
+        for name, views in splits.items():
+            targets, labels = case[name]
+            cameras = [dataclasses.replace(view.camera, timestep=rows[view.camera.timestep]).to(device)
+                       for view in views]
+            errors = RegionError()
+
+            def add(view: Evaluated) -> None:
+                errors.add(view.image.cpu().numpy(), view.target.cpu().numpy(), labels[view.index])
+
+            means = evaluate(avatar, cameras, lambda index: targets[index].to(device), draw,
+                             metrics.Suite(("psnr",)), on_image=add)
+            told = results["metrics"][name]["psnr"]
+            if abs(means["psnr"] - told) > SAME_PICTURE:
+                raise ValueError(f"{run}: {name} has {means['psnr']:.2f} dB here and {told:.2f} dB in results.json: "
+                                 "the pictures are drawn differently")
+            summaries[name] = errors.summary()
+        return summaries
+
+    def _case(self, trained: Options, dataset: Any,
+              splits: Mapping[str, Sequence[View]]) -> dict[str, tuple[list[Tensor], list[np.ndarray]]]:
+        """Photographs [3, H, W] and labels [H, W] of each split, on the CPU."""
+        model = trained.model
+        key = (model.source_path, model.resolution, model.white_background, model.select_camera_id, model.head_model)
+        if key not in self._cases:
+            head = load_head_model(find_head_model(model.head_model, model.source_path))
+            label = _labeller(head, dataset.flame, dataset.timesteps)
+            self._cases[key] = {}
+            for name, views in splits.items():
+                images = ImageCache(views, dataset.background, progress=False)
+                targets = [images.image(index, "cpu") for index in range(len(views))]
+                self._cases[key][name] = targets, [label(view, foreground_of(view, target, dataset.background))
+                                                   for view, target in zip(views, targets)]
+        return self._cases[key]
+
+
+def _labeller(head: HeadModel, tracked: dict[str, np.ndarray],
+              timesteps: Sequence[int]) -> Callable[[View, np.ndarray], np.ndarray]:
+    """(view, foreground) -> `label_pixels` of the head as tracked."""
+    flame = Flame(head)
+    parameters = FlameParameters(tracked, timesteps, head, trainable=False)
+    regions = face_regions(head.faces.numpy(), {name: ids.numpy() for name, ids in head.masks.items()})
+
+    def label(view: View, foreground: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            vertices = flame.vertices(parameters, view.camera.timestep)
+        return label_pixels(visible_faces(vertices, head.faces, view.camera)[0], regions, foreground)
+
+    return label
+
+
+def read_curves(run: Path) -> dict[str, list[list[float]]]:
+    """[iteration, value] pairs from the TensorBoard files: "points", "seconds" (of training, evaluations left out),
+    and "<split>/psnr" of the evaluations on the way, which look at a few views; the last one, at all, is left out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    curves: dict[str, list[list[float]]] = {}
+    if "points/total" in tags:
+        curves["points"] = [[event.step, event.value] for event in events.Scalars("points/total")]
+    if "time/iteration_ms" in tags:
+        seconds, before, curves["seconds"] = 0.0, 0, []
+        for event in events.Scalars("time/iteration_ms"):
+            seconds += 1e-3 * event.value * (event.step - before)
+            before = event.step
+            curves["seconds"].append([event.step, round(seconds, 3)])
+    for split in ("val", "test"):
+        if f"{split}/psnr" in tags:
+            curves[f"{split}/psnr"] = [[event.step, event.value] for event in events.Scalars(f"{split}/psnr")][:-1]
+    return curves

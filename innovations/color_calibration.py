@@ -1,0 +1,366 @@
+"""Colour calibration: a small network for the whole rig, and an affine map for each of its cameras.
+
+What the cameras did to the colours (tone curve, exposure, white balance) need
+not be baked into the avatar. The picture passes first through the affine map
+of its camera and then through one network shared by all; both start as the
+identity. See doc/color_calibration.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import native
+from utils.errors import UserError, one_line
+from utils.files import atomic_path
+
+FILE_NAME = "color_calibration.pt"  # beside the PLY
+FORMAT = "efficient-gaussian-avatars colour calibration"
+VERSION = 1
+MAX_PARAMETERS = 10_000  # of the network
+RESIDUAL_LIMIT = 10.0    # of a shift of the logit; kLimit in csrc/color_net.cpp
+# Found with benchmarks/color_network.py --rates; see doc/color_calibration.md.
+RATE = 1e-3
+
+
+class ColorCalibrationNetwork(nn.Module):
+    """A map of colours to colours: 1x1 convolutions with ReLU, the identity until it is trained.
+
+    The network's three outputs r shift the logit of the colour x, written
+    without the logit so that black and white are nothing special:
+
+        sigmoid(logit(x) + r) = x e^r / (1 - x + x e^r)
+
+    Black and white stay what they are whatever r is, so a composited white
+    background cannot get a tint. The last layer starts at zero, hence r = 0.
+
+    A rendered picture may leave [0, 1]. It is clamped first, and its gradient
+    passes the clamp where a step down the gradient leads back inside, so a
+    colour that is too bright is still pulled down; outwards it is blocked.
+
+    On the CPU in float32 a native kernel does all of it (csrc/color_net.cpp).
+    """
+
+    def __init__(self, hidden_dim: int = 16, num_layers: int = 3, *, generator: torch.Generator | None = None) -> None:
+        """`num_layers` counts the convolutions: 3 -> hidden_dim -> ... -> 3; with one there is no hidden layer.
+
+        Args:
+            generator: where the weights of the hidden layers come from; None is PyTorch's own.
+
+        Raises:
+            UserError: a size below 1, or so large that the network has 10,000 parameters or more.
+        """
+        super().__init__()
+        if hidden_dim < 1:
+            raise UserError(f"--color_net_hidden_dim must be at least 1, not {hidden_dim}")
+        if num_layers < 1:
+            raise UserError(f"--color_net_layers must be at least 1, not {num_layers}")
+        self.widths = (3, *[hidden_dim] * (num_layers - 1), 3)
+        count = sum(m * (n + 1) for n, m in zip(self.widths, self.widths[1:]))
+        if count >= MAX_PARAMETERS:
+            raise UserError(f"the colour network would have {count:,} parameters, not under {MAX_PARAMETERS:,}: "
+                            "lower --color_net_hidden_dim or --color_net_layers")
+        self.hidden_dim, self.num_layers = hidden_dim, num_layers
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(n, m, kernel_size=1) for n, m in zip(self.widths, self.widths[1:]))
+        with torch.no_grad():
+            for convolution in self.convolutions[:-1]:
+                # He et al. 2015; the biases spread the kinks of the ReLUs over the colours that occur.
+                convolution.weight.normal_(0.0, math.sqrt(2 / convolution.in_channels), generator=generator)
+                convolution.bias.uniform_(-0.5, 0.5, generator=generator)
+            self.convolutions[-1].weight.zero_()
+            self.convolutions[-1].bias.zero_()
+
+    def forward(
+        self,
+        image: Tensor,  # [3, H, W] or [B, 3, H, W]  0..1, or outside as a rendering may be
+    ) -> Tensor:        # as image, within 0..1
+        """The calibrated picture.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if image.ndim not in (3, 4) or image.shape[-3] != 3:
+            raise ValueError(f"expected an image [3, H, W] or [B, 3, H, W], got {tuple(image.shape)}")
+        weights = list(self.parameters())
+        plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (image, *weights))
+        if plain and native.available():
+            return _NativeNetwork.apply(image, self.widths, *weights)
+        x = _ClampInward.apply(image)
+        growth = self.residual(x).to(x.dtype).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT).exp()
+        return x * growth / ((1 - x) + x * growth)
+
+    def residual(self, image: Tensor) -> Tensor:
+        """The shift of the logit, of the shape of the image, which is within 0..1."""
+        features = image
+        for convolution in self.convolutions[:-1]:
+            features = convolution(features).relu()
+        return self.convolutions[-1](features)
+
+    def regulariser(self) -> Tensor:
+        """The sum of the squares of all weights and biases, a scalar."""
+        return torch.cat([parameter.flatten() for parameter in self.parameters()]).square().sum()
+
+
+class _ClampInward(torch.autograd.Function):
+    """clamp(image, 0, 1), whose gradient passes unless it would drive a colour further out."""
+
+    @staticmethod
+    def forward(ctx, image: Tensor) -> Tensor:
+        ctx.save_for_backward(image)
+        return image.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (image,) = ctx.saved_tensors
+        outwards = ((image > 1) & (gradient < 0)) | ((image < 0) & (gradient > 0))
+        return gradient.masked_fill(outwards, 0)
+
+
+class _NativeNetwork(torch.autograd.Function):
+    """`ColorCalibrationNetwork.forward` by csrc/color_net.cpp: float32 on the CPU."""
+
+    @staticmethod
+    def forward(ctx, image: Tensor, widths: tuple[int, ...], *weights: Tensor) -> Tensor:
+        image = image.contiguous()
+        flat = torch.cat([weight.flatten() for weight in weights])
+        out = torch.empty_like(image)
+        ctx.size = (image.numel() // max(1, 3 * image.shape[-2] * image.shape[-1]), image.shape[-2] * image.shape[-1])
+        ctx.widths = (ctypes.c_int64 * len(widths))(*widths)
+        native.check(_library().color_net_forward(
+            native.pointer(image), *ctx.size, native.pointer(flat), ctx.widths, len(widths) - 1, native.pointer(out)))
+        ctx.shapes = [weight.shape for weight in weights]
+        ctx.save_for_backward(image, flat)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        image, flat = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        g_image = torch.empty_like(image) if ctx.needs_input_grad[0] else None
+        g_flat = torch.empty_like(flat) if any(ctx.needs_input_grad[2:]) else None
+        native.check(_library().color_net_backward(
+            native.pointer(image), native.pointer(gradient), *ctx.size, native.pointer(flat), ctx.widths,
+            len(ctx.widths) - 1, native.pointer(g_image), native.pointer(g_flat)))
+        if g_flat is None:
+            return g_image, None, *[None] * len(ctx.shapes)
+        parts = g_flat.split([shape.numel() for shape in ctx.shapes])
+        return g_image, None, *[part.view(shape) for part, shape in zip(parts, ctx.shapes)]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The native library with the argument types of the functions used here declared."""
+    library = native.library()
+    address, size = ctypes.c_void_p, ctypes.c_int64
+    library.color_net_forward.argtypes = [address, size, size, address, address, size, address]
+    library.color_net_backward.argtypes = [address, address, size, size, address, address, size, address, address]
+    return library
+
+
+class CameraAffine(nn.Module):
+    """An affine map of colours, 3x4, for every training camera: its exposure, white balance and black level.
+
+    An avatar and all maps together can exchange one common map without changing
+    any picture. That freedom is taken away at the root: the maps are the
+    identity plus a deviation from the mean of all deviations, so their mean, which is
+    what a camera that was not trained on gets, is the identity at all times,
+    and the avatar keeps the colours of the average camera.
+    """
+
+    def __init__(self, camera_ids: Sequence[str]) -> None:
+        """One map for each different id, all of them the identity."""
+        super().__init__()
+        self.camera_ids = sorted(set(camera_ids))
+        if not self.camera_ids:
+            raise UserError("--color_per_camera needs at least one training camera")
+        self._rows = {camera_id: row for row, camera_id in enumerate(self.camera_ids)}
+        self.deviation = nn.Parameter(torch.zeros(len(self.camera_ids), 3, 4))
+
+    def deviations(self) -> Tensor:
+        """[C, 3, 4] what is added to the identity for each camera; their mean is zero."""
+        return self.deviation - self.deviation.mean(dim=0)
+
+    def matrix(self, camera_id: str) -> Tensor:
+        """[3, 4] the map of a camera: colour -> M[:, :3] colour + M[:, 3]. The mean, hence the identity, if unknown."""
+        identity = torch.eye(3, 4, dtype=self.deviation.dtype, device=self.deviation.device)
+        row = self._rows.get(camera_id)
+        return identity if row is None else identity + self.deviations()[row]
+
+    def forward(
+        self,
+        image: Tensor,                     # [3, H, W]  over the background
+        camera_id: str,
+        alpha: Tensor | None = None,       # [1, H, W]  coverage, 0..1
+        background: Tensor | None = None,  # [3]        what shows where nothing covers
+    ) -> Tensor:                           # [3, H, W]  not clamped
+        """The picture as this camera would have taken it.
+
+        With `alpha` and `background` only the subject is mapped: a background
+        composited behind it afterwards never went through the camera.
+        """
+        row = self._rows.get(camera_id)
+        if row is None:
+            return image
+        change = self.deviations()[row]
+        pixels = image.flatten(1)
+        if alpha is None or background is None:
+            return image + torch.addmm(change[:, 3:], change[:, :3], pixels).view_as(image)
+        # One product: change (image - (1 - alpha) background) + alpha offset
+        #            = change image + alpha (change background + offset) - change background
+        tint = change[:, :3] @ background[:, None]
+        mixed = torch.cat([pixels, alpha.flatten(1)])
+        factors = torch.cat([change[:, :3], tint + change[:, 3:]], dim=1)
+        return image + torch.addmm(-tint, factors, mixed).view_as(image)
+
+    def regulariser(self) -> Tensor:
+        """The sum of the squared distances of all maps from the identity, a scalar."""
+        return self.deviations().square().sum()
+
+
+class ColorCalibration:
+    """What the training loop and the renderer call: the network, the cameras' maps, and their optimizer."""
+
+    def __init__(
+        self,
+        camera_ids: Sequence[str] = (),    # of the training views; used when `per_camera`
+        *,
+        network: bool = True,              # the network shared by all cameras
+        hidden_dim: int = 16,
+        num_layers: int = 3,
+        per_camera: bool = False,          # an affine map for each camera
+        rate: float = RATE,                # learning rate
+        background: Tensor | None = None,  # [3] composited behind the subject after the picture was taken
+        generator: torch.Generator | None = None,  # on the CPU
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Everything starts as the identity.
+
+        Raises:
+            UserError: sizes of the network that are out of range.
+        """
+        self.background = None if background is None else background.to(device)
+        self.parts = nn.ModuleDict()
+        if network:
+            self.parts["network"] = ColorCalibrationNetwork(hidden_dim, num_layers, generator=generator)
+        if per_camera:
+            self.parts["cameras"] = CameraAffine(camera_ids)
+        if not self.parts:
+            raise ValueError("neither a network nor cameras: use NoColorCalibration")
+        self.parts.to(device)
+        self.rate = rate
+        self.optimizer = torch.optim.Adam(self.parts.parameters(), lr=rate, fused=True)
+        self.optimizers = [self.optimizer]
+
+    def __call__(self, image: Tensor, camera_id: str, alpha: Tensor | None = None) -> Tensor:
+        """[3, H, W] -> [3, H, W]: the rendering of a camera in the colours of its photographs.
+
+        With `alpha` [1, H, W], and the background given at the start, that
+        background stays out of the cameras' maps. A camera that was not trained on gets their mean.
+        """
+        if "cameras" in self.parts:
+            image = self.parts["cameras"](image, camera_id, alpha, self.background)
+        return self.parts["network"](image) if "network" in self.parts else image
+
+    def regulariser(self) -> Tensor:
+        """A scalar: squared weights of the network and squared distances of the maps from the identity."""
+        return sum(part.regulariser() for part in self.parts.values())
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.parts.parameters()
+
+    # ---- checkpoint and file ------------------------------------------------
+
+    def description(self) -> dict[str, Any]:
+        """What has to agree before weights can be taken over: plain numbers and strings."""
+        network, cameras = (self.parts[name] if name in self.parts else None for name in ("network", "cameras"))
+        return {"hidden_dim": network.hidden_dim if network else 0, "num_layers": network.num_layers if network else 0,
+                "camera_ids": list(cameras.camera_ids) if cameras else []}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values for a checkpoint."""
+        return {**self.description(), "weights": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            KeyError, ValueError: the state is of another network or of other cameras.
+        """
+        self._load_weights(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = self.rate  # that of this run's options
+
+    def _load_weights(self, state: Mapping[str, Any]) -> None:
+        for name, mine in self.description().items():
+            if state[name] != mine:
+                raise ValueError(f"the colour calibration has {name} {state[name]!r}, expected {mine!r}")
+        try:
+            self.parts.load_state_dict(state["weights"])
+        except RuntimeError as error:  # PyTorch's word for missing tensors and other shapes
+            raise ValueError(one_line(error)) from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes what rendering needs, without the optimizer, to `color_calibration.pt`."""
+        content = {"format": FORMAT, "version": VERSION, **self.description(), "weights": self.parts.state_dict()}
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+
+    @classmethod
+    def load(cls, path: str | Path, *, background: Tensor | None = None,
+             device: torch.device | str = "cpu") -> ColorCalibration:
+        """Reads a file of `save`, without running code from it.
+
+        Raises:
+            UserError: missing, damaged, or not such a file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: render with --no_color_calibration to do without it")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if content["format"] != FORMAT or content["version"] != VERSION:
+                raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
+            if not all(torch.isfinite(weight).all() for weight in content["weights"].values()):
+                raise ValueError("weights that are not finite")
+            size, layers, cameras = (content[name] for name in ("hidden_dim", "num_layers", "camera_ids"))
+            calibration = cls(cameras, network=layers > 0, hidden_dim=size, num_layers=layers,
+                              per_camera=bool(cameras), background=background, device=device)
+            calibration._load_weights(content)
+        # A damaged or hostile file can fail anywhere in the unpickler and after it.
+        except Exception as error:
+            raise UserError(f"{path} is not a colour calibration of this program ({one_line(error)[:200]})") from error
+        calibration.parts.requires_grad_(False)
+        return calibration
+
+
+class NoColorCalibration:
+    """What `ColorCalibration` is when it is switched off."""
+
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+
+    def __call__(self, image: Tensor, camera_id: str, alpha: Tensor | None = None) -> Tensor:
+        """The image itself."""
+        return image
+
+    def regulariser(self) -> float:
+        return 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accepts any state: what another run had calibrated is left out."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes nothing; removes a file that an earlier run left there."""
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""A start that need not be unlearned: colours from the photographs, smaller and more opaque Gaussians.
+
+The classical start (near black, nearly transparent, as large as the triangle,
+and a reset when the density control begins) is repaired by training, which
+takes a large part of a short run. Here is the data of a better one; `train.py`
+applies it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.mesh_overlay import Pinhole
+from utils.sh import C0
+from utils.visibility import grid_size, see
+
+MAX_VIEWS = 48            # more of them change the colours by less than a grey level
+GRID_CELLS = 64           # along the longer side; only the speed depends on it
+GREY = 0.5                # where nothing at all is known
+BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's colour is background
+COLOUR_SCALE = 0.1        # residuals larger than this (highlights, a strand of hair, tracking errors) count little
+# Where a triangle is sampled, as weights of its corners: the centroid and the middles of its three thirds.
+_SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3))
+
+
+class Shot(Pinhole, Protocol):
+    """A camera that knows when and by which apparatus its image was taken."""
+
+    timestep: int
+    camera_id: str
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """How a run on a head mesh begins. Every part can be switched off by its classical value."""
+
+    colors: bool = True              # of the photographs; else near black
+    opacity: float = 0.5             # of every Gaussian, 0..1; classical 0.1
+    scale: float = 0.5               # one standard deviation in units of the triangle; classical 1
+    skip_first_reset: bool = True    # of the opacities, at densify_from_iter
+    feature_factor: float = 2.0      # of the learning rate of the colours
+    flame_expr_factor: float = 3.0   # of the learning rates of FLAME's parameters: the defaults fit
+    flame_pose_factor: float = 10.0  # 600,000 iterations, and hardly move in a short run
+    flame_trans_factor: float = 10.0
+
+    @property
+    def raw_opacity(self) -> float:
+        """`opacity` before the sigmoid."""
+        return math.log(self.opacity / (1 - self.opacity))
+
+    @property
+    def raw_scale(self) -> float:
+        """`scale` before the exponential."""
+        return math.log(self.scale)
+
+
+CLASSICAL_START = WarmStart(colors=False, opacity=0.1, scale=1.0, skip_first_reset=False, feature_factor=1.0,
+                            flame_expr_factor=1.0, flame_pose_factor=1.0, flame_trans_factor=1.0)
+
+
+def spread_views(shots: Sequence[Shot], limit: int = MAX_VIEWS) -> list[int]:
+    """At most `limit` indices, ascending: every camera about equally often, and spread over time.
+
+    A plain stride through a list ordered by time and camera may meet the same camera again and again.
+    """
+    if len(shots) <= limit:
+        return list(range(len(shots)))
+    by_camera: dict[str, list[int]] = {}
+    for index in sorted(range(len(shots)), key=lambda i: (shots[i].timestep, i)):
+        by_camera.setdefault(shots[index].camera_id, []).append(index)
+    chosen: list[int] = []
+    for rank, indices in enumerate(by_camera.values()):
+        # The limit is dealt out over the cameras; with more cameras than that, some get none.
+        quota = min(len(indices), (rank + 1) * limit // len(by_camera) - rank * limit // len(by_camera))
+        phase = (rank + 0.5) / len(by_camera)  # so that the cameras look at different moments
+        chosen += [indices[int((k + phase) * len(indices) / quota)] for k in range(quota)]
+    return sorted(chosen)
+
+
+@torch.no_grad()
+def triangle_colors(
+    views: Iterable[tuple[Pinhole, Tensor, Tensor]],  # (camera, image [3, H, W] 0..1, vertices [V, 3] metres)
+    faces: Tensor,                                    # [F, 3]  int64, counter-clockwise from outside
+    background: Sequence[float] | None = None,        # RGB 0..1, what the images are composited over
+) -> tuple[Tensor, Tensor]:
+    """The colour of every triangle as the images show it: ([F, 3] in 0..1, [F] bool whether it was seen).
+
+    A robust mean over the views that see the triangle, weighted with the square
+    of the cosine under which they do: the median first, then a mean that counts what is far from it
+    little. Samples of the background's colour are left out: there the mesh
+    stands over. Triangles never seen get the mean colour of the foreground:
+    the pixels unlike the background, or without one, the triangles seen.
+
+    All views are kept in memory as [F, 3]; choose some 50 with `spread_views`. Deterministic.
+    """
+    colours, weights = [], []
+    total, pixels = torch.zeros(3, dtype=torch.float64, device=faces.device), 0
+    for camera, image, vertices in views:
+        image = image.float()
+        behind = None
+        if background is not None:
+            behind = torch.tensor(list(background), dtype=torch.float32, device=image.device)[:, None, None]
+            foreground = ((image - behind).abs() > BACKGROUND_TOLERANCE).any(dim=0)
+            total += (image * foreground).sum(dim=(1, 2), dtype=torch.float64)
+            pixels = pixels + foreground.sum()
+        seen = see(camera, vertices, faces, *grid_size(camera.width, camera.height, GRID_CELLS))
+        colour, covered = _sample(camera, image, vertices[faces], behind)
+        weight = torch.where(seen.visible & covered, seen.facing, 0.0) ** 2
+        colours.append(torch.where(weight[:, None] > 0, colour, 0.0))
+        weights.append(weight)
+    if not colours:
+        return torch.full((len(faces), 3), GREY, device=faces.device), torch.zeros_like(faces[:, 0], dtype=torch.bool)
+
+    mean, sums = _robust_mean(torch.stack(colours), torch.stack(weights))
+    seen_at_all = sums > 0
+    if background is None:
+        total, pixels = mean[seen_at_all].sum(dim=0, dtype=torch.float64), seen_at_all.sum()
+    elsewhere = total / pixels if pixels else torch.full_like(total, GREY)
+    return torch.where(seen_at_all[:, None], mean, elsewhere.float()).clamp(0, 1), seen_at_all
+
+
+def sh_dc(colors: Tensor) -> Tensor:
+    """The coefficients of the constant spherical harmonic that show `colors` (0..1), of the same shape."""
+    return (colors - 0.5) / C0
+
+
+def _sample(camera: Pinhole, image: Tensor, corners: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Bilinear colours [F, 3] of the triangles `corners` [F, 3, 3], and whether all samples are foreground."""
+    pose = camera.world_to_camera.to(corners)
+    points = torch.einsum("sc,fcd->sfd", corners.new_tensor(_SAMPLES), corners) @ pose[:3, :3].T + pose[:3, 3]
+    depth = points[..., 2].clamp_min(1e-6)  # behind the camera nothing is visible anyway
+    x = (camera.fx * points[..., 0] / depth + camera.cx) / camera.width * 2 - 1
+    y = (camera.fy * points[..., 1] / depth + camera.cy) / camera.height * 2 - 1
+    grid = torch.stack([x, y], dim=-1)[None]
+    samples = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    if behind is None:
+        covered = torch.ones_like(samples[0, 0], dtype=torch.bool)
+    else:
+        covered = ((samples - behind).abs() > BACKGROUND_TOLERANCE).any(dim=0).all(dim=0)
+    return samples.mean(dim=1).T, covered
+
+
+def _robust_mean(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """([F, 3], [F] sum of weights) of values [N, F, 3] with weights [N, F]; 0 where all weights are."""
+    sums = weights.sum(dim=0)
+    ordered, order = values.sort(dim=0)
+    running = weights[..., None].expand_as(values).gather(0, order).cumsum(dim=0)
+    median = ordered.gather(0, (running < 0.5 * sums[:, None]).sum(dim=0, keepdim=True))[0]
+    # One step of Cauchy's weights from the median.
+    distance = ((values - median) / COLOUR_SCALE).square().sum(dim=-1)
+    adapted = weights / (1 + distance)
+    mean = (values * adapted[..., None]).sum(dim=0) / adapted.sum(dim=0).clamp_min(1e-12)[:, None]
+    return mean, sums
