@@ -128,7 +128,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
                                   dynamic_lr=optim.dynamic_offset_lr)
     density = DensityControl(
         avatar, optimizer,
-        DensitySchedule(first_reset=model_options.white_background and not warm.skip_first_reset, **pick(optim, (
+        DensitySchedule(white_background=model_options.white_background, resets=not warm.skip_resets, **pick(optim, (
             "densify_from_iter", "densify_until_iter", "densification_interval", "opacity_reset_interval",
             "percent_dense"))),
         build_policy(optim, extra), extent=dataset.extent,
@@ -329,7 +329,7 @@ def build_warm_start(extra: InnovationOptions) -> WarmStart:
     if not extra.use_warm_start:
         return CLASSICAL_START
     return WarmStart(colors=extra.warm_colors, opacity=extra.warm_opacity, scale=extra.warm_scale,
-                     skip_first_reset=extra.warm_skip_first_reset, feature_factor=extra.warm_feature_lr_factor,
+                     skip_resets=extra.warm_skip_resets, feature_factor=extra.warm_feature_lr_factor,
                      flame_expr_factor=extra.warm_expr_lr_factor, flame_pose_factor=extra.warm_pose_lr_factor,
                      flame_trans_factor=extra.warm_trans_lr_factor)
 

@@ -272,8 +272,9 @@ class InnovationOptions:
     warm_scale: float = option(
         0.5, "its size of a Gaussian; 1 is that of an ordinary start", unit="triangle scales", above=0,
         part_of="use_warm_start")
-    warm_skip_first_reset: bool = option(
-        True, "no opacity reset at --densify_from_iter; on unless switched off", switch=True, part_of="use_warm_start")
+    warm_skip_resets: bool = option(
+        True, "no opacity resets: a start without floating fog has nothing to reset; on unless switched off",
+        switch=True, part_of="use_warm_start")
     warm_feature_lr_factor: float = _factor(2.0, "--feature_lr")
     warm_expr_lr_factor: float = _factor(3.0, "--flame_expr_lr")
     warm_trans_lr_factor: float = _factor(10.0, "--flame_trans_lr")

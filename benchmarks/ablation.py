@@ -50,7 +50,7 @@ WITHOUT = {
     "colors": ["--no_warm_colors"],
     "opacity": ["--warm_opacity", "0.1"],
     "scale": ["--warm_scale", "1"],
-    "reset": ["--no_warm_skip_first_reset"],
+    "reset": ["--no_warm_skip_resets"],
     "flame_lr": ["--warm_expr_lr_factor", "1", "--warm_trans_lr_factor", "1", "--warm_pose_lr_factor", "1"],
 }
 ROWS: dict[str, list[str]] = {

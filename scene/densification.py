@@ -47,7 +47,8 @@ class DensitySchedule:
     densification_interval: int
     opacity_reset_interval: int
     percent_dense: float       # of the scene extent: larger Gaussians are split, smaller ones cloned
-    first_reset: bool          # opacities are also reset at densify_from_iter
+    white_background: bool     # then opacities are also reset at densify_from_iter
+    resets: bool = True        # whether opacities are ever reset
     prune_opacity: float = 0.005
 
 
@@ -138,11 +139,11 @@ class DensityControl:
     def reset_due(self, step: int) -> bool:
         """Whether `step` is an iteration at which opacities are lowered."""
         plan = self.schedule
-        if step >= plan.densify_until_iter:
+        if step >= plan.densify_until_iter or not plan.resets:
             return False
         # On white the classical near-black start has to be torn down once before anything grows from it.
         return (step % plan.opacity_reset_interval == 0
-                or (plan.first_reset and step == plan.densify_from_iter))
+                or (plan.white_background and step == plan.densify_from_iter))
 
     def step(self, step: int, world_scales: Tensor) -> DensityReport | None:
         """Does what is due at iteration `step`, after the optimizer's step.

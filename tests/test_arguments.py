@@ -210,7 +210,7 @@ INNOVATIONS = dict(
     use_color_calibration=False, color_net_hidden_dim=16, color_net_layers=3, lambda_color_reg=0.0,
     color_per_camera=False, color_lr=1e-3,
     use_amp=False,
-    use_warm_start=False, warm_colors=True, warm_opacity=0.5, warm_scale=0.5, warm_skip_first_reset=True,
+    use_warm_start=False, warm_colors=True, warm_opacity=0.5, warm_scale=0.5, warm_skip_resets=True,
     warm_feature_lr_factor=2.0, warm_expr_lr_factor=3.0, warm_trans_lr_factor=10.0, warm_pose_lr_factor=10.0,
     lr_cooldown=0.0, batch_views=1, refine_test_poses=0, refine_cameras=(),
 )
@@ -246,7 +246,7 @@ def test_every_efficient_flag_is_taken() -> None:
             "--resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 --use_color_calibration "
             "--color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 --color_per_camera --color_lr 0.1 "
             "--use_amp --use_warm_start --no_warm_colors --warm_opacity 0.1 --warm_scale 1 "
-            "--no_warm_skip_first_reset --warm_feature_lr_factor 3 --warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
+            "--no_warm_skip_resets --warm_feature_lr_factor 3 --warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
             "--lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9")
     assert innovations(line) == dict(
         preset=None, use_region_adaptive_loss=True, region_weight_eyes=3.0, region_weight_mouth=4.0,
@@ -256,7 +256,7 @@ def test_every_efficient_flag_is_taken() -> None:
         resolution_schedule=(0.25, 0.5, 1.0), resolution_milestones=(10, 20), use_color_calibration=True,
         color_net_hidden_dim=8, color_net_layers=2, lambda_color_reg=0.5, color_per_camera=True, color_lr=0.1,
         use_amp=True, use_warm_start=True, warm_colors=False, warm_opacity=0.1, warm_scale=1.0,
-        warm_skip_first_reset=False, warm_expr_lr_factor=1.0, warm_trans_lr_factor=2.0, warm_pose_lr_factor=0.0,
+        warm_skip_resets=False, warm_expr_lr_factor=1.0, warm_trans_lr_factor=2.0, warm_pose_lr_factor=0.0,
         batch_views=4, refine_test_poses=50, refine_cameras=(6, 9))
 
 

@@ -19,7 +19,7 @@ from utils.types import RenderOut
 RATES = dict(position_lr_init=0.005, position_lr_final=0.00005, position_lr_max_steps=100, feature_lr=0.0025,
              opacity_lr=0.05, scaling_lr=0.017, rotation_lr=0.001)
 SCHEDULE = DensitySchedule(densify_from_iter=0, densify_until_iter=100, densification_interval=10,
-                           opacity_reset_interval=50, percent_dense=0.01, first_reset=False)
+                           opacity_reset_interval=50, percent_dense=0.01, white_background=False)
 
 
 def make_model(count: int = 6, triangles: int | None = None) -> GaussianModel:
@@ -224,7 +224,7 @@ def test_size_pruning_waits_for_the_first_reset():
 
 def test_opacity_reset_caps_and_comes_when_due():
     schedule = DensitySchedule(densify_from_iter=30, densify_until_iter=100, densification_interval=10,
-                               opacity_reset_interval=50, percent_dense=0.01, first_reset=True)
+                               opacity_reset_interval=50, percent_dense=0.01, white_background=True)
     model = make_model(3)
     control, _ = make_control(model, schedule=schedule)
     assert [s for s in range(1, 121) if control.reset_due(s)] == [30, 50]

@@ -143,7 +143,7 @@ def simulate(budget: int, steps: range, *, triangles: int = 40, seed: int = 0):
                                   rotation_lr=0.001)
     control = DensityControl(
         model, optimizer, DensitySchedule(densify_from_iter=0, densify_until_iter=1000, densification_interval=10,
-                                          opacity_reset_interval=300, percent_dense=0.01, first_reset=False),
+                                          opacity_reset_interval=300, percent_dense=0.01, white_background=False),
         policy(max_gaussians=budget), extent=1.0, generator=torch.Generator().manual_seed(1))
     reports = []
     for step in steps:
