@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from arguments import Options, RenderOptions, parse_render, read_cfg_args
 from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced, mean_metrics
+from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate, evenly_spaced, mean_metrics
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration
 from innovations.pose_refinement import SplitViews, parameter_units, refine_poses, split_views, summary
@@ -186,15 +186,6 @@ def load_avatar(options: RenderOptions, trained: Options, saved: Path, dataset: 
         motion = FlameParameters(arrays, dataset.timesteps, head, device=device, trainable=False,
                                  source=options.target_path)
     return GaussianModel.load(saved, flame=Flame(head, device=device), flame_parameters=motion, device=device)
-
-
-def calibrated(draw: Callable[..., Any], color: ColorCalibration) -> Callable[..., Any]:
-    """`draw`, with the picture in the colours of the camera's photographs."""
-    def coloured(gaussians: Any, camera: Camera) -> Any:
-        out = draw(gaussians, camera)
-        return out._replace(image=color(out.image, camera.camera_id, out.alpha))
-
-    return coloured
 
 
 def rows_of(motion: FlameParameters | None, timesteps: Sequence[int], path: Path) -> list[int]:

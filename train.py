@@ -22,7 +22,7 @@ from torch import Tensor
 from arguments import (InnovationOptions, ModelOptions, OptimizationOptions, Options, milestones, notes, parse_train,
                        write_cfg_args)
 from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced
+from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate, evenly_spaced
 from innovations.amp import MixedPrecision
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
@@ -150,11 +150,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     draw = partial(render, background=background, rasterize=rasterize,
                    convert_SHs_python=options.pipeline.convert_SHs_python)
 
-    def finished(gaussians: Gaussians, camera: Camera, **settings: Any) -> RenderOut:
-        """What is evaluated: the rendering, with the colours of the camera."""
-        out = draw(gaussians, camera, **settings)
-        return out._replace(image=color(out.image, camera.camera_id, out.alpha))
-
+    finished = calibrated(draw, color)
     due = milestones(options)
     debug_from = 0 if options.pipeline.debug else run.debug_from
     measured_splits = [name for name in ("val", "test") if cameras[name]] or ["train"]

@@ -51,6 +51,7 @@ WITHOUT = {
     "opacity": ["--warm_opacity", "0.1"],
     "scale": ["--warm_scale", "1"],
     "reset": ["--no_warm_skip_resets"],
+    "feature_lr": ["--warm_feature_lr_factor", "1"],
     "flame_lr": ["--warm_expr_lr_factor", "1", "--warm_trans_lr_factor", "1", "--warm_pose_lr_factor", "1"],
 }
 ROWS: dict[str, list[str]] = {
@@ -64,6 +65,7 @@ ROWS: dict[str, list[str]] = {
     "warm_start": ["--use_warm_start"],
     **{f"warm_{part}": ["--use_warm_start", *itertools.chain(*(WITHOUT[other] for other in WITHOUT if other != part))]
        for part in WITHOUT},
+    "cooldown": ["--lr_cooldown", "0.2"],
     "ultra": ["--preset", "ultra"],
     "balanced": ["--preset", "balanced"],
     "quality": ["--preset", "quality"],

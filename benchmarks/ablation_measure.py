@@ -25,7 +25,9 @@ from torch import Tensor
 
 from arguments import Options, RenderOptions, read_cfg_args
 from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.evaluation import Evaluated, evaluate
+from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate
+from innovations.color_calibration import FILE_NAME as COLOR_NAME
+from innovations.color_calibration import ColorCalibration
 from render import choose_iteration, load_avatar, load_capture, rows_of
 from scene.dataset import View
 from scene.flame import Flame, FlameParameters
@@ -147,6 +149,9 @@ class Judge:
         draw = partial(render, background=torch.tensor(dataset.background, device=device), rasterize=rasterize,
                        sh_degree=avatar.active_sh_degree, convert_SHs_python=trained.pipeline.convert_SHs_python)
         splits = {name: views for name, views in (("val", dataset.val), ("test", dataset.test)) if views}
+        if trained.innovations.use_color_calibration:
+            draw = calibrated(draw, ColorCalibration.load(
+                saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device))
         case = self._case(trained, dataset, splits)
         summaries = {}
         for name, views in splits.items():

@@ -63,6 +63,19 @@ def evaluate(
     return suite.mean() if target is not None else {}
 
 
+def calibrated(draw: Callable[..., RenderOut], color: Callable[..., Tensor]) -> Callable[..., RenderOut]:
+    """`draw`, with the picture in the colours of the camera's photographs: what is evaluated and shown.
+
+    Args:
+        color: (image [3, H, W], camera id, alpha [1, H, W]) -> image [3, H, W].
+    """
+    def coloured(gaussians: Gaussians, camera: Camera, **settings: object) -> RenderOut:
+        out = draw(gaussians, camera, **settings)
+        return out._replace(image=color(out.image, camera.camera_id, out.alpha))
+
+    return coloured
+
+
 def mean_metrics(views: Iterable[Mapping[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:
     """The means of these metrics over some of the views that `evaluate` reported; None where none has a value."""
     views = list(views)
