@@ -205,7 +205,7 @@ INNOVATIONS = dict(
     use_region_adaptive_loss=False, region_weight_eyes=2.0, region_weight_mouth=2.0, region_weight_nose=1.5,
     region_weight_face=1.2,
     use_smart_densification=False, densify_percentile_clone=75.0, densify_percentile_split=90.0,
-    densify_floor=0.5, densify_split_radius=4.0, max_gaussians=150_000,
+    densify_floor=0.85, densify_split_radius=4.0, max_gaussians=150_000,
     use_progressive_resolution=False, resolution_schedule=(0.5, 0.75, 1.0), resolution_milestones=(100_000, 300_000),
     use_color_calibration=False, color_net_hidden_dim=16, color_net_layers=3, lambda_color_reg=0.0,
     color_per_camera=False, color_lr=1e-3,
@@ -226,7 +226,7 @@ TABLE = {
                 "--lambda_color_reg 0.0001 --use_amp --use_warm_start --lr_cooldown 0.2",
     "quality": "--use_region_adaptive_loss --region_weight_eyes 2.5 --region_weight_mouth 2.5 "
                "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
-               "--densify_percentile_split 88 --use_color_calibration --color_net_hidden_dim 24 --use_amp "
+               "--densify_percentile_split 88 --densify_floor 0.75 --use_color_calibration --color_net_hidden_dim 24 --use_amp "
                "--use_warm_start --lr_cooldown 0.2",
 }
 
