@@ -395,7 +395,7 @@ def mean_terms(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians: Gaussians, vertices: Tensor | None,
                    out: RenderOut, image: Tensor, target: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
-    """The weighted terms of the loss; their sum is what is minimised. `image` is that of `out` in calibrated colours."""
+    """The weighted terms of the loss, whose sum is minimised. `image` is that of `out` in calibrated colours."""
     l1, ssim = losses.photometric(image, target, weights)
     terms = {"l1": (1.0 - optim.lambda_dssim) * l1, "ssim": optim.lambda_dssim * (1.0 - ssim)}
     if avatar.binding is None:
