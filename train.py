@@ -106,6 +106,8 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
     progressive = (ProgressiveResolution(extra.resolution_schedule, extra.resolution_milestones)
                    if extra.use_progressive_resolution else ProgressiveResolution())
     region = build_region(extra, avatar)
+    if region.note and not run.quiet:
+        print(region.note)
     color, color_terms = build_color(extra, cameras["train"], background, seed=run.seed)
     amp = MixedPrecision(extra.use_amp, device)
     warm = build_warm_start(extra)

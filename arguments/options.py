@@ -227,7 +227,7 @@ class InnovationOptions:
         90.0, "large Gaussians above this percentile are split; not below --densify_percentile_clone", unit="percent",
         at_least=0, at_most=100, part_of="use_smart_densification")
     densify_floor: float = option(
-        0.85, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
+        0.92, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
         "growing", at_least=0, part_of="use_smart_densification")
     densify_split_radius: float = option(
         4.0, "Gaussians with a larger radius on screen are split, not cloned", unit="pixels, three standard deviations",

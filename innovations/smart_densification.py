@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.selection import Candidates, Selection
 
 # Of --densify_grad_threshold: below it nothing is densified, whatever the percentiles say.
-FLOOR_SHARE = 0.85
+FLOOR_SHARE = 0.92
 # Exponent of the growth curve: the room left to the budget is (share of the schedule left) ** GROWTH. With 3, seven
 # eighths of the growth come in the first half, so that what was added has time to converge.
 GROWTH = 3.0
