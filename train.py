@@ -96,7 +96,6 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
         device=device if model_options.data_device == "auto" else model_options.data_device,
         ram_share=run.ram_share, folder=output / "cache", progress=not run.quiet)
     start = {"train": 0, "val": len(dataset.train), "test": len(dataset.train) + len(dataset.val)}
-
     train_images = ScaledImages(cache, len(dataset.train))
 
     def photograph(split: str, index: int) -> Tensor:
@@ -151,7 +150,6 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
 
     draw = partial(render, background=background, rasterize=rasterize,
                    convert_SHs_python=options.pipeline.convert_SHs_python)
-
     finished = calibrated(draw, color)
     due = milestones(options)
     debug_from = 0 if options.pipeline.debug else run.debug_from
@@ -164,7 +162,8 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
         scale = progressive.scale(step)
         if step == first or progressive.switch(step):
             with reporter.pause():
-                reporter.say(progressive.switch(step))
+                if progressive.switch(step):
+                    reporter.say(progressive.switch(step))
                 train_images.image(0, scale, device)  # makes those of this scale
         batch: list[dict[str, Tensor]] = []
         rendered: list[RenderOut] = []

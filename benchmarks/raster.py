@@ -79,7 +79,7 @@ def make_scene(kind: SceneKind, device: torch.device, seed: int = 0) -> tuple[Ga
 
 
 def count_pairs(gaussians: Gaussians, camera: Camera) -> float:
-    """Pixels within the ellipse where a Gaussian's alpha reaches 1/255, summed over all; parts off the screen count too.
+    """Pixels within the ellipse where a Gaussian's alpha reaches 1/255, summed over all, also off the screen.
 
     alpha = o exp(-q/2) >= 1/255 is the ellipse q <= 2 ln(255 o), of area pi 2 ln(255 o) / sqrt(det of the conic).
     """

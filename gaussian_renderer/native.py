@@ -113,7 +113,8 @@ class _Rasterize(torch.autograd.Function):
         view = _view(camera, scale_modifier, sh_degree, sh.shape[1])
         check(library().splat_forward(
             ctypes.c_void_p(workspace.handle), ctypes.byref(view), ctypes.c_int64(count),
-            *map(pointer, fields), pointer(image), pointer(alpha), pointer(radii, torch.int32), ctypes.c_int(keep)), _NO_ROOM)
+            *map(pointer, fields), pointer(image), pointer(alpha), pointer(radii, torch.int32), ctypes.c_int(keep)),
+            _NO_ROOM)
         if keep:
             ctx.workspace = workspace
             ctx.save_for_backward(*fields, alpha)

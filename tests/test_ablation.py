@@ -113,7 +113,8 @@ def test_train_accepts_every_row(tmp_path: Path) -> None:
 def test_a_part_of_the_warm_start_is_the_whole_less_the_others() -> None:
     assert ablation.ROWS["warm_colors"] == [
         "--use_warm_start", "--warm_opacity", "0.1", "--warm_scale", "1", "--no_warm_skip_resets",
-        "--warm_feature_lr_factor", "1", "--warm_expr_lr_factor", "1", "--warm_trans_lr_factor", "1", "--warm_pose_lr_factor", "1"]
+        "--warm_feature_lr_factor", "1", "--warm_expr_lr_factor", "1", "--warm_trans_lr_factor", "1",
+        "--warm_pose_lr_factor", "1"]
 
 
 def test_the_flags_of_a_run(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from innovations.amp import MixedPrecision
+from utils import native
 
 
 class Rows:
@@ -44,6 +45,27 @@ def test_gradients_and_steps_are_the_plain_ones(enabled: bool, scaled: bool) -> 
     torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.9))
     torch.testing.assert_close(row.detach(), torch.full((3,), 1.85))
     assert amp.skipped == 0
+
+
+@pytest.mark.parametrize("native_check", [False, True])
+@pytest.mark.parametrize("size", [3, 70_001])
+def test_one_bad_number_is_found_wherever_it_is(native_check: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last element of the last tensor too; huge numbers, whose sum overflows, are not bad."""
+    if not native_check:
+        monkeypatch.setattr(native, "available", lambda: False)
+    elif not native.available():
+        pytest.skip("no native library here")
+    leaves = [torch.zeros(size, requires_grad=True) for _ in range(2)]
+    adam = torch.optim.Adam(leaves, fused=True)
+    for place in (0, size // 2, size - 1):
+        for value in (torch.nan, torch.inf, -torch.inf, 3e38):
+            factor = torch.full((size,), 3e38)
+            factor[place] = value
+            amp, statistic = MixedPrecision(True, "cpu"), torch.ones(1, requires_grad=True)
+            adam.zero_grad()
+            leaves[0].grad, leaves[1].grad = torch.full((size,), -3e38), factor
+            amp.backward(statistic.sum(), [statistic], [adam])
+            assert amp.skipped == (value != 3e38)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -40,6 +40,13 @@ def per_pixel(network: ColorCalibrationNetwork, image: Tensor) -> Tensor:
     return torch.sigmoid(torch.logit(pixels) + nn.Sequential(*layers[:-1])(pixels)).movedim(-1, -3).float()
 
 
+def move(color: ColorCalibration) -> None:
+    """One step of its optimizers, and no gradients afterwards."""
+    for optimizer in color.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @pytest.fixture(params=["native", "torch"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations of the network."""

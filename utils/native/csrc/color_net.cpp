@@ -291,7 +291,8 @@ private:
         for (int c = 0; c < 3; ++c) {
             float* row = to + c * kBlock;
             std::fill(row + (groups_ - 1) * kLanes, row + kBlock, 0.0f);
-            for (int i = 0; i < groups_; ++i) std::copy_n(from + c * plane + group_[i].at, group_[i].count, row + i * kLanes);
+            for (int i = 0; i < groups_; ++i)
+                std::copy_n(from + c * plane + group_[i].at, group_[i].count, row + i * kLanes);
         }
     }
     void scatter(const Buffer& from, int64_t plane, float* to) const {
