@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ from scene.sampler import ShuffledSampler
 from scene.scaled_images import ScaledImages
 from utils import losses, metrics
 from utils.errors import UserError, run_script
+from utils.files import only_writer
+from utils.interrupt import Alarm, StopSignals
 from utils.report import Reporter
 from utils.results import write_results
 from utils.stages import Stages
@@ -62,7 +65,17 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
 
     Args:
         stages: a stop-watch for benchmarks; the default measures nothing.
+
+    Raises:
+        UserError: the options, the data or another run in the same folder do not let it.
+        SystemExit: SIGINT or SIGTERM came; everything is saved.
     """
+    with ExitStack() as held, StopSignals() as stop:
+        return run_training(options, stages, stop, held)
+
+
+def run_training(options: Options, stages: Stages, stop: StopSignals, held: ExitStack) -> dict[str, Any]:
+    """`train`, to be read from top to bottom."""
     model_options, optim, run, extra = options.model, options.optimization, options.run, options.innovations
     output = Path(model_options.model_path)
     device, backend, rasterize = choose_device_and_rasterizer(run.device, options.pipeline.rasterizer, run.threads)
@@ -85,6 +98,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
                         f"--select_camera_id {model_options.select_camera_id} may name a held-out camera")
     refined = held_out(dataset, extra)
     avatar = build_avatar(model_options, dataset, resume, seed=run.seed, device=device)
+    held.enter_context(only_writer(output))  # only now: a mistake in the input leaves no trace
     write_cfg_args(output, options)
     write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
 
@@ -152,6 +166,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
                    convert_SHs_python=options.pipeline.convert_SHs_python)
     finished = calibrated(draw, color)
     due = milestones(options)
+    clock = Alarm(60.0 * run.checkpoint_every_minutes)
     debug_from = 0 if options.pipeline.debug else run.debug_from
     measured_splits = [name for name in ("val", "test") if cameras[name]] or ["train"]
 
@@ -217,7 +232,7 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
         if grown and grown.line:
             reporter.say(grown.line)
             reporter.scalars(step, grown.scalars)
-        if due.checkpoint(step):
+        if due.checkpoint(step) or clock.due() or stop.signal:
             with reporter.pause():
                 reporter.flush()
                 state = {"step": step, "avatar": avatar.state_dict(), "options": dataclasses.asdict(options)}
@@ -225,6 +240,13 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
                     state["flame"] = avatar.flame_parameters.state_dict()
                 state.update({name: part.state_dict() for name, part in saved.items()})
                 checkpoint.save(output / f"chkpnt{step}.pth", state)
+                checkpoint.remove_old(output, run.keep_checkpoints)
+                clock.restart()
+        if stop.signal and step < optim.iterations:
+            reporter.close()
+            print(f"stopped by {stop.signal.name} after iteration {step}; the same command with "
+                  "--start_checkpoint auto goes on from there", file=sys.stderr)
+            raise SystemExit(128 + stop.signal)
         stages.end_iteration()
 
     # ---- results: measured on the saved avatar, which is what everybody opens ----

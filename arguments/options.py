@@ -164,6 +164,10 @@ class RunOptions:
     checkpoint_iterations: tuple[int, ...] = option(
         (), "write a checkpoint at these iterations instead of every --interval; those beyond the run are ignored",
         at_least=1)
+    checkpoint_every_minutes: float = option(
+        10.0, "also write a checkpoint when so much time has passed since the last one; 0: not", unit="minutes",
+        at_least=0)
+    keep_checkpoints: int = option(0, "keep only so many checkpoints, the newest; 0: all", at_least=0)
     start_checkpoint: str | None = option(
         None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True)
     quiet: bool = option(False, "print no progress")

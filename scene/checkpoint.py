@@ -82,18 +82,28 @@ def newest(folder: str | Path) -> Path | None:
 
     Complete means that it loads; one that does not is passed over with a line on stderr.
     """
-    found = []
-    for path in Path(folder).glob("chkpnt*.pth"):
-        match = re.fullmatch(r"chkpnt([0-9]+)\.pth", path.name)
-        if match:
-            found.append((int(match[1]), path))
-    for _, path in sorted(found, reverse=True):
+    for path in _newest_first(folder):
         try:
             load(path)
             return path
         except UserError as error:
             print(f"warning: checkpoint passed over: {one_line(error)}", file=sys.stderr)
     return None
+
+
+def remove_old(folder: str | Path, keep: int) -> None:
+    """Removes all but the `keep` checkpoints with the highest N; keeps all if that is 0."""
+    for path in _newest_first(folder)[keep:] if keep else []:
+        path.unlink(missing_ok=True)
+
+
+def _newest_first(folder: str | Path) -> list[Path]:
+    found = []
+    for path in Path(folder).glob("chkpnt*.pth"):
+        match = re.fullmatch(r"chkpnt([0-9]+)\.pth", path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 class _Stream:

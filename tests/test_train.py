@@ -148,7 +148,7 @@ def assert_same_run(first: Path, second: Path, iteration: int) -> None:
 def test_everything_is_written(finished: SimpleNamespace, capture: Path) -> None:
     model = finished.model
     moments = (70, 140, 210, 280, 300)
-    expected = {"cfg_args", "cameras.json", "results.json", *(f"chkpnt{step}.pth" for step in moments)}
+    expected = {".lock", "cfg_args", "cameras.json", "results.json", *(f"chkpnt{step}.pth" for step in moments)}
     for step in moments:
         expected |= {f"point_cloud/iteration_{step}/{name}" for name in ("point_cloud.ply", "flame_param.npz")}
     found = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}

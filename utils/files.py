@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
@@ -44,6 +45,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Keeps other processes out of a folder of results, as long as the context lasts.
+
+    The lock belongs to the open file `.lock`, not to its existence: a process that dies, however it dies,
+    lets go of it. File systems without locks (some network ones) are trusted.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing into {folder}: wait for its end, or choose another "
+                            "--model_path") from error
+        except OSError:
+            pass
+        yield
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,0 +1,106 @@
+"""Stopping train.py from outside, checkpoints by the clock, and one run per folder."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from arguments import parse_train
+from conftest import ROOT
+from test_train import assert_same_run
+from toy_capture import rigged_flags, write_capture
+from utils.errors import UserError
+from utils.files import only_writer
+from utils.interrupt import Alarm, StopSignals
+
+STEPS = 600
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_capture(tmp_path_factory.mktemp("stopping") / "capture", [0, 1, 2], size=(32, 48))
+
+
+@pytest.fixture(autouse=True)
+def _without_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+
+
+def flags(capture: Path, model: Path, *more: object) -> list[str]:
+    return rigged_flags(capture, model, "--threads", 1, "--quiet", "--iterations", STEPS, "--interval", STEPS,
+                        "--densify_from_iter", 50, "--densification_interval", 50, *more)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_run_goes_on_bit_identical(capture: Path, tmp_path: Path, number: signal.Signals,
+                                                         status: int) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train.train(parse_train(flags(capture, whole)))
+    words = flags(capture, stopped, "--checkpoint_every_minutes", 1e-4)
+    process = subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(stopped.glob("chkpnt*.pth")):  # it is in its loop
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(number)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == status and "Traceback" not in told
+    reached = max(int(path.stem.removeprefix("chkpnt")) for path in stopped.glob("chkpnt*.pth"))
+    assert f"stopped by {number.name} after iteration {reached}" in told and "--start_checkpoint auto" in told
+    assert reached < STEPS and not (stopped / "results.json").exists()
+    train.train(parse_train(flags(capture, stopped, "--start_checkpoint", "auto")))
+    assert_same_run(whole, stopped, STEPS)
+
+
+def test_checkpoints_by_the_clock_and_only_the_newest(capture: Path, tmp_path: Path) -> None:
+    train.train(parse_train(flags(capture, tmp_path / "model", "--iterations", 9, "--interval", 100,
+                                  "--checkpoint_every_minutes", 1e-9, "--keep_checkpoints", 3)))
+    assert {path.name for path in (tmp_path / "model").glob("chkpnt*.pth")} == {
+        "chkpnt7.pth", "chkpnt8.pth", "chkpnt9.pth"}
+    assert [path.name for path in (tmp_path / "model" / "point_cloud").iterdir()] == ["iteration_9"]
+
+
+def test_a_folder_takes_one_run_at_a_time(capture: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    with only_writer(model):
+        with pytest.raises(UserError, match="another run is writing into .*model"):
+            train.train(parse_train(flags(capture, model)))
+        assert [path.name for path in model.iterdir()] == [".lock"]
+    program = ("import time\nfrom utils.files import only_writer\n"
+               f"with only_writer({str(model)!r}):\n    print('held', flush=True)\n    time.sleep(600)")
+    holder = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another run"), only_writer(model):
+        pass
+    holder.kill()  # a dead process holds nothing
+    holder.wait()
+    with only_writer(model):
+        pass
+
+
+def test_the_second_signal_is_the_ordinary_one() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        assert stop.signal is None
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("utils.interrupt.time.monotonic", lambda: now[0])
+    alarm, never = Alarm(5.0), Alarm(0.0)
+    now[0] = 104.9
+    assert not alarm.due()
+    now[0] = 105.0
+    assert alarm.due() and not never.due()
+    alarm.restart()
+    assert not alarm.due()

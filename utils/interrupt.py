@@ -1,0 +1,57 @@
+"""Signals and the clock, asked between two iterations of a long run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+
+
+class StopSignals:
+    """Takes note of SIGINT (Ctrl-C) and SIGTERM (kill, a cluster's time limit) while it is entered.
+
+        with StopSignals() as stop:
+            for ...:
+                if stop.signal: save, and leave
+
+    The first signal only sets `signal`; a second one ends the program as it would without this class. Python
+    delivers signals to the main thread alone: entered in another, it sees none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class Alarm:
+    """Says when `seconds` have passed since it was made or restarted; never, if they are 0."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.monotonic()
+
+    def due(self) -> bool:
+        return self.seconds > 0 and time.monotonic() - self._start >= self.seconds
