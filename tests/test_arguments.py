@@ -247,7 +247,8 @@ def test_every_efficient_flag_is_taken() -> None:
             "--use_color_calibration --color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 "
             "--color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
             "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_feature_lr_factor 3 "
-            "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 --lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9")
+            "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
+            "--lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9")
     assert innovations(line) == dict(
         preset=None, use_region_adaptive_loss=True, region_weight_eyes=3.0, region_weight_mouth=4.0,
         region_weight_nose=5.0, region_weight_face=6.0, use_smart_densification=True, densify_percentile_clone=50.0,
