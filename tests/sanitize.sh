@@ -40,7 +40,7 @@ rm "$work/broken.cpp" "$work/broken.so" "$work/log"
 
 tests=()
 for name in native_fuzz rasterizer_contract losses flame rig optimizer densification visibility region_adaptive_loss \
-        color_calibration progressive_resolution; do
+        color_calibration amp progressive_resolution; do
     tests+=("tests/test_$name.py")
 done
 # Out of memory is not for the sanitizer: its allocator ends the process instead of throwing.
