@@ -32,7 +32,7 @@ from gaussian_renderer import choose_device_and_rasterizer, render
 from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate, evenly_spaced, mean_metrics
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration
-from innovations.pose_refinement import SplitViews, parameter_units, refine_poses, split_views, summary
+from innovations.pose_refinement import SplitViews, parameter_units, refinable_views, refine_poses, summary
 from scene.cameras import Camera
 from scene.dataset import Dataset, View, load_dataset
 from scene.flame import Flame, FlameParameters
@@ -226,8 +226,7 @@ def refinement_views(dataset: Dataset, allowed: Sequence[int]) -> SplitViews:
     """Which test views --refine_cameras allows to fit, and which are left to measure."""
     if not dataset.test:
         raise UserError("--refine_flame: there is no test split to refine (was the avatar trained without --eval?)")
-    return split_views([view.timestep_index for view in dataset.test], [view.camera_index for view in dataset.test],
-                       trained={view.timestep_index for view in dataset.train}, allowed=allowed)
+    return refinable_views(dataset.test, dataset.train, allowed)
 
 
 def refine(avatar: GaussianModel, cameras: Sequence[Camera], photograph: Callable[[int], torch.Tensor],

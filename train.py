@@ -27,7 +27,7 @@ from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate, evenly
 from innovations.amp import MixedPrecision
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
-from innovations.pose_refinement import SplitViews, parameter_units, refine_poses, split_views
+from innovations.pose_refinement import SplitViews, parameter_units, refinable_views, refine_poses
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.smart_densification import SmartDensification
@@ -491,8 +491,7 @@ def held_out(dataset: Dataset, extra: InnovationOptions) -> SplitViews | None:
         return None
     if dataset.flame is None or not dataset.test:
         raise UserError("--refine_test_poses needs a tracked head and a test split: add --bind_to_mesh and --eval")
-    return split_views([view.timestep_index for view in dataset.test], [view.camera_index for view in dataset.test],
-                       trained={view.timestep_index for view in dataset.train}, allowed=extra.refine_cameras)
+    return refinable_views(dataset.test, dataset.train, extra.refine_cameras)
 
 
 def measure_refined(avatar: GaussianModel, parts: SplitViews, steps: int, cameras: list[Camera],

@@ -39,6 +39,13 @@ class Timed(Protocol):
     timestep: int
 
 
+class Recorded(Protocol):
+    """What of a `scene.dataset.View` is needed here."""
+
+    timestep_index: int
+    camera_index: int
+
+
 class SplitViews(NamedTuple):
     """Views of a split by their part in a refinement; the rest of the split has neither."""
 
@@ -84,6 +91,12 @@ def split_views(
         raise UserError("--refine_cameras leaves no view to measure: name fewer of the cameras "
                         f"{', '.join(map(str, known))}")
     return SplitViews(looked_at, measured)
+
+
+def refinable_views(test: Sequence[Recorded], train: Sequence[Recorded], allowed: Collection[int]) -> SplitViews:
+    """`split_views` of the `test` views of a capture that was trained on its `train` views."""
+    return split_views([view.timestep_index for view in test], [view.camera_index for view in test],
+                       trained={view.timestep_index for view in train}, allowed=allowed)
 
 
 def parameter_units(columns: Mapping[str, slice], device: torch.device | str = "cpu") -> Tensor:

@@ -44,15 +44,6 @@ class ProgressiveResolution:
                 raise UserError("--resolution_milestones must be iterations from 1 on that increase, not "
                                 + ",".join(map(str, self.milestones)))
 
-    @classmethod
-    def parse(cls, schedule: str, milestones: str) -> ProgressiveResolution:
-        """From the command line: "0.5,0.75,1.0" and "100000,300000".
-
-        Raises:
-            UserError: not such lists, or they do not fit each other.
-        """
-        return cls(parse_scales(schedule), parse_milestones(milestones))
-
     def scale(self, step: int) -> float:
         """The resolution of iteration `step`, relative to the full one."""
         return self.scales[bisect_right(self.milestones, step)]
@@ -62,44 +53,3 @@ class ProgressiveResolution:
         if step in self.milestones and self.scale(step) != self.scale(step - 1):
             return f"[ITER {step}] Switching to resolution scale {self.scale(step):g}"
         return ""
-
-    def scaled(self, factor: float) -> ProgressiveResolution:
-        """The same with every milestone times `factor`, for `--scale_schedule`; they stay apart by one at least."""
-        milestones: list[int] = []
-        for milestone in self.milestones:
-            milestones.append(max(round(milestone * factor), milestones[-1] + 1 if milestones else 1))
-        return ProgressiveResolution(self.scales, tuple(milestones))
-
-    def note(self, iterations: int) -> str:
-        """A line for the user where a run of so many iterations never trains at full size, else empty."""
-        if self.scale(iterations) == 1.0:
-            return ""
-        return (f"note: {iterations} iterations end at resolution scale {self.scale(iterations):g}; fine detail is "
-                "learnt at scale 1 only: give earlier --resolution_milestones, or --scale_schedule")
-
-
-def parse_scales(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas.
-
-    Raises:
-        UserError
-    """
-    return tuple(_numbers(text, float, "--resolution_schedule", "scales such as 0.5,0.75,1.0"))
-
-
-def parse_milestones(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas, or none.
-
-    Raises:
-        UserError
-    """
-    if not text.strip():
-        return ()
-    return tuple(_numbers(text, int, "--resolution_milestones", "iterations such as 100000,300000"))
-
-
-def _numbers(text: str, kind: type, flag: str, expected: str) -> list:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"{flag} must be {expected}, not {text!r}") from error

@@ -27,7 +27,7 @@ from utils.types import Gaussians
 # ---- schedule -----------------------------------------------------------------
 
 def test_scale_changes_at_the_milestones():
-    progressive = ProgressiveResolution.parse("0.5,0.75,1.0", "100000,300000")
+    progressive = ProgressiveResolution((0.5, 0.75, 1.0), (100_000, 300_000))
     assert [progressive.scale(step) for step in (1, 99_999, 100_000, 299_999, 300_000, 600_000)] == [
         0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
     lines = {step: progressive.switch(step) for step in (1, 99_999, 100_000, 100_001, 300_000)}
@@ -39,39 +39,27 @@ def test_scale_changes_at_the_milestones():
 def test_off_is_the_full_size():
     off = ProgressiveResolution()
     assert {off.scale(step) for step in (1, 5, 10**6)} == {1.0}
-    assert not any(off.switch(step) for step in range(1, 50)) and off.note(10) == ""
-
-
-def test_milestones_follow_a_shortened_schedule():
-    progressive = ProgressiveResolution.parse("0.5, 0.75, 1", "100000, 300000")
-    assert progressive.scaled(6000 / 600_000).milestones == (1000, 3000)
-    assert progressive.scaled(1e-9).milestones == (1, 2)   # still increasing
-    assert progressive.scaled(1.0) == progressive
-    assert "end at resolution scale 0.5" in progressive.note(6000)
-    assert progressive.scaled(0.01).note(6000) == ""
+    assert not any(off.switch(step) for step in range(1, 50))
 
 
 def test_a_single_scale_needs_no_milestone():
-    assert ProgressiveResolution.parse("0.5", "").scale(7) == 0.5
+    assert ProgressiveResolution((0.5,)).scale(7) == 0.5
 
 
-@pytest.mark.parametrize("schedule, milestones, message", [
-    ("0.5,1.0", "100,200", "2 scales and --resolution_milestones 2"),
-    ("0.5,0.75,1.0", "100", "3 scales and --resolution_milestones 1"),
-    ("0.5,0.75,1.0", "300,100", "must be iterations from 1 on that increase, not 300,100"),
-    ("0.5,0.75,1.0", "100,100", "that increase"),
-    ("0.5,1.0", "0", "from 1 on"),
-    ("0.5,1.5", "10", "at most 1, not 1.5"),
-    ("0,1.0", "10", "above 0"),
-    ("nan,1.0", "10", "not nan"),
-    ("half,1.0", "10", "must be scales such as 0.5,0.75,1.0, not 'half,1.0'"),
-    ("", "10", "must be scales"),
-    ("0.5,1.0", "1e5", "must be iterations such as 100000,300000, not '1e5'"),
-    ("0.5,1.0", "10,", "must be iterations"),
+# What is typed, and how a short run scales it, is in tests/test_arguments.py.
+@pytest.mark.parametrize("scales, milestones, message", [
+    ((0.5, 1.0), (100, 200), "2 scales and --resolution_milestones 2"),
+    ((0.5, 0.75, 1.0), (100,), "3 scales and --resolution_milestones 1"),
+    ((0.5, 0.75, 1.0), (300, 100), "must be iterations from 1 on that increase, not 300,100"),
+    ((0.5, 0.75, 1.0), (100, 100), "that increase"),
+    ((0.5, 1.0), (0,), "from 1 on"),
+    ((0.5, 1.5), (10,), "at most 1, not 1.5"),
+    ((0.0, 1.0), (10,), "above 0"),
+    ((float("nan"), 1.0), (10,), "not nan"),
 ])
-def test_bad_schedules_are_one_sentence(schedule: str, milestones: str, message: str):
+def test_bad_schedules_are_one_sentence(scales: tuple[float, ...], milestones: tuple[int, ...], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
-        ProgressiveResolution.parse(schedule, milestones)
+        ProgressiveResolution(scales, milestones)
 
 
 # ---- area filter --------------------------------------------------------------
@@ -179,7 +167,7 @@ def test_no_room_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_resumed_run_sees_the_same_images(tmp_path: Path):
     cache = ImageCache(capture(tmp_path, [(30, 20)] * 3), (0.0, 0.0, 0.0), progress=False)
-    progressive = ProgressiveResolution.parse("0.4,0.75,1", "3,6")
+    progressive = ProgressiveResolution((0.4, 0.75, 1.0), (3, 6))
     whole = ScaledImages(cache, 3)
     seen = [whole.image(step % 3, progressive.scale(step), "cpu") for step in range(1, 9)]
     for start in (2, 4, 7):
