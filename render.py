@@ -9,7 +9,8 @@
 Writes <OUT>/<split>/ours_<iteration>/: renders/, gt/ and renders_mesh/ with a
 PNG per view, each also as an mp4, comparison.png and metrics.json. Refined
 poses go to the split test_refined, with flame_param_refined.npz beside its
-metrics; the avatar's own parameters stay as they are.
+metrics; the avatar's own parameters stay as they are. A training may go on in
+OUT meanwhile: it writes elsewhere, and what it saves appears whole.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from scene.head_model import find_head_model, load_head_model
 from scene.image_cache import ImageCache
 from scene.ply import export_world
 from utils.errors import UserError, run_script
-from utils.files import write_json
+from utils.files import only_writer, refuse_ways_out, write_json
 from utils.images import PngWriter, error_map, side_by_side, to_bytes, write_png
 from utils.mesh_overlay import draw_mesh
 from utils.metrics import Suite, format_table
@@ -56,6 +57,7 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
     """Everything `render.py` does; returns the mean metrics of each split (none with -t)."""
     model = Path(options.model_path)
     trained = read_cfg_args(model)
+    refuse_ways_out(model)
     if options.refine_flame:
         check_refinable(options, trained)
     iteration = choose_iteration(model, options.iteration)
@@ -102,7 +104,8 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
         render_views = partial(render_split, avatar=avatar, views=views, cameras=cameras, photographs=photographs,
                                draw=draw, uncalibrated=uncalibrated, suite=suite, mesh=options.render_mesh,
                                quiet=options.quiet)
-        means, figures = render_views(name, folder, indices=range(len(views)))
+        with only_writer(folder):
+            means, figures = render_views(name, folder, indices=range(len(views)))
         if target is None:
             measured[split] = means
         folders.append(folder)
@@ -113,9 +116,10 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
                             quiet=options.quiet)
             report["cameras_looked_at"], report["cameras_measured"] = (
                 sorted({views[i].camera_index for i in part}) for part in parts)
-            means, figures = render_views("test_refined", folders[-1], indices=sorted([*parts.measured,
-                                          *parts.looked_at]), measured=parts.measured,
-                                          more={"as_tracked": as_tracked, "refinement": report})
+            with only_writer(folders[-1]):
+                means, figures = render_views("test_refined", folders[-1], measured=parts.measured,
+                                              indices=sorted([*parts.measured, *parts.looked_at]),
+                                              more={"as_tracked": as_tracked, "refinement": report})
             looked_at = mean_metrics((figures[i] for i in parts.looked_at), suite.names)
             measured.update(test_as_tracked=as_tracked, test_refined=means, test_looked_at=looked_at)
             say(f"test_refined: the FLAME parameters of {report['timesteps']} timesteps, fitted in "
@@ -166,7 +170,8 @@ def load_capture(options: RenderOptions, trained: Options) -> Dataset:
         source, bind_to_mesh=trained.model.bind_to_mesh, eval_split=trained.model.eval,
         white_background=trained.model.white_background, target=Path(target) if target else None,
         images=trained.model.images, resolution=trained.model.resolution,
-        select_camera_id=options.select_camera_id, seed=trained.run.seed)
+        select_camera_id=options.select_camera_id, skip_bad_frames=trained.model.skip_bad_frames,
+        seed=trained.run.seed)
 
 
 def load_avatar(options: RenderOptions, trained: Options, saved: Path, dataset: Dataset | None,

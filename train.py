@@ -9,9 +9,10 @@ options; `doc/conventions.md` says what the quantities mean.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,21 @@ from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_vie
 from scene import checkpoint
 from scene.cameras import Camera, write_cameras_json
 from scene.dataset import Dataset, load_dataset
-from scene.densification import DensityControl, DensitySchedule, Policy, fixed_threshold
+from scene.densification import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
 from scene.flame import Flame, FlameParameters, RowAdam
-from scene.gaussian_model import GaussianModel
+from scene.gaussian_model import PLY_NAME, GaussianModel
 from scene.head_model import find_head_model, load_head_model
 from scene.image_cache import ImageCache
 from scene.optimizer import GaussianOptimizer
 from scene.sampler import ShuffledSampler
 from scene.scaled_images import ScaledImages
 from utils import losses, metrics
-from utils.errors import UserError, run_script
-from utils.files import only_writer
+from utils.bad_steps import BadSteps
+from utils.errors import UserError, one_line, run_script, short_of_memory
+from utils.files import only_writer, refuse_ways_out, remove
 from utils.interrupt import Alarm, StopSignals
 from utils.report import Reporter
-from utils.results import write_results
+from utils.results import measured_iterations, write_results
 from utils.stages import Stages
 from utils.types import Gaussians, RenderOut
 
@@ -67,14 +69,14 @@ def train(options: Options, stages: Stages = Stages(False)) -> dict[str, Any]:
         stages: a stop-watch for benchmarks; the default measures nothing.
 
     Raises:
-        UserError: the options, the data or another run in the same folder do not let it.
-        SystemExit: SIGINT or SIGTERM came; everything is saved.
+        UserError: the options, the data or another run in the same folder do not let it, or too little memory.
+        SystemExit: SIGINT, SIGTERM or SIGHUP came; everything is saved.
     """
-    with ExitStack() as held, StopSignals() as stop:
-        return run_training(options, stages, stop, held)
+    with explained(options), ExitStack() as held:
+        return run_training(options, stages, held)
 
 
-def run_training(options: Options, stages: Stages, stop: StopSignals, held: ExitStack) -> dict[str, Any]:
+def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str, Any]:
     """`train`, to be read from top to bottom."""
     model_options, optim, run, extra = options.model, options.optimization, options.run, options.innovations
     output = Path(model_options.model_path)
@@ -82,23 +84,28 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
 
     # ---- build --------------------------------------------------------------
+    refuse_ways_out(output)
+    found = checkpoint.newest_first(output)
     resume = find_checkpoint(run.start_checkpoint, output)
     if resume:
         check_resumable(resume, options)
-        if resume["step"] >= optim.iterations and (output / "results.json").exists():
+        if min(resume["step"], measured_iterations(output / "results.json")) >= optim.iterations:
             raise UserError(f"the checkpoint is at iteration {resume['step']} of {optim.iterations}: this run is "
                             "complete; raise --iterations to go on")
     dataset = load_dataset(
         Path(model_options.source_path), bind_to_mesh=model_options.bind_to_mesh, eval_split=model_options.eval,
         white_background=model_options.white_background, images=model_options.images,
         target=Path(model_options.target_path) if model_options.target_path else None,
-        resolution=model_options.resolution, select_camera_id=model_options.select_camera_id, seed=run.seed)
+        resolution=model_options.resolution, select_camera_id=model_options.select_camera_id,
+        skip_bad_frames=model_options.skip_bad_frames, seed=run.seed)
     if not dataset.train:
         raise UserError(f"no training view is left in {model_options.source_path}: "
                         f"--select_camera_id {model_options.select_camera_id} may name a held-out camera")
     refined = held_out(dataset, extra)
     avatar = build_avatar(model_options, dataset, resume, seed=run.seed, device=device)
     held.enter_context(only_writer(output))  # only now: a mistake in the input leaves no trace
+    if checkpoint.newest_first(output) != found:
+        raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
     write_cfg_args(output, options)
     write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
 
@@ -141,18 +148,19 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
                                   translation_lr=optim.flame_trans_lr * warm.flame_trans_factor,
                                   pose_lr=optim.flame_pose_lr * warm.flame_pose_factor,
                                   dynamic_lr=optim.dynamic_offset_lr)
+    reporter = Reporter(output, optim.iterations, start=resume["step"] if resume else 0, quiet=run.quiet)
     density = DensityControl(
         avatar, optimizer,
         DensitySchedule(white_background=model_options.white_background, resets=not warm.skip_resets, **pick(optim, (
             "densify_from_iter", "densify_until_iter", "densification_interval", "opacity_reset_interval",
             "percent_dense"))),
-        build_policy(optim, extra), extent=dataset.extent,
+        while_memory_lasts(build_policy(optim, extra), device, reporter.warn), extent=dataset.extent,
         generator=torch.Generator().manual_seed(run.seed + 1))
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
     first = 1
-    reporter = Reporter(output, optim.iterations, start=resume["step"] if resume else 0, quiet=run.quiet)
+    bad_steps = BadSteps(reporter, partial(checkpoint.latest, output))
     saved = {"optimizer": optimizer, "density": density, "sampler": sampler, "reporter": reporter, "amp": amp,
-             "region": region, "color": color}
+             "region": region, "color": color, "bad_steps": bad_steps}
     optimizers = [optimizer, *([flame_optimizer] if flame_optimizer else []), *color.optimizers]
     if flame_optimizer is not None:
         saved["flame_optimizer"] = flame_optimizer
@@ -171,6 +179,7 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
     measured_splits = [name for name in ("val", "test") if cameras[name]] or ["train"]
 
     # ---- loop ---------------------------------------------------------------
+    stop = held.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing
     for step in range(first, optim.iterations + 1):
         optimizer.set_step(step)
         avatar.active_sh_degree = min(avatar.sh_degree, step // optim.sh_increase_interval)
@@ -214,6 +223,7 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
                 part.zero_grad()
         with stages("report"):
             reporter.step(step, terms, points=len(avatar))
+            bad_steps.note(step, names, amp.bad)
         # Before the density control: a picture taken right after an opacity
         # reset shows a ghost, and resets and saves fall on the same iterations.
         if due.test(step) and step < optim.iterations:
@@ -227,7 +237,7 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
                 save(output / "point_cloud" / f"iteration_{step}", avatar, color)
         with stages("density"):
             for out in rendered:
-                density.observe(out, scale, views=extra.batch_views)
+                density.observe(out, scale, views=extra.batch_views, skip=amp.bad)
             grown = density.step(step, gaussians.scales)
         if grown and grown.line:
             reporter.say(grown.line)
@@ -240,15 +250,16 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
                     state["flame"] = avatar.flame_parameters.state_dict()
                 state.update({name: part.state_dict() for name, part in saved.items()})
                 checkpoint.save(output / f"chkpnt{step}.pth", state)
-                checkpoint.remove_old(output, run.keep_checkpoints)
+                checkpoint.remove_old(output, run.keep_checkpoints, step)
                 clock.restart()
-        if stop.signal and step < optim.iterations:
+        if stop.signal:
             reporter.close()
             print(f"stopped by {stop.signal.name} after iteration {step}; the same command with "
                   "--start_checkpoint auto goes on from there", file=sys.stderr)
             raise SystemExit(128 + stop.signal)
         stages.end_iteration()
 
+    stop.release()
     # ---- results: measured on the saved avatar, which is what everybody opens ----
     avatar = GaussianModel.load(output / "point_cloud" / f"iteration_{optim.iterations}", flame=avatar.flame,
                                 flame_parameters=avatar.flame_parameters, device=device)
@@ -263,12 +274,14 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
         measured.update(measure_refined(avatar, refined, extra.refine_test_poses, cameras["test"],
                                         partial(photograph, "test"), finished,
                                         partial(metrics.Suite, ALL_METRICS, device)))
-    if amp.skipped:
-        told.add(f"{amp.skipped} steps were skipped because a gradient was not finite")
+    left_out = bad_steps.summary()
+    if left_out["count"]:
+        told.add(f"{left_out['count']} steps were left out because the loss or a gradient was not finite")
+    reporter.close()  # first: results.json says that nothing is missing
     results = write_results(
         output / "results.json", metrics=measured, iterations=optim.iterations, points=len(avatar),
-        seconds=reporter.seconds, iterations_per_second=reporter.iterations_per_second, backend=backend, device=device)
-    reporter.close()
+        seconds=reporter.seconds, iterations_per_second=reporter.iterations_per_second, backend=backend, device=device,
+        steps_left_out=left_out)
     if not run.quiet:
         print(metrics.format_table(measured), *sorted(told), sep="\n")
         print(f"{results['iterations_per_second']:.1f} iterations/s (median), {len(avatar):,} Gaussians, "
@@ -308,9 +321,11 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
         if flame_parameters is not None:
             if "flame" not in resume:
                 raise UserError("the checkpoint has no FLAME parameters ('flame'): it was not written by this trainer")
-            flame_parameters.load_state_dict(resume["flame"])
-        return GaussianModel.from_state(resume["avatar"], flame=flame, flame_parameters=flame_parameters,
-                                        device=device)
+            with checkpoint.fitting("flame"):
+                flame_parameters.load_state_dict(resume["flame"])
+        with checkpoint.fitting("avatar"):
+            return GaussianModel.from_state(resume["avatar"], flame=flame, flame_parameters=flame_parameters,
+                                            device=device)
     if flame is not None:
         return GaussianModel.from_mesh(flame, flame_parameters, sh_degree=options.sh_degree,
                                        generator=torch.Generator().manual_seed(seed), device=device)
@@ -323,12 +338,10 @@ def restore(saved: Mapping[str, Any], resume: Mapping[str, Any]) -> None:
     An innovation that the saved run did not have begins here, as the identity.
     """
     for name, part in saved.items():
-        if name in ("region", "color", "amp") and not resume.get(name):
-            continue
-        try:
+        with checkpoint.fitting(name):
+            if name in ("region", "color", "amp", "bad_steps") and not resume.get(name):
+                continue
             part.load_state_dict(resume[name])
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"the checkpoint does not fit this run ({name}: {error})") from error
 
 
 def check_resumable(resume: Mapping[str, Any], options: Options) -> None:
@@ -336,8 +349,15 @@ def check_resumable(resume: Mapping[str, Any], options: Options) -> None:
     missing = [name for name in ("step", "avatar", "options") if name not in resume]
     if missing:
         raise UserError(f"the checkpoint has no '{missing[0]}': it was not written by this trainer")
+    if type(resume["step"]) is not int or not 0 <= resume["step"] <= 10**9:
+        raise UserError("the checkpoint's 'step' is no number of iterations")
+    with checkpoint.fitting("options"):
+        trained = dict(resume["options"]["model"])
     for name in ("bind_to_mesh", "sh_degree", "white_background", "disable_flame_static_offset"):
-        before, now = resume["options"]["model"].get(name), getattr(options.model, name)
+        before, now = trained.get(name), getattr(options.model, name)
+        if not isinstance(before, (bool, int, type(None))):
+            raise UserError(f"the checkpoint does not fit this run (options: {name} is of type "
+                            f"{type(before).__name__})")
         if before != now:
             raise UserError(f"the checkpoint was trained with {name} = {before}, this run has {now}: "
                             "continue with the same value, or start a new run in another --model_path")
@@ -404,9 +424,10 @@ def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy
 
 
 def save(folder: Path, avatar: GaussianModel, color: ColorCalibration | NoColorCalibration) -> None:
-    """Writes the avatar and, beside it, what its colours go through."""
-    avatar.save(folder)
+    """Writes the avatar and, beside it, what its colours go through; what `avatar.save` says of the order holds."""
+    remove(folder / PLY_NAME)
     color.save(folder / COLOR_NAME)
+    avatar.save(folder)
 
 
 def mean_terms(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -518,7 +539,36 @@ def check_finite(step: int, view: str, avatar: GaussianModel, terms: Mapping[str
                        for (table, _), grad in avatar.flame_parameters.gradients().items()})
     for name, value in values.items():
         if not torch.isfinite(value).all():
-            raise FloatingPointError(f"iteration {step}, view {view}: {name} is not finite")
+            raise UserError(f"--debug: iteration {step}, view {view}: {name} is not finite")
+
+
+@contextmanager
+def explained(options: Options) -> Iterator[None]:
+    """Around a run: what helps where memory ran out, and beside the traceback of a defect what tells the run.
+
+    Raises:
+        UserError: in place of the many exceptions that mean too little memory.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        output = Path(options.model.model_path)
+        kept = checkpoint.latest(output)
+        place = short_of_memory(error)
+        if place is None:
+            error.add_note(f"This is a defect of the program; to report it:\ncommand: {shlex.join(sys.argv)}\noptions: "
+                           f"{output / 'cfg_args'}\nlast checkpoint: {kept or 'none was written yet'}")
+            raise
+        fewer = ("--max_gaussians (smaller)" if options.innovations.use_smart_densification
+                 else "--densify_grad_threshold (larger)")
+        elsewhere = "--data_device cpu" if place == "GPU" else "--ram_share (smaller)"
+        raise UserError(
+            f"the memory of the {place} ran out with these options ({one_line(error)[:200] or 'no details'}): "
+            f"{fewer}, --resolution (smaller) and {elsewhere} take less; "
+            + (f"{kept} and all before it are kept, go on with --start_checkpoint auto" if kept
+               else "no checkpoint was written yet")) from error
 
 
 def main() -> None:

@@ -136,7 +136,7 @@ END
 # ---- everything, on a procedural head ----
 
 demo() {
-  local root started=$SECONDS results
+  local root started=$SECONDS results measured
   root="$(absolute "${DEMO_DIR:-$repository/output/demo}")"
   read_flags "$@"
   [ -z "$data" ] || fail "the demo makes its own data; for yours: ./train_efficient.sh balanced -s $data"
@@ -149,7 +149,10 @@ demo() {
   fi
   echo "== 1/4 A procedural head: a head model and a multi-view capture of it, in $root/data"
   run "$PYTHON" -m scene.synthetic "$root/data"
-  if [ -e "$model/results.json" ] && [ -d "$model/point_cloud/iteration_$iterations" ]; then
+  # Written last of all, it says up to where nothing is missing.
+  measured="$(sed -n 's/^  "iterations": \([0-9]*\),$/\1/p' "$model/results.json" 2>/dev/null || true)"
+  if [ "${measured:-0}" -ge "$iterations" ] 2>/dev/null &&
+      [ -e "$model/point_cloud/iteration_$iterations/point_cloud.ply" ]; then
     echo "== 2/4 Training is skipped: $model/results.json says that it is done"
     echo "   (to train anew${*:+ with $*}: remove $model, or name another folder in DEMO_DIR)"
   else

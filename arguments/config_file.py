@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from arguments.options import (
 )
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
+from utils.untrusted import read_regular
 
 # Real files have a few kilobytes; far below what could hurt the parser.
 _LARGEST_FILE = 1 << 20  # bytes
+_LONGEST_TEXT = 4096     # characters; of a path
 
 
 def _file(path: str | Path) -> Path:
@@ -75,11 +78,10 @@ def read_cfg_args(path: str | Path) -> Options:
 def _parse(file: Path) -> dict[str, Any]:
     """The keyword arguments of the one `Namespace(...)` call in `file`."""
     try:
-        with open(file, "rb") as stream:
-            data = stream.read(_LARGEST_FILE + 1)
+        data = read_regular(file, _LARGEST_FILE)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}; it belongs to every trained avatar") from error
-    if len(data) > _LARGEST_FILE:
+    if data is None:
         raise UserError(f"{file} is larger than {_LARGEST_FILE} bytes and therefore no options file")
     # Deeply nested text ends in RecursionError or MemoryError, broken text in the others.
     try:
@@ -87,24 +89,35 @@ def _parse(file: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # the compiler's remarks on odd text
             tree = ast.parse(data.decode("utf-8").strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{file} is not of the form Namespace(name=value, ...): {one_line(error)}") from error
+        raise UserError(f"{file} is not of the form Namespace(name=value, ...): {one_line(error)[:200]}") from error
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Namespace"
             and not tree.args):
         raise UserError(f"{file} is not of the form Namespace(name=value, ...)")
     values: dict[str, Any] = {}
     for keyword in tree.keywords:
         if keyword.arg is None or keyword.arg in values:
-            raise UserError(f"{file} names an option twice or uses **: {keyword.arg or '**'}")
+            raise UserError(f"{file} names an option twice or uses **: {(keyword.arg or '**')[:80]}")
         try:
             values[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            raise UserError(f"{file}: the value of {keyword.arg} is not a plain literal, "
+            raise UserError(f"{file}: the value of {keyword.arg[:80]} is not a plain literal, "
                             "so it is not read") from error
     return values
 
 
+def _is_text(value: str) -> bool:
+    """Whether it can name a file and be printed: no zero character, no half of a surrogate pair, not endless."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value and len(value) <= _LONGEST_TEXT
+
+
 def _convert(file: Path, name: str, value: Any, expected: FieldType, commas: bool = False) -> Any:
     """`value` in the type of its field; exact types only, except that a whole number may stand for a float."""
+    if isinstance(value, str) and not _is_text(value):
+        raise UserError(f"{file}: the value of {name} is too long, or holds characters that no file name has")
     if commas and isinstance(value, str):  # as other trainers store such a list: the way it is typed
         try:
             return comma_list(expected.kind, value)

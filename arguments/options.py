@@ -23,6 +23,8 @@ BACKENDS = ("auto", "native", "gsplat", "dgr", "reference")
 DEVICES = ("auto", "cpu", "cuda")
 # Whole numbers end up in 64-bit counters and seeds.
 LARGEST_INTEGER = 2**63 - 1
+# Of learning rates: far beyond any that trains, and small enough that no number of steps leaves the range of float32.
+MAX_RATE = 1e6
 
 
 def option(
@@ -46,6 +48,10 @@ def option(
         "at_least": at_least, "above": above, "at_most": at_most, "path": path,
         "commas": commas, "switch": switch, "part_of": part_of,
     })
+
+
+def _rate(default: float, help: str, **more: Any) -> Any:
+    return option(default, help, at_most=MAX_RATE, **more)
 
 
 def off_flag(name: str) -> str:
@@ -74,6 +80,9 @@ class ModelOptions:
     disable_flame_static_offset: bool = option(False, "ignore the per-vertex static offset of the tracking")
     not_finetune_flame_params: bool = option(False, "keep the tracked FLAME parameters as they are")
     select_camera_id: int = option(-1, "use this camera only; -1: all of them", at_least=-1)
+    skip_bad_frames: bool = option(
+        False, "leave out frames of a rigged capture that cannot be used (NaN in the tracking or the camera, a broken "
+        "image) instead of stopping; more than half is still an error")
     head_model: str | None = option(
         None, "FLAME-format head model; default: <source>/head_model.pkl, else "
         "flame_model/assets/flame/flame2023.pkl", path=True)
@@ -84,18 +93,18 @@ class OptimizationOptions:
     """Learning rates, densification and losses."""
 
     iterations: int = option(DEFAULT_ITERATIONS, "length of the run", unit="iterations", at_least=1)
-    position_lr_init: float = option(0.005, "first learning rate of the positions, times the scene extent", above=0)
-    position_lr_final: float = option(0.00005, "last learning rate of the positions, times the scene extent", above=0)
+    position_lr_init: float = _rate(0.005, "first learning rate of the positions, times the scene extent", above=0)
+    position_lr_final: float = _rate(0.00005, "last learning rate of the positions, times the scene extent", above=0)
     position_lr_delay_mult: float = option(
         0.01, "accepted for existing scripts, without effect: it scales a warm-up that lasts 0 iterations",
         at_least=0, at_most=1)
     position_lr_max_steps: int = option(
         600_000, "when the positions reach their last learning rate", unit="iterations", at_least=1)
-    feature_lr: float = option(
+    feature_lr: float = _rate(
         0.0025, "learning rate of the base colour; the other colour coefficients take a 20th", at_least=0)
-    opacity_lr: float = option(0.05, "learning rate of the opacity", unit="logit", at_least=0)
-    scaling_lr: float = option(0.017, "learning rate of the size", unit="log", at_least=0)
-    rotation_lr: float = option(0.001, "learning rate of the rotation quaternion", at_least=0)
+    opacity_lr: float = _rate(0.05, "learning rate of the opacity", unit="logit", at_least=0)
+    scaling_lr: float = _rate(0.017, "learning rate of the size", unit="log", at_least=0)
+    rotation_lr: float = _rate(0.001, "learning rate of the rotation quaternion", at_least=0)
     percent_dense: float = option(
         0.01, "size that separates cloning (below) from splitting (above)", unit="share of the scene extent",
         at_least=0)
@@ -107,9 +116,9 @@ class OptimizationOptions:
         0.0002, "mean gradient of the projected centre above which a Gaussian is densified", unit="NDC", above=0)
     sh_increase_interval: int = option(
         1_000, "time between steps of the colour degree, from 0 to --sh_degree", unit="iterations", at_least=1)
-    flame_expr_lr: float = option(1e-3, "learning rate of the expression coefficients", at_least=0)
-    flame_trans_lr: float = option(1e-6, "learning rate of the head translation", unit="metres", at_least=0)
-    flame_pose_lr: float = option(1e-5, "learning rate of the head, neck, jaw and eye poses", unit="radians",
+    flame_expr_lr: float = _rate(1e-3, "learning rate of the expression coefficients", at_least=0)
+    flame_trans_lr: float = _rate(1e-6, "learning rate of the head translation", unit="metres", at_least=0)
+    flame_pose_lr: float = _rate(1e-5, "learning rate of the head, neck, jaw and eye poses", unit="radians",
                                   at_least=0)
     lambda_dssim: float = option(0.2, "weight of 1 - SSIM; L1 takes the rest", unit="0 to 1", at_least=0, at_most=1)
     lambda_xyz: float = option(1e-2, "weight of the penalty on leaving the triangle", at_least=0)
@@ -128,7 +137,7 @@ class OptimizationOptions:
         0.0, "weight of the roughness of the per-timestep vertex offsets", at_least=0)
     lambda_dynamic_offset_std: float = option(
         0.0, "weight of the spread over time of the per-timestep vertex offsets", at_least=0)
-    dynamic_offset_lr: float = option(
+    dynamic_offset_lr: float = _rate(
         1e-5, "learning rate of the per-timestep vertex offsets, where they are trained", unit="metres", at_least=0)
 
 
@@ -259,7 +268,7 @@ class InnovationOptions:
     color_per_camera: bool = option(
         False, "also learn the exposure and white balance of each training camera", switch=True,
         part_of="use_color_calibration")
-    color_lr: float = option(1e-3, "learning rate of the colour calibration", at_least=0,
+    color_lr: float = _rate(1e-3, "learning rate of the colour calibration", at_least=0,
                              part_of="use_color_calibration")
 
     use_amp: bool = option(False, "mixed precision where it is safe", switch=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import sys
-import zipfile
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor
 
 from utils.errors import UserError, one_line
-from utils.files import atomic_path
+from utils.tensor_files import save_tensors
+from utils.tensor_reader import load_tensors
 
 FORMAT = "efficient-gaussian-avatars checkpoint"
 VERSION = 1
@@ -32,15 +35,7 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
         UserError: the file cannot be written.
         TypeError: the state holds something else; a defect of the caller.
     """
-    content = {"format": FORMAT, "version": VERSION, **_plain(state, "state")}
-    with atomic_path(path) as temporary:
-        # A stream of our own, and not the path: PyTorch's writer would report a
-        # full disk as an internal error of its own.
-        with _Stream(temporary) as stream:
-            try:
-                torch.save(content, stream)
-            except RuntimeError as error:
-                raise (stream.problem or error) from error
+    save_tensors(path, {"format": FORMAT, "version": VERSION, **_plain(state, "state")})
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -52,29 +47,36 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        problem = _archive_problem(path)
-        if problem:
-            raise UserError(f"{path} {problem}; name another checkpoint")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+        content = load_tensors(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    # A damaged or hostile pickle can fail anywhere in the unpickler, with any
-    # exception; whichever it is, the file is not a checkpoint of ours.
+    # A damaged or hostile file can fail in any way; whichever it is, it is not a checkpoint of ours.
     except Exception as error:
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely: "
-                        f"{one_line(error).split('. ')[0][:200]}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        reason = one_line(error)[:200] or type(error).__name__
+        raise UserError(f"{path} is cut short, damaged or not a checkpoint ({reason}); name another checkpoint"
+                        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), str) or content["format"] != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this program")
-    if content.get("version") != VERSION:
-        raise UserError(f"{path} has checkpoint version {content.get('version')!r}; this program reads {VERSION}")
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
+        told = version if isinstance(version, int) else f"of type {type(version).__name__}"
+        raise UserError(f"{path} has checkpoint version {told}; this program reads {VERSION}")
+    return {name: value for name, value in content.items() if name not in ("format", "version")}
+
+
+@contextlib.contextmanager
+def fitting(part: str) -> Iterator[None]:
+    """Around taking over the state of a `part`: a file that was read can still hold anything.
+
+    Raises:
+        UserError: in place of what a state of other types, names or shapes ends in.
+    """
     try:
-        state = _plain(content, "state", limit=path.stat().st_size)
-    except (TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {one_line(error)[:200]}") from error
-    del state["format"], state["version"]
-    return state
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, about what is used in an odd way
+            yield
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise UserError(f"the checkpoint does not fit this run ({part}: {one_line(error)[:200]})") from error
 
 
 def newest(folder: str | Path) -> Path | None:
@@ -82,7 +84,7 @@ def newest(folder: str | Path) -> Path | None:
 
     Complete means that it loads; one that does not is passed over with a line on stderr.
     """
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         try:
             load(path)
             return path
@@ -91,13 +93,24 @@ def newest(folder: str | Path) -> Path | None:
     return None
 
 
-def remove_old(folder: str | Path, keep: int) -> None:
-    """Removes all but the `keep` checkpoints with the highest N; keeps all if that is 0."""
-    for path in _newest_first(folder)[keep:] if keep else []:
+def latest(folder: str | Path, at_most: float = math.inf) -> Path | None:
+    """The checkpoint with the highest N of at most `at_most`, unread, or None: for messages."""
+    return next((path for path in newest_first(folder) if int(path.stem.removeprefix("chkpnt")) <= at_most), None)
+
+
+def remove_old(folder: str | Path, keep: int, step: int) -> None:
+    """Of the checkpoints up to iteration `step`, removes all but the newest `keep`; keeps all if that is 0.
+
+    Later ones are of a run that was taken up again further back. They are not this run's to remove,
+    and must not count either, or they would push out what it has just saved.
+    """
+    own = [path for path in newest_first(folder) if int(path.stem.removeprefix("chkpnt")) <= step]
+    for path in own[keep:] if keep else []:
         path.unlink(missing_ok=True)
 
 
-def _newest_first(folder: str | Path) -> list[Path]:
+def newest_first(folder: str | Path) -> list[Path]:
+    """Whatever is named `chkpnt<N>.pth` in `folder`, highest N first."""
     found = []
     for path in Path(folder).glob("chkpnt*.pth"):
         match = re.fullmatch(r"chkpnt([0-9]+)\.pth", path.name)
@@ -106,58 +119,12 @@ def _newest_first(folder: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-class _Stream:
-    """A file for torch.save that remembers the operating system's own reason for a failed write."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")
-        self.problem: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.problem = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _archive_problem(path: Path) -> str | None:
-    """What is wrong with the container, as the end of a sentence; None when it is whole.
-
-    PyTorch checks neither the checksums nor, against the file, the sizes, so a
-    flipped bit would load and a small file could ask for any amount of memory.
-    """
-    if not zipfile.is_zipfile(path):
-        return "is cut short or not a checkpoint"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                return "is not a checkpoint: PyTorch does not compress its files"
-            if archive.testzip() is not None:
-                return "is damaged: a checksum does not match"
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        return f"is damaged: {one_line(error)}"
-    return None
-
-
-def _plain(value: Any, name: str, limit: int | None = None, done: dict[int, Any] | None = None) -> Any:
+def _plain(value: Any, name: str, done: dict[int, Any] | None = None) -> Any:
     """`value` rebuilt from the allowed types only.
 
     Args:
         name: where in the state it stands, for messages.
-        limit: bytes that one tensor may have at most.
-        done: what is already rebuilt, by the identity of the original. A pickle
-            of a few bytes can nest references to one list so that walking it
-            without this would never end.
+        done: what is already rebuilt, by the identity of the original, which keeps shared values shared.
 
     Raises:
         TypeError: something that is not allowed, naming the place.
@@ -167,14 +134,14 @@ def _plain(value: Any, name: str, limit: int | None = None, done: dict[int, Any]
         return value
     if id(value) not in done:
         if isinstance(value, Tensor):
-            done[id(value)] = _plain_tensor(value.detach(), name, limit)
+            done[id(value)] = _plain_tensor(value.detach(), name)
         elif isinstance(value, dict):
             for key in value:
                 if type(key) not in _SCALARS:
                     raise TypeError(f"{name} has a key of type {type(key).__name__}")
-            done[id(value)] = {key: _plain(item, f"{name}[{key!r}]", limit, done) for key, item in value.items()}
+            done[id(value)] = {key: _plain(item, f"{name}[{key!r}]", done) for key, item in value.items()}
         elif type(value) in (list, tuple):
-            done[id(value)] = type(value)(_plain(item, f"{name}[{index}]", limit, done)
+            done[id(value)] = type(value)(_plain(item, f"{name}[{index}]", done)
                                           for index, item in enumerate(value))
         else:
             raise TypeError(f"{name} is of type {type(value).__name__}; allowed are tensors, numbers, strings, None, "
@@ -182,12 +149,10 @@ def _plain(value: Any, name: str, limit: int | None = None, done: dict[int, Any]
     return done[id(value)]
 
 
-def _plain_tensor(value: Tensor, name: str, limit: int | None) -> Tensor:
+def _plain_tensor(value: Tensor, name: str) -> Tensor:
     """A tensor that owns exactly the memory it shows."""
     if value.layout != torch.strided or value.is_quantized:
         raise TypeError(f"{name} is a tensor of an unusual layout")
     stored, shown = value.untyped_storage().nbytes(), value.numel() * value.element_size()
-    if limit is not None and max(stored, shown) > limit:
-        raise TypeError(f"{name} claims more bytes than the file has")
     # A saved view would carry the whole storage behind it.
     return value if stored == shown else value.clone()

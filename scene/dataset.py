@@ -20,7 +20,7 @@ __all__ = ["Dataset", "View", "load_dataset", "scene_extent", "training_size"]
 
 def load_dataset(source: Path, *, bind_to_mesh: bool, eval_split: bool, white_background: bool,
                  target: Path | None = None, images: str = "images", resolution: float = -1,
-                 select_camera_id: int = -1, seed: int = 0) -> Dataset:
+                 select_camera_id: int = -1, skip_bad_frames: bool = False, seed: int = 0) -> Dataset:
     """Reads the cameras, splits, motion and start points of a capture; decodes no image.
 
     Args:
@@ -33,6 +33,7 @@ def load_dataset(source: Path, *, bind_to_mesh: bool, eval_split: bool, white_ba
         resolution: see `training_size`.
         select_camera_id: keep only this `camera_index` of a rigged capture, in every split; the extent
             stays that of all training cameras. -1 keeps all.
+        skip_bad_frames: leave out what of a rigged capture cannot be used, up to half of it.
         seed: of the random start points of a Blender scene without a point cloud.
 
     Raises:
@@ -46,13 +47,15 @@ def load_dataset(source: Path, *, bind_to_mesh: bool, eval_split: bool, white_ba
             target = _folder(target, "--target_path")
             _require_rigged(target, "--target_path")
         return read_rigged(source, eval_split=eval_split, background=background, target=target, resolution=resolution,
-                           select_camera_id=select_camera_id)
+                           select_camera_id=select_camera_id, skip_bad_frames=skip_bad_frames)
     if target is not None:
         raise UserError("--target_path replaces the motion of a rigged avatar: it needs --bind_to_mesh")
     if (source / CANONICAL).exists():
         raise UserError(f"{source} is a rigged capture, in which the head moves: add --bind_to_mesh")
     if select_camera_id != -1:
         raise UserError("--select_camera_id chooses among the cameras of a rigged capture: it needs --bind_to_mesh")
+    if skip_bad_frames:
+        raise UserError("--skip_bad_frames leaves out frames of a rigged capture: it needs --bind_to_mesh")
     if model_folder(source) is not None:
         return read_colmap(source, eval_split=eval_split, background=background, images=images, resolution=resolution)
     if (source / "transforms_train.json").exists():

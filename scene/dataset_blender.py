@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from plyfile import PlyData, PlyParseError
 
-from scene.dataset_common import Dataset, View, scene_extent
+from scene.dataset_common import LARGEST_POSITION, Dataset, View, scene_extent
 from scene.dataset_transforms import read_frames
+from scene.ply import read_vertices
 from utils.errors import UserError
 
 RANDOM_POINTS = 100_000
@@ -46,32 +46,22 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """[P, 3] positions and [P, 3] RGB 0..1 (grey where the file has no colours) of a PLY point cloud.
 
     Raises:
-        UserError: not a PLY file, one that announces more than it holds, or without finite x, y, z.
+        UserError: not a PLY file, one that announces more than it holds, or without x, y, z.
     """
-    try:
-        size = path.stat().st_size
-        announced = _announced(path)
-        if announced > size:  # every row takes at least a byte; plyfile would allocate first
-            raise UserError(f"{path} announces {announced} rows but has only {size} bytes")
-        vertices = PlyData.read(str(path))["vertex"]
+    vertices = read_vertices(path)
+    names = vertices.dtype.names or ()
+    if not {"x", "y", "z"} <= set(names) or any(vertices.dtype[axis].hasobject for axis in "xyz"):
+        raise UserError(f"{path} has no numbers x, y and z, so it is not a point cloud")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, reported below
         points = np.stack([np.asarray(vertices[axis], dtype=np.float32) for axis in "xyz"], axis=1)
-    except (PlyParseError, OSError, ValueError, KeyError, IndexError, MemoryError) as error:
-        raise UserError(f"{path} is not a readable PLY point cloud with x, y and z: {error}") from error
-    if not len(points) or not np.isfinite(points).all():
-        raise UserError(f"{path} must hold at least one point, and only finite positions")
-    names = {item.name for item in vertices.properties}
-    if not {"red", "green", "blue"} <= names:
+    if not len(points) or not (np.abs(points) < LARGEST_POSITION).all():
+        raise UserError(f"{path} must hold at least one point, and only finite positions below {LARGEST_POSITION:g}")
+    colored = {"red", "green", "blue"} <= set(names)
+    if not colored or any(vertices.dtype[channel].hasobject for channel in ("red", "green", "blue")):
         return points, np.full_like(points, 0.5)
     channels = np.stack([np.asarray(vertices[channel]) for channel in ("red", "green", "blue")], axis=1)
     full = 255.0 if channels.dtype.kind in "iu" else 1.0
-    return points, np.clip(np.nan_to_num(channels.astype(np.float32) / full), 0.0, 1.0)
+    with np.errstate(over="ignore"):
+        channels = channels.astype(np.float32)
+    return points, np.clip(np.nan_to_num(channels) / full, 0.0, 1.0)
 
-
-def _announced(path: Path) -> int:
-    """The largest number of rows that the header announces for an element; `ValueError` if there is no header."""
-    with open(path, "rb") as file:
-        header = file.read(1 << 16).split(b"end_header", 1)
-    if len(header) != 2:
-        raise ValueError("no end_header in the first 64 KiB")
-    lines = [line.split() for line in header[0].splitlines()]
-    return max([int(words[2]) for words in lines if words[:1] == [b"element"] and len(words) == 3], default=0)

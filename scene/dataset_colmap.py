@@ -7,20 +7,29 @@ centres lie at +0.5 as ours do.
 
 from __future__ import annotations
 
+import array
+import contextlib
+import math
+import os
 import struct
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import BinaryIO, Iterator, NamedTuple
 
 import numpy as np
 import torch
 
 from scene.cameras import Camera
-from scene.dataset_common import (MAX_PIXELS, Dataset, View, find_image, image_size, locate, scene_extent, short,
-                                  training_size)
+from scene.dataset_common import (LARGEST_POSITION, MAX_PIXELS, Dataset, View, find_image, image_size, locate,
+                                  scene_extent, short, training_size)
+from scene.dataset_transforms import MAX_FOCAL
 from utils.errors import UserError
+from utils.untrusted import open_regular
 
 MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "FOV",
           "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE")
+# COLMAP's largest scenes stay far below; a sparse file of a terabyte takes no room on a stranger's disk.
+MAX_RECORDS = 20_000_000
+LONGEST_LINE = 64 << 20  # bytes; the 2-D points of one image
 TEST_EVERY = 8   # under --eval every 8th image, sorted by name, is held out
 
 
@@ -113,8 +122,8 @@ def _matrix(pose: Pose, where: str) -> torch.Tensor:
     """[4, 4] float32 world-to-camera."""
     quaternion = np.array(pose.quaternion, dtype=np.float64)
     translation = np.array(pose.translation, dtype=np.float64)
-    norm = np.linalg.norm(quaternion)
-    if not (np.isfinite(norm) and norm > 1e-6 and np.isfinite(translation).all()):
+    norm = math.hypot(*quaternion)
+    if not (1e-6 < norm < LARGEST_POSITION and (np.abs(translation) < LARGEST_POSITION).all()):
         raise UserError(f"{where} has no valid pose")
     w, x, y, z = quaternion / norm
     matrix = np.eye(4)
@@ -128,53 +137,61 @@ def _matrix(pose: Pose, where: str) -> torch.Tensor:
 class _Reader:
     """Reads packed little-endian values; never past the end, so no header can make it allocate."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        self.position = 0
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.size = os.fstat(file.fileno()).st_size
 
     def take(self, layout: str) -> tuple:
         try:
-            values = struct.unpack_from("<" + layout, self.data, self.position)
+            return struct.unpack("<" + layout, self.file.read(struct.calcsize("<" + layout)))
         except struct.error as error:
             raise self.cut() from error
-        self.position += struct.calcsize("<" + layout)
-        return values
 
     def count(self, smallest: int) -> int:
         """A count of records that take at least `smallest` bytes each, checked against what is left."""
         number = self.take("Q")[0]
-        if number * smallest > len(self.data) - self.position:
+        if number * smallest > self.size - self.file.tell():
             raise self.cut()
+        if number > MAX_RECORDS:
+            raise UserError(f"{self.path} announces {number} records, more than the {MAX_RECORDS:,} that are read")
         return number
 
     def skip(self, size: int) -> None:
         """Steps over `size` bytes that `count` found to be there."""
-        self.position += size
+        self.file.seek(size, os.SEEK_CUR)
 
     def text(self) -> str:
-        """A zero-terminated UTF-8 string."""
-        end = self.data.find(b"\0", self.position)
-        if end < 0:
+        """A zero-terminated UTF-8 string; no file name is longer than 4096 bytes."""
+        start = self.file.tell()
+        text, end, _ = self.file.read(4097).partition(b"\0")
+        if not end:
             raise self.cut()
-        text = self.data[self.position:end].decode("utf-8", errors="surrogateescape")
-        self.position = end + 1
-        return text
+        self.file.seek(start + len(text) + 1)
+        return text.decode("utf-8", errors="surrogateescape")
 
     def cut(self) -> UserError:
-        return UserError(f"{self.path} is cut short or damaged: it announces more than its {len(self.data)} bytes hold")
+        return UserError(f"{self.path} is cut short or damaged: it announces more than its {self.size} bytes hold")
+
+
+@contextlib.contextmanager
+def _open_binary(path: Path) -> Iterator[_Reader]:
+    try:
+        with open_regular(path) as file:
+            yield _Reader(path, file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, line) of a text file, without comments; empty lines stay, they mean something in images.txt."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            for number, line in enumerate(file, 1):
-                if not line.startswith("#"):
-                    yield number, line.strip()
+        with open_regular(path) as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+                if len(line) == LONGEST_LINE or number > 2 * MAX_RECORDS:
+                    raise UserError(f"{path} has a line longer than {LONGEST_LINE >> 20} MiB or more than "
+                                    f"{2 * MAX_RECORDS:,} lines: it is no file of COLMAP")
+                if not line.startswith(b"#"):
+                    yield number, line.decode("utf-8", errors="surrogateescape").strip()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -185,15 +202,25 @@ def _bad_line(path: Path, number: int, line: str) -> UserError:
 
 def _intrinsics(path: Path, model: str, width: int, height: int, params: tuple[float, ...]) -> Intrinsics:
     fx, fy, cx, cy = params if model == "PINHOLE" else (params[0], *params)
-    if not (0 < width * height <= MAX_PIXELS and width > 0 and np.isfinite(params).all() and fx > 0 and fy > 0):
-        raise UserError(f"{path} has a camera without valid size and intrinsics: {width}x{height}, {params}")
+    if not (0 < width * height <= MAX_PIXELS and width > 0 and 0 < fx <= MAX_FOCAL and 0 < fy <= MAX_FOCAL
+            and abs(cx) <= MAX_FOCAL and abs(cy) <= MAX_FOCAL):
+        raise UserError(f"{path} has a camera without valid size and intrinsics: {short(width)}x{short(height)}, "
+                        f"{params}")
     return Intrinsics(width, height, fx, fy, cx, cy)
 
 
 def _require_pinhole(path: Path, model: str) -> None:
     if model not in MODELS[:2]:
-        raise UserError(f"{path} has a camera of the model {model}, which bends lines: undistort the images with "
+        raise UserError(f"{path} has a camera of the model {model[:40]}, which bends lines: undistort the images with "
                         "`colmap image_undistorter` and use the folder that it writes")
+
+
+def _id(word: str) -> int:
+    """A camera's number, 32 bits as in the binary files; `ValueError` otherwise."""
+    number = int(word)
+    if not -2 ** 31 <= number < 2 ** 32:
+        raise ValueError("number of a camera")
+    return number
 
 
 def read_cameras(path: Path) -> dict[int, Intrinsics]:
@@ -204,12 +231,12 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
     """
     cameras = {}
     if path.suffix == ".bin":
-        reader = _Reader(path)
-        for _ in range(reader.count(24)):
-            camera, model_id, width, height = reader.take("iiQQ")
-            model = MODELS[model_id] if 0 <= model_id < len(MODELS) else f"number {model_id}"
-            _require_pinhole(path, model)
-            cameras[camera] = _intrinsics(path, model, width, height, reader.take("3d" if model_id == 0 else "4d"))
+        with _open_binary(path) as reader:
+            for _ in range(reader.count(24)):
+                camera, model_id, width, height = reader.take("iiQQ")
+                model = MODELS[model_id] if 0 <= model_id < len(MODELS) else f"number {model_id}"
+                _require_pinhole(path, model)
+                cameras[camera] = _intrinsics(path, model, width, height, reader.take("3d" if model_id == 0 else "4d"))
         return cameras
     for number, line in _lines(path):
         words = line.split()
@@ -221,7 +248,7 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
             params = tuple(float(word) for word in words[4:])
             if len(params) != (3 if words[1] == "SIMPLE_PINHOLE" else 4):
                 raise ValueError("number of parameters")
-            cameras[int(words[0])] = _intrinsics(path, words[1], int(words[2]), int(words[3]), params)
+            cameras[_id(words[0])] = _intrinsics(path, words[1], int(words[2]), int(words[3]), params)
         except (ValueError, IndexError) as error:
             raise _bad_line(path, number, line) from error
     return cameras
@@ -235,11 +262,11 @@ def read_images(path: Path) -> list[Pose]:
     """
     poses = []
     if path.suffix == ".bin":
-        reader = _Reader(path)
-        for _ in range(reader.count(73)):
-            values = reader.take("i7di")
-            poses.append(Pose(reader.text(), values[8], values[1:5], values[5:8]))
-            reader.skip(24 * reader.count(24))  # its 2-D points: x, y, id
+        with _open_binary(path) as reader:
+            for _ in range(reader.count(73)):
+                values = reader.take("i7di")
+                poses.append(Pose(reader.text(), values[8], values[1:5], values[5:8]))
+                reader.skip(24 * reader.count(24))  # its 2-D points: x, y, id
         return poses
     lines = _lines(path)
     for number, line in lines:
@@ -248,7 +275,7 @@ def read_images(path: Path) -> list[Pose]:
         words = line.split(maxsplit=9)
         try:
             values = tuple(float(word) for word in words[1:8])
-            poses.append(Pose(words[9], int(words[8]), values[:4], values[4:]))
+            poses.append(Pose(words[9], _id(words[8]), values[:4], values[4:]))
         except (ValueError, IndexError) as error:
             raise _bad_line(path, number, line) from error
         next(lines, None)  # the line of its 2-D points, which may be empty
@@ -261,28 +288,29 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: damaged, or without a point.
     """
-    positions, colors = [], []
+    positions, colors = array.array("d"), array.array("d")  # lists of tuples would take six times the memory
     if path.suffix == ".bin":
-        reader = _Reader(path)
-        for _ in range(reader.count(51)):
-            values = reader.take("Q3d3Bd")
-            positions.append(values[1:4])
-            colors.append(values[4:7])
-            reader.skip(8 * reader.count(8))  # its track: image, 2-D point
+        with _open_binary(path) as reader:
+            for _ in range(reader.count(51)):
+                values = reader.take("Q3d3Bd")
+                positions.extend(values[1:4])
+                colors.extend(values[4:7])
+                reader.skip(8 * reader.count(8))  # its track: image, 2-D point
     else:
         for number, line in _lines(path):
             words = line.split(maxsplit=7)
             if not words:
                 continue
             try:
-                positions.append(tuple(float(word) for word in words[1:4]))
-                colors.append(tuple(float(word) for word in words[4:7]))
-                if len(positions[-1]) != 3 or len(colors[-1]) != 3:
+                values = [float(word) for word in words[1:7]]
+                if len(values) != 6:
                     raise ValueError("number of columns")
             except ValueError as error:
                 raise _bad_line(path, number, line) from error
-    points = np.array(positions, dtype=np.float32).reshape(-1, 3)
-    if not len(points) or not np.isfinite(points).all():
-        raise UserError(f"{path} must hold at least one point, and only finite positions: "
+            positions.extend(values[:3])
+            colors.extend(values[3:])
+    points, shades = (np.frombuffer(values, np.float64).reshape(-1, 3) for values in (positions, colors))
+    if not len(points) or not (np.abs(points) < LARGEST_POSITION).all():
+        raise UserError(f"{path} must hold at least one point, and only finite positions below {LARGEST_POSITION:g}: "
                         "without points there is nothing to start from")
-    return points, np.clip(np.nan_to_num(np.array(colors, dtype=np.float32) / 255.0), 0.0, 1.0)
+    return points.astype(np.float32), np.clip(np.nan_to_num(shades) / 255.0, 0.0, 1.0).astype(np.float32)

@@ -14,12 +14,16 @@ import numpy as np
 from PIL import Image
 
 from scene.cameras import Camera
-from utils.errors import UserError
+from scene.image_decode import IMAGE_FORMATS
+from utils.errors import UserError, one_line
+from utils.untrusted import open_regular, read_regular
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".PNG", ".JPG", ".JPEG")
 DEFAULT_MAX_WIDTH = 1600       # pixels; wider images are reduced to this unless -r says otherwise
 MAX_PIXELS = 178_956_970       # per image, Pillow's own limit against decompression bombs
-MAX_JSON_BYTES = 512 << 20     # 15,000 frames take about 30 MB
+MAX_JSON_BYTES = 256 << 20     # 15,000 frames take about 30 MB
+MAX_JSON_VALUES = 10_000_000   # a frame has about 40
+LARGEST_POSITION = 1e15        # scene units; its square still fits float32
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,13 @@ def read_json(path: Path) -> dict[str, Any]:
             too deeply, or not an object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        content = read_regular(path, MAX_JSON_BYTES)
+        if content is None:
             raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not a data set's JSON file")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        # Three bytes make an object of sixty, so the values are counted, roughly, before they are made.
+        if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+            raise UserError(f"{path} holds more than {MAX_JSON_VALUES:,} values: not a data set's JSON file")
+        value = json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: JSON syntax error: {error.msg}") from error
     except RecursionError as error:
@@ -117,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:  # not UTF-8, or an integer of thousands of digits
-        raise UserError(f"{path} is not a readable JSON file: {error}") from error
+        raise UserError(f"{path} is not a readable JSON file: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, not {short(value)}")
     return value
@@ -131,10 +139,16 @@ def locate(text: object, folder: Path, source: Path, where: str) -> Path:
     a downloaded data set has no business elsewhere. `folder` and `source` are
     absolute and free of symbolic links.
 
+    The rule is about the text, after `..` is resolved in it. Symbolic links on
+    the way are followed, wherever they lead: people link captures to other disks,
+    and a link is something that stands on this machine, not something that a file
+    says. What is behind it is opened only if it is a regular file, and read only
+    as what it is taken for, so that all a planted link can do is to fail.
+
     Raises:
         UserError: not a usable string, or outside; `where` names file and field.
     """
-    if not isinstance(text, str) or not text or "\0" in text or not _encodable(text):
+    if not isinstance(text, str) or not 0 < len(text) <= 4096 or "\0" in text or not _encodable(text):
         raise UserError(f"{where} must be a file path, not {short(text)}")
     path = os.path.normpath(os.path.join(folder, text))
     top = str(source.parent)
@@ -182,8 +196,11 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.size
+            warnings.simplefilter("ignore")  # of Pillow, about odd headers and images near its size limit
+            with open_regular(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+                size = image.size
     except Exception as error:  # Pillow's plugins raise whatever a broken header provokes
-        raise UserError(f"cannot read the image {path}: {error}") from error
+        raise UserError(f"cannot read the image {path}: {one_line(error)[:200] or type(error).__name__}") from error
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"the image {path} is larger than {MAX_PIXELS:,} pixels: {size[0]}x{size[1]}")
+    return size

@@ -4,57 +4,61 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
-import zlib
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.untrusted import open_archive, read_entry
 
 # A FLAME file holds about 70 KB, its largest relatives a few MB.
-MAX_ARRAY_BYTES = 64 << 20
+MAX_FILE_BYTES = 64 << 20
 
 
-def read_npz(path: Path, names: tuple[str, ...], limit: int = MAX_ARRAY_BYTES) -> dict[str, np.ndarray]:
+def read_npz(path: Path, names: tuple[str, ...], limit: int = MAX_FILE_BYTES) -> dict[str, np.ndarray]:
     """Those arrays of `names` that the file has, as stored.
 
     `np.load` allocates what an array's header announces before it looks for the
-    data, so a file of a few bytes could ask for terabytes. Here the size of the
-    zip entry is limited to `limit` bytes first, and the header must agree with it.
+    data, so a file of a few bytes could ask for terabytes; and a compressed entry
+    unpacks to a thousand times its size. Here the wanted arrays together are
+    limited to `limit` bytes, and each header must agree with its data.
 
     Raises:
-        UserError: missing, not an .npz file, or an array that is no plain numbers.
+        UserError: missing, not an .npz file, too large, or an array that is no plain numbers.
     """
-    arrays: dict[str, np.ndarray] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-            for name in names:
-                info = entries.get(f"{name}.npy")
-                if info is None:
-                    continue
-                if info.file_size > limit:
-                    raise UserError(f"{path}: '{name}' is larger than {limit >> 20} MiB: "
+        with open_archive(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            wanted = {name: entries[f"{name}.npy"] for name in names if f"{name}.npy" in entries}
+            total = 0
+            for name, entry in wanted.items():
+                total += entry.file_size
+                if total > limit:
+                    raise UserError(f"{path}: with '{name}' its arrays are larger than {limit >> 20} MiB: "
                                     "not a file of FLAME parameters")
-                arrays[name] = _parse(archive.read(info))
+            return {name: _parse(read_entry(archive, entry)) for name, entry in wanted.items()}
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a readable .npz file: {error}") from error
-    return arrays
+    except Exception as error:  # a damaged archive or header can fail in any way
+        reason = one_line(error)[:200] or type(error).__name__
+        raise UserError(f"{path} is not a readable .npz file: {reason}") from error
 
 
-def _parse(data: bytes) -> np.ndarray:
-    """The array of one .npy file; `ValueError` for anything but plain numbers."""
-    stream = io.BytesIO(data)
+def _parse(data: bytearray) -> np.ndarray:
+    """The array of one .npy file; any exception for anything but plain numbers."""
+    stream = io.BytesIO(memoryview(data)[:1 << 16])  # headers have some 100 bytes
     version = np.lib.format.read_magic(stream)
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if header is None:
         raise ValueError(f"unknown .npy version {version}")
-    shape, fortran, dtype = header(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on headers in the style of Python 2
+        shape, fortran, dtype = header(stream)
     if dtype.kind not in "fiu":
         raise ValueError(f"an array of {dtype} instead of numbers")
     body = memoryview(data)[stream.tell():]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from scene.bad_frames import BadFrames
 from scene.dataset_common import Dataset, View, locate, scene_extent
 from scene.dataset_npz import read_npz
 from scene.dataset_transforms import Frame, read_frames
@@ -18,9 +20,10 @@ SPLITS = ("train", "val", "test")
 POSES = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6}
 IDENTITY = ("shape", "static_offset")
 FIELDS = (*POSES, "expr", *IDENTITY, "dynamic_offset")
+MAX_MOTION_BYTES = 4 << 30   # 65,000 timesteps with a dynamic offset of FLAME's 5143 vertices
 
 
-def read_flame_file(path: Path) -> dict[str, np.ndarray]:
+def read_flame_file(path: Path, timestep: int | None = None) -> dict[str, np.ndarray]:
     """The fields that one `flame_param/*.npz` has, checked, float32, without the leading axis.
 
     `translation`, `rotation`, `neck_pose`, `jaw_pose` (3,), `eyes_pose` (6,),
@@ -40,8 +43,9 @@ def read_flame_file(path: Path) -> dict[str, np.ndarray]:
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, reported below
             value = np.ascontiguousarray(value, dtype=np.float32)
         if not np.isfinite(value).all():
-            raise UserError(f"{path}: '{name}' holds NaN or infinite values: track this timestep again "
-                            "or remove its frames from the JSON files")
+            when = "" if timestep is None else f" at timestep {timestep}"
+            raise UserError(f"{path}: '{name}' holds NaN or infinite values{when}: track it again, or leave its "
+                            "frames out with --skip_bad_frames")
         fields[name] = value
     return fields
 
@@ -89,9 +93,9 @@ def flame_files(frames: dict[str, list[Frame]], source: Path) -> dict[int, Path]
     return dict(sorted(files.items()))
 
 
-def read_motion(files: dict[int, Path]) -> dict[str, np.ndarray]:
-    """The per-timestep parameters stacked over `files`: poses, `expr` and, where there is one, `dynamic_offset`,
-    and the `shape` and `static_offset` of the first file that has them.
+def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The timesteps that can be used, and their parameters stacked: poses, `expr` and, where there is one,
+    `dynamic_offset`, and the `shape` and `static_offset` of the first file that has them.
 
     Each file is read once, however many cameras share it. A timestep without a
     dynamic offset, in a capture where others have one, has zero.
@@ -99,14 +103,29 @@ def read_motion(files: dict[int, Path]) -> dict[str, np.ndarray]:
     Raises:
         UserError: a field is missing, or its length differs between timesteps.
     """
-    rows = {timestep: read_flame_file(path) for timestep, path in files.items()}
-    first_path = next(iter(files.values()))
+    rows: dict[int, dict[str, np.ndarray]] = {}
+    first_path = None
+    size = 0
+    for timestep, path in files.items():
+        with bad.instead_of(f"timestep {timestep}"):
+            rows[timestep] = _complete(read_flame_file(path, timestep), path)
+        if timestep not in rows:
+            continue
+        first_path = first_path or path
+        if path != first_path:  # of the person, and not of the moment: as large as all the rest
+            for name in IDENTITY:
+                rows[timestep].pop(name, None)
+        # Compressed, a file of zeros is a thousand times smaller, and any number of timesteps may name one file.
+        size += sum(field.nbytes for field in rows[timestep].values())
+        if size > MAX_MOTION_BYTES:
+            raise UserError(f"{path}: up to this timestep the FLAME parameters take more than "
+                            f"{MAX_MOTION_BYTES >> 30} GiB: leave dynamic_offset out of the files")
+    if not rows:
+        raise UserError(next(iter(bad.problems.values())))
     motion = {}
     for name in (*POSES, "expr"):
         columns = []
         for timestep, fields in rows.items():
-            if name not in fields:
-                raise UserError(f"{files[timestep]} has no '{name}': every timestep needs it")
             columns.append(fields[name])
             if columns[-1].shape != columns[0].shape:
                 raise UserError(f"{files[timestep]}: '{name}' has {columns[-1].size} coefficients, "
@@ -119,11 +138,22 @@ def read_motion(files: dict[int, Path]) -> dict[str, np.ndarray]:
             if offset.shape != shape:
                 raise UserError(f"{files[timestep]}: 'dynamic_offset' has {offset.shape[0]} vertices, "
                                 f"but {known} has {shape[0]}")
+        if len(rows) * math.prod(shape) * 4 > MAX_MOTION_BYTES:  # a single file may have one
+            raise UserError(f"{known}: 'dynamic_offset' for {len(rows)} timesteps takes more than "
+                            f"{MAX_MOTION_BYTES >> 30} GiB: leave it out of the files")
         zero = np.zeros(shape, dtype=np.float32)
-        motion["dynamic_offset"] = np.stack([offsets.get(timestep, zero) for timestep in files])
+        motion["dynamic_offset"] = np.stack([offsets.get(timestep, zero) for timestep in rows])
     first = next(iter(rows.values()))
     motion.update({name: first[name] for name in IDENTITY if name in first})
-    return motion
+    return list(rows), motion
+
+
+def _complete(fields: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """`fields`, if they are all that a timestep needs; else UserError."""
+    for name in (*POSES, "expr"):
+        if name not in fields:
+            raise UserError(f"{path} has no '{name}': every timestep needs it")
+    return fields
 
 
 def identity(source: Path, first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -142,8 +172,11 @@ def identity(source: Path, first: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, float, float], target: Path | None,
-                resolution: float, select_camera_id: int) -> Dataset:
+                resolution: float, select_camera_id: int, skip_bad_frames: bool = False) -> Dataset:
     """The rigged capture in `source`; with `target`, moved and seen as that capture is.
+
+    With `skip_bad_frames` a view whose image or camera cannot be used is left out, and so are all views of a timestep
+    whose FLAME parameters cannot; one line on stderr names them.
 
     `source` and `target` are absolute and free of symbolic links.
 
@@ -153,8 +186,9 @@ def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, floa
     moving = source if target is None else target
     frames = split_frames(moving)
     files = flame_files(frames, moving)
-    motion = read_motion(files)
-    first_path = next(iter(files.values()))
+    bad = BadFrames(skip_bad_frames)
+    timesteps, motion = read_motion(files, bad)
+    first_path = files[timesteps[0]]
     if target is None:
         person = identity(source, motion)
     else:
@@ -162,16 +196,22 @@ def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, floa
         person = identity(source, read_flame_file(first_path))
     flame = {**{name: value for name, value in motion.items() if name not in IDENTITY}, **person}
 
-    row = {timestep: index for index, timestep in enumerate(files)}
+    row = {timestep: index for index, timestep in enumerate(timesteps)}
     splits: dict[str, list[View]] = {split: [] for split in SPLITS}
     missing_masks = 0
     for split in SPLITS:
         for frame in frames[split]:
             timestep = frame.integer("timestep_index")
-            view, mask_missing = frame.view(moving, resolution, timestep)
-            missing_masks += mask_missing
-            camera = dataclasses.replace(view.camera, timestep=row[timestep])
-            splits[split].append(dataclasses.replace(view, camera=camera))
+            if timestep not in row:
+                continue
+            with bad.instead_of(f"frame {frame.index} of {frame.path.name}"):
+                view, mask_missing = frame.view(moving, resolution, timestep)
+                missing_masks += mask_missing
+                camera = dataclasses.replace(view.camera, timestep=row[timestep])
+                splits[split].append(dataclasses.replace(view, camera=camera))
+        splits[split] = bad.whole_images(splits[split])
+    total = sum(map(len, frames.values()))
+    bad.conclude(moving, total - sum(map(len, splits.values())), total)
     if missing_masks:
         # People delete fg_masks to save space, and other trainers never open them.
         print(f"note: {missing_masks} of the masks that {moving} names are missing; "
@@ -181,7 +221,7 @@ def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, floa
     extent = scene_extent(splits["train"])
     if select_camera_id != -1:
         splits = _select_camera(splits, select_camera_id, moving)
-    return Dataset(**splits, extent=extent, background=background, timesteps=list(files), flame=flame,
+    return Dataset(**splits, extent=extent, background=background, timesteps=timesteps, flame=flame,
                    flame_file=first_path)
 
 

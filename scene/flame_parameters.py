@@ -11,6 +11,7 @@ operations instead of one for each parameter.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -107,9 +108,11 @@ class FlameParameters:
                 raise UserError(f"{source}: '{key}' has shape {tuple(array.shape)}, expected ({wanted})")
             if array.dtype.kind not in "fiu":
                 raise UserError(f"{source}: '{key}' holds {array.dtype}, not numbers")
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
+                array = array.astype(np.float32)
             if not np.isfinite(array).all():
                 raise UserError(f"{source}: '{key}' holds values that are not finite")
-            return array.astype(np.float32)
+            return array
 
         expr = read("expr", None, None)
         count = len(expr)
@@ -205,8 +208,10 @@ class FlameParameters:
 
     def save(self, path: str | Path) -> None:
         """Writes `flame_param.npz`: all T timesteps, and their numbers in the capture as `timestep_index`."""
+        content = io.BytesIO()  # NumPy's writer, stopped by a full disk, would raise whatever its clean-up meets
+        np.savez(content, **self.arrays())
         with atomic_path(path) as temporary:
-            np.savez(temporary, **self.arrays())
+            temporary.write_bytes(content.getbuffer())
 
     @classmethod
     def load(cls, path: str | Path, head: HeadModel, *, device: torch.device | str = "cpu",
@@ -240,7 +245,7 @@ class FlameParameters:
         """
         for name in ("values", "shape", "static_offset"):
             mine, theirs = getattr(self, name), state[name]
-            if mine.shape != theirs.shape:
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
                 raise UserError(f"the checkpoint's FLAME '{name}' has shape {tuple(theirs.shape)}, the data set's "
                                 f"{tuple(mine.shape)}: the data or the head model changed")
         if list(state["timesteps"]) != self.timesteps:
@@ -249,8 +254,12 @@ class FlameParameters:
         self.values.copy_(state["values"])
         # New tensors, not copies in place: `Flame` caches what it derives from these two by identity.
         self.shape, self.static_offset = state["shape"].to(self.device), state["static_offset"].to(self.device)
-        if state["dynamic_offset"] is not None:
-            self.dynamic_offset = state["dynamic_offset"].to(self.device)
+        dynamic = state["dynamic_offset"]
+        if dynamic is not None:
+            if dynamic.shape != (len(self), *self.static_offset.shape) or dynamic.dtype != torch.float32:
+                raise UserError(f"the checkpoint's FLAME 'dynamic_offset' has shape {tuple(dynamic.shape)}: "
+                                "the data or the head model changed")
+            self.dynamic_offset = dynamic.to(self.device)
 
 
 class RowAdam:
@@ -336,4 +345,7 @@ class RowAdam:
                 raise UserError(f"the checkpoint's FLAME optimizer state ({name}) has shape {tuple(theirs.shape)}, "
                                 f"expected {tuple(mine.shape)}: the data or the head model changed")
             mine.copy_(theirs)
-            self._visited[name] = state["visited"][name].tolist()
+            visited = state["visited"][name].tolist()
+            if len(visited) != len(self._visited[name]) or not all(type(step) is int and step >= 0 for step in visited):
+                raise UserError(f"the checkpoint's FLAME optimizer state ({name}) has no iteration for each timestep")
+            self._visited[name] = visited

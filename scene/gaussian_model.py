@@ -16,6 +16,7 @@ from scene import rig
 from scene.flame import Flame, FlameParameters
 from scene.ply import read_ply, write_ply
 from utils.errors import UserError
+from utils.files import remove
 from utils.sh import C0
 from utils.types import Gaussians
 
@@ -100,7 +101,12 @@ class GaussianModel:
     # ---- files --------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Writes `point_cloud.ply`, and `flame_param.npz` beside it for a bound avatar."""
+        """Writes `point_cloud.ply`, and `flame_param.npz` beside it for a bound avatar.
+
+        The PLY is what makes the folder a saved avatar, so that of an earlier run goes first and the new one
+        comes last: whoever finds it has the files that belong to it.
+        """
+        remove(folder / PLY_NAME)
         fields: dict[str, Tensor | None] = {name: value.cpu() for name, value in self.fields().items()}
         fields["binding"] = None if self.binding is None else self.binding.cpu()
         if self.flame_parameters is not None:
@@ -183,7 +189,24 @@ class GaussianModel:
     @classmethod
     def from_state(cls, state: dict[str, Any], *, flame: Flame | None, flame_parameters: FlameParameters | None,
                    device: torch.device | str) -> GaussianModel:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`.
+
+        Raises:
+            Exception: a state of other names, types or shapes; the kernels trust them.
+        """
+        fields, binding, degree = state["fields"], state["binding"], state["sh_degree"]
+        if type(degree) is not int or not 0 <= degree <= 3 or state["active_sh_degree"] not in range(degree + 1):
+            raise ValueError("the degree of the view-dependent colour is not 0 to 3")
+        count = len(fields["xyz"])
+        for name, shape in {"xyz": (3,), "features_dc": (1, 3), "features_rest": ((degree + 1) ** 2 - 1, 3),
+                            "opacity": (1,), "scaling": (3,), "rotation": (4,)}.items():
+            if fields[name].shape != (count, *shape) or not fields[name].is_floating_point():
+                raise ValueError(f"{name} has shape {tuple(fields[name].shape)}, expected {(count, *shape)}")
+        if (binding is None) != (flame is None):
+            raise ValueError("only one of the saved and this run is bound to a head mesh")
+        if binding is not None and (binding.dtype != torch.int64 or binding.shape != (count,) or count and not (
+                0 <= int(binding.min()) and int(binding.max()) < flame.faces.shape[0])):
+            raise ValueError("it names triangles that the head model does not have")
         model = cls(state["fields"], sh_degree=state["sh_degree"], binding=state["binding"],
                     flame=flame, flame_parameters=flame_parameters, device=device)
         model.active_sh_degree = state["active_sh_degree"]

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from scene import teeth
 from scene.head_pickle import read_pickle, resolve
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAME_FILE = Path("flame_model/assets/flame/flame2023.pkl")
 PARENTS = (-1, 0, 1, 1, 1)
 POSE_FEATURES = 36  # 9 entries of R - I for each joint but the root
 FLAME_SHAPE, FLAME_EXPR = 300, 100
+_LARGEST = 1e12
+# FLAME has 14 regions; a mask may name a vertex more than once, but not without end.
+_MOST_MASKS, _MOST_REPEATS = 1000, 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def _field(content: dict[str, Any], path: Path, key: str, shape: tuple[int | Non
     try:
         array = resolve(content[key])
     except Exception as error:  # every stand-in reports a malformed array in its own way
-        raise UserError(f"{path}: '{key}' is {error}") from error
+        raise UserError(f"{path}: '{key}' is {one_line(error)[:200] or type(error).__name__}") from error
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise UserError(f"{path}: '{key}' has shape {tuple(array.shape)}, expected ({wanted})")
@@ -72,8 +75,9 @@ def _field(content: dict[str, Any], path: Path, key: str, shape: tuple[int | Non
         raise UserError(f"{path}: '{key}' holds {array.dtype}, expected {wanted}")
     if array.size == 0 and array.ndim > 1:  # a region mask may be empty
         raise UserError(f"{path}: '{key}' is empty")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UserError(f"{path}: '{key}' holds values that are not finite")
+    # Beyond the largest, float32 would make infinities of them somewhere along the way.
+    if array.dtype.kind == "f" and not (np.abs(array) < _LARGEST).all():
+        raise UserError(f"{path}: '{key}' holds values that are not finite or larger than {_LARGEST:g}")
     return array
 
 
@@ -98,7 +102,7 @@ def _shape_columns(content: dict[str, Any], columns: int, path: Path) -> int:
     if "n_shape" in content:
         try:
             count = int(resolve(content["n_shape"]))
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise UserError(f"{path}: 'n_shape' is not a whole number") from error
         if not 0 <= count <= columns:
             raise UserError(f"{path}: 'n_shape' is {count}, but 'shapedirs' has {columns} columns")
@@ -117,8 +121,15 @@ def _load_masks(model: Path, vertices: int) -> dict[str, Tensor]:
     else:
         return {}
     content = read_pickle(path)
-    return {str(key): torch.from_numpy(_check_ids(_field(content, path, key, (None,), "iu"), vertices, path, str(key)))
-            for key in content}
+    if len(content) > _MOST_MASKS or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} is no file of region masks: it must hold up to {_MOST_MASKS} regions by name")
+    masks = {}
+    for key in content:
+        ids = _field(content, path, key, (None,), "iu")
+        if len(ids) > _MOST_REPEATS * vertices:
+            raise UserError(f"{path}: '{key}' names {len(ids)} vertices, but the model has {vertices}")
+        masks[key] = torch.from_numpy(_check_ids(ids, vertices, path, key))
+    return masks
 
 
 def load_head_model(path: str | Path) -> HeadModel:

@@ -7,29 +7,36 @@ reached. Each global that a head model needs is answered with a stand-in class
 of this module, which only collects the state, and every array is then rebuilt
 from its raw bytes with its shape and type checked; any other global is refused.
 chumpy, which no longer imports with a current NumPy, is not needed.
+
+What a value may cost is bounded as well: a few bytes can describe a list whose
+elements are one list many times over, which as an array would fill any memory.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.plain_pickle import PlainUnpickler, Refused
+from utils.untrusted import read_regular
 
 # The largest official file is 53 MB; a file beyond this is not a head model.
 MAX_BYTES = 1 << 30
 
-_NUMBER = re.compile(r"[fiu][1248]|b1")
+# A number is written as a list only where it stands alone; everything large is an array.
+_MOST_LISTED = 1_000_000
+# J_regressor has 5 rows; as a dense matrix FLAME's takes 200 KB.
+_MOST_DENSE = 8_000_000
+# The official files nest chumpy expressions once. One that names another twice doubles the work.
+_DEEPEST = 6
 
-
-class _Refused(Exception):
-    """The file names a global that no head model needs."""
+_NUMBER = re.compile(r"f[248]|[iu][1248]|b1")
 
 
 class _Opaque:
@@ -59,7 +66,7 @@ class _Dtype(_Opaque):
         if isinstance(self.state, tuple) and len(self.state) > 1 and self.state[1] in ("<", ">", "|", "="):
             order = self.state[1]
         if not isinstance(self.code, str) or not _NUMBER.fullmatch(self.code):
-            raise ValueError(f"array of type {self.code!r}, not of numbers")
+            raise ValueError(f"array of type {reprlib.repr(self.code)}, not of numbers")
         return np.dtype(self.code).newbyteorder(order)
 
 
@@ -71,10 +78,10 @@ def _array(dtype: Any, shape: Any, fortran: bool, data: Any) -> np.ndarray:
         raise ValueError("array of objects, not of numbers")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"array of impossible shape {shape}")
+        raise ValueError(f"array of impossible shape {reprlib.repr(shape)}")
     number = dtype.resolve()
     if math.prod(shape) * number.itemsize != len(data):
-        raise ValueError(f"array of shape {shape} with {len(data)} bytes of {number}")
+        raise ValueError(f"array of shape {reprlib.repr(shape)} with {len(data)} bytes of {number}")
     array = np.frombuffer(data, dtype=number).reshape(shape, order="F" if fortran else "C")
     return np.ascontiguousarray(array, dtype=number.newbyteorder("="))
 
@@ -82,7 +89,7 @@ def _array(dtype: Any, shape: Any, fortran: bool, data: Any) -> np.ndarray:
 class _Array(_Opaque):
     """Stands for `numpy.ndarray` and for the functions that rebuild one."""
 
-    def resolve(self) -> np.ndarray:
+    def resolve(self, _: int) -> np.ndarray:
         if not isinstance(self.state, tuple) or len(self.state) not in (4, 5):
             raise ValueError("array without content")
         shape, dtype, fortran, data = self.state[-4:]
@@ -95,7 +102,7 @@ class _FromBuffer(_Opaque):
     def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
         self.arguments = (dtype, shape, order == "F", data)
 
-    def resolve(self) -> np.ndarray:
+    def resolve(self, _: int) -> np.ndarray:
         return _array(*self.arguments)
 
 
@@ -105,7 +112,7 @@ class _Scalar(_Opaque):
     def __init__(self, dtype: Any = None, data: Any = b"") -> None:
         self.arguments = (dtype, (), False, data)
 
-    def resolve(self) -> np.ndarray:
+    def resolve(self, _: int) -> np.ndarray:
         return _array(*self.arguments)
 
 
@@ -117,15 +124,15 @@ class _Sparse(_Opaque):
 
     by_column = True
 
-    def resolve(self) -> np.ndarray:
+    def resolve(self, depth: int) -> np.ndarray:
         if not isinstance(self.state, dict):
             raise ValueError("sparse matrix without content")
         shape = self.state.get("_shape", self.state.get("shape"))
-        values, indices, pointers = (resolve(self.state.get(key)) for key in ("data", "indices", "indptr"))
+        values, indices, pointers = (resolve(self.state.get(key), depth) for key in ("data", "indices", "indptr"))
         rows, columns = (int(n) for n in shape)
         outer, inner = (columns, rows) if self.by_column else (rows, columns)
-        if rows < 0 or columns < 0 or rows * columns * 8 > MAX_BYTES:
-            raise ValueError(f"sparse matrix of impossible shape {shape}")
+        if rows < 0 or columns < 0 or rows * columns > _MOST_DENSE:
+            raise ValueError(f"sparse matrix of impossible shape {reprlib.repr(shape)}")
         if (pointers.shape != (outer + 1,) or values.ndim != 1 or values.shape != indices.shape
                 or indices.dtype.kind not in "iu" or pointers.dtype.kind not in "iu"
                 or pointers[0] != 0 or pointers[-1] != len(indices) or (np.diff(pointers.astype(np.int64)) < 0).any()
@@ -146,13 +153,13 @@ class _Chumpy(_Opaque):
 
     kind = ""
 
-    def resolve(self) -> np.ndarray:
+    def resolve(self, depth: int) -> np.ndarray:
         if isinstance(self.state, dict):
             if self.kind.endswith(".Ch") and "x" in self.state:
-                return resolve(self.state["x"])
+                return resolve(self.state["x"], depth)
             if self.kind.endswith(".Select") and {"a", "idxs"} <= self.state.keys():
                 # Select = a.ravel()[idxs], reshaped where a shape is given.
-                chosen = resolve(self.state["a"]).ravel()[resolve(self.state["idxs"])]
+                chosen = resolve(self.state["a"], depth).ravel()[resolve(self.state["idxs"], depth)]
                 shape = self.state.get("preferred_shape")
                 return chosen if shape is None else chosen.reshape([int(n) for n in shape])
         raise ValueError(f"{self.kind} expression, which cannot be evaluated without chumpy")
@@ -163,7 +170,7 @@ class _Encode(_Opaque):
 
     def __new__(cls, text: Any = "", encoding: Any = "latin1", *_: Any) -> Any:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "ascii"):
-            raise _Refused(f"_codecs.encode with encoding {encoding!r}")
+            raise Refused(f"_codecs.encode with encoding {reprlib.repr(encoding)}")
         return text.encode(encoding)
 
 
@@ -172,7 +179,7 @@ class _EmptyBytes(_Opaque):
 
     def __new__(cls, *arguments: Any) -> Any:
         if arguments:
-            raise _Refused("builtins.bytes with arguments")
+            raise Refused("builtins.bytes with arguments")
         return b""
 
 
@@ -181,7 +188,7 @@ class _Reconstructor(_Opaque):
 
     def __new__(cls, kind: Any = None, *_: Any) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, _Opaque)):
-            raise _Refused("copyreg._reconstructor of a foreign class")
+            raise Refused("copyreg._reconstructor of a foreign class")
         return kind()
 
 
@@ -203,10 +210,7 @@ _PYTHON_2_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _SPARSE = {"csc_matrix": _Sparse, "csc_array": _Sparse, "csr_matrix": _SparseRows, "csr_array": _SparseRows}
 
 
-# The Python unpickler, not the C one: its memo is a dictionary and it reads
-# from bytes in memory, so a file cannot ask for more memory than its own size
-# (the C one allocates a table of whatever length one opcode names).
-class _HeadUnpickler(pickle._Unpickler):
+class _HeadUnpickler(PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = _PYTHON_2_NAMES.get(module, module)
         if (module, name) in _GLOBALS:
@@ -214,23 +218,43 @@ class _HeadUnpickler(pickle._Unpickler):
         if module.split(".")[:2] == ["scipy", "sparse"] and name in _SPARSE:
             return _SPARSE[name]
         if module.split(".")[0] == "chumpy":
-            return type("_Chumpy", (_Chumpy,), {"kind": f"{module}.{name}"})
-        raise _Refused(f"{module}.{name}")
+            return self.chumpy_class(f"{module}.{name}")
+        raise Refused(f"{module}.{name}")
+
+    def chumpy_class(self, kind: str) -> type[_Chumpy]:
+        """One class for each kind; chumpy has about 60."""
+        known = self.__dict__.setdefault("known_kinds", {})
+        if kind not in known and len(known) == 100:
+            raise Refused("more than 100 kinds of chumpy expressions")
+        return known.setdefault(kind, type("_Chumpy", (_Chumpy,), {"kind": kind}))
 
 
-def resolve(value: Any) -> np.ndarray:
-    """The NumPy array behind a value of `read_pickle`.
+def resolve(value: Any, depth: int = 0) -> np.ndarray:
+    """The NumPy array behind a value of `read_pickle`; `depth` counts the expressions around it.
 
     Raises:
         ValueError: it is not an array of numbers, with the reason.
     """
+    if depth > _DEEPEST:
+        raise ValueError(f"expressions nested more than {_DEEPEST} deep")
     if isinstance(value, _Opaque) and hasattr(value, "resolve"):
-        return value.resolve()
+        return value.resolve(depth + 1)
     if isinstance(value, (bool, int, float, list, tuple)):
+        if _listed(value, {}) > _MOST_LISTED:
+            raise ValueError(f"a list of more than {_MOST_LISTED:,} numbers")
         array = np.asarray(value)
         if array.dtype.kind in "fiub":
             return array
     raise ValueError(f"a {type(value).__name__}, not an array of numbers")
+
+
+def _listed(value: Any, done: dict[int, int]) -> int:
+    """How many numbers a nested list holds, counting a shared part each time but walking it once."""
+    if not isinstance(value, (list, tuple)):
+        return 1
+    if id(value) not in done:
+        done[id(value)] = 1 + sum(_listed(item, done) for item in value)
+    return done[id(value)]
 
 
 def read_pickle(path: str | Path) -> dict[str, Any]:
@@ -244,18 +268,18 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no head model is")
-        content = path.read_bytes()
+        content = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if content is None:
+        raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no head model is")
     try:
-        value = _HeadUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except _Refused as error:
+        value = _HeadUnpickler(content, encoding="latin1").load()
+    except Refused as error:
         raise UserError(f"{path} refused: it asks for {error}, which no head model needs, so it may be malicious "
                         "(nothing of it was run)") from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise UserError(f"{path} is not a readable pickle ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path} is not a readable pickle ({type(error).__name__}: {one_line(error)[:200]})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a dictionary")
     return value

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import hashlib
 import itertools
 import json
@@ -38,7 +37,8 @@ from scene.dataset_common import View
 from utils import native
 from utils.area import area_reduce
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, locked, remove_leftovers
+from utils.memory import available_memory
 
 MAX_WORKERS = 32
 CUDA_SHARE = 0.5          # of the free GPU memory may hold images
@@ -182,25 +182,6 @@ def _offsets(cameras: Sequence[Camera]) -> list[int]:
     return list(itertools.accumulate((3 * camera.height * camera.width for camera in cameras), initial=0))
 
 
-def available_memory() -> int:
-    """Bytes that this process can still take: of the machine, and of its container if that is less."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    for limit, used, stat in (("memory.max", "memory.current", "memory.stat"),
-                              ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")):
-        with contextlib.suppress(OSError, ValueError):  # no such limit ("max" is no number)
-            group = Path("/sys/fs/cgroup")
-            room = int((group / limit).read_text()) - int((group / used).read_text())
-            for line in (group / stat).read_text().splitlines():
-                if line.startswith(("inactive_file ", "total_inactive_file ")):  # page cache, given up on demand
-                    room += int(line.split()[1])
-                    break
-            free = min(free, max(0, room))
-    return free
-
-
 def _in_memory(nbytes: int, fill: Callable[[int], None]) -> Tensor:
     """[nbytes] uint8 in anonymous shared memory, written by `fill`."""
     if not nbytes:
@@ -222,11 +203,9 @@ def _in_file(path: Path, nbytes: int, count: int, fill: Callable[[int], None]) -
     """[nbytes] uint8 of `count` images, mapped read-only from the file `path`, which `fill` writes unless it is there.
     """
     folder = path.parent
-    with _locked(folder) as alone:
+    with locked(folder, wait=True):
         if not path.exists() or path.stat().st_size != nbytes:
-            if alone:
-                for left in folder.glob(f".tmp-*{SUFFIX}"):  # of a run that was killed while writing
-                    left.unlink(missing_ok=True)
+            remove_leftovers(folder)
             if nbytes > shutil.disk_usage(folder).free:
                 raise UserError(f"{count} images take {nbytes / 1e9:.1f} GB, more than is free in memory and in "
                                 f"{folder}: train at a smaller --resolution or make room")
@@ -238,23 +217,6 @@ def _in_file(path: Path, nbytes: int, count: int, fill: Callable[[int], None]) -
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # as it should be: others use the file too
         return torch.frombuffer(mapped, dtype=torch.uint8)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Holds the lock of `folder`; yields False where the file system has no locks (writing is atomic anyway)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
-        yield True
 
 
 def _key(jobs: list[dict[str, Any]]) -> str:

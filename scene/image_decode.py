@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import sys
 import warnings
 from typing import Any
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's others are little tested; EPS runs a program
+ROWS = 64                  # composited at a time, so that a large image needs no several of floats beside it
 SAMPLES = 4096             # pixels from which the existing background is judged
 NEARLY_UNIFORM = 8         # grey levels from the median, leaves room for JPEG noise
 UNIFORM_SHARE = 0.95       # of the sampled background must be that close
@@ -43,6 +46,26 @@ def check(job: dict[str, Any]) -> None:
     if job["mask"]:
         with _open(job["mask"], size, "its image has"):
             pass
+
+
+def verify(job: dict[str, Any]) -> None:
+    """As `check`, and reads the files to their end: a PNG for its checksums, others by decoding them.
+
+    Raises:
+        DecodeError
+    """
+    check(job)
+    for path in filter(None, (job["image"], job["mask"])):
+        try:
+            with _open(path, None, "") as image:
+                if image.format == "PNG":
+                    image.verify()
+                else:
+                    image.load()
+        except DecodeError:
+            raise
+        except Exception as error:  # as in `_load`
+            raise DecodeError(f"cannot decode the image {path}: {_reason(error)}") from error
 
 
 def decode(job: dict[str, Any]) -> np.ndarray:
@@ -72,9 +95,13 @@ def decode(job: dict[str, Any]) -> np.ndarray:
 
 def composite(rgb: np.ndarray, alpha: np.ndarray, background: list[float]) -> np.ndarray:
     """`rgb` [H, W, 3] weighted by `alpha` [H, W] over a colour (RGB 0..1); all uint8."""
-    weight = alpha[..., None].astype(np.float32) / 255.0
     over = 255.0 * np.asarray(background, dtype=np.float32)
-    return _to_bytes(rgb * weight + over * (1.0 - weight))
+    result = np.empty(rgb.shape, np.uint8)
+    for top in range(0, len(rgb), ROWS):
+        rows = slice(top, top + ROWS)
+        weight = alpha[rows, :, None].astype(np.float32) / 255.0
+        result[rows] = _to_bytes(rgb[rows] * weight + over * (1.0 - weight))
+    return result
 
 
 def recomposite(rgb: np.ndarray, alpha: np.ndarray, background: list[float]) -> np.ndarray:
@@ -99,7 +126,11 @@ def recomposite(rgb: np.ndarray, alpha: np.ndarray, background: list[float]) -> 
         return rgb
     share = 1.0 - np.arange(256)[:, None] / 255.0
     added = np.rint(change * share).astype(np.int16)   # [256, 3] by alpha: a table is several times faster here
-    return (rgb + np.take(added, alpha, axis=0)).clip(0, 255).astype(np.uint8)
+    result = np.empty(rgb.shape, np.uint8)
+    for top in range(0, len(rgb), ROWS):
+        rows = slice(top, top + ROWS)
+        result[rows] = (rgb[rows] + np.take(added, alpha[rows], axis=0)).clip(0, 255)
+    return result
 
 
 def resize(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -123,11 +154,15 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 def _open(path: str, size: tuple[int, int] | None, according_to: str) -> Image.Image:
     """The image, not yet decoded; its size is checked before anything large is allocated."""
     try:
-        image = Image.open(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, a device never ends
+            raise DecodeError(f"the image {path} is not a file")
+        image = Image.open(path, formats=IMAGE_FORMATS)
+    except DecodeError:
+        raise
     except FileNotFoundError as error:
         raise DecodeError(f"the image {path} does not exist") from error
     except Exception as error:  # Pillow's plugins raise whatever a broken header provokes
-        raise DecodeError(f"cannot read the image {path}: {error}") from error
+        raise DecodeError(f"cannot read the image {path}: {_reason(error)}") from error
     if size is not None and image.size != size:
         image.close()
         raise DecodeError(f"the image {path} is {image.size[0]}x{image.size[1]} pixels, "
@@ -146,7 +181,7 @@ def _load(image: Image.Image, path: str) -> tuple[np.ndarray, np.ndarray | None]
             return rgba[..., :3], None if opaque else rgba[..., 3]
         return np.asarray(image.convert("RGB")), None
     except Exception as error:  # a broken stream raises OSError, SyntaxError, zlib.error, ValueError ...
-        raise DecodeError(f"cannot decode the image {path}: {error}") from error
+        raise DecodeError(f"cannot decode the image {path}: {_reason(error)}") from error
 
 
 def _load_grey(image: Image.Image, path: str) -> np.ndarray:
@@ -156,7 +191,12 @@ def _load_grey(image: Image.Image, path: str) -> np.ndarray:
             return _deep_grey(image)
         return np.asarray(image.convert("L"))
     except Exception as error:
-        raise DecodeError(f"cannot decode the mask {path}: {error}") from error
+        raise DecodeError(f"cannot decode the mask {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, on one line of bearable length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _deep_grey(image: Image.Image) -> np.ndarray:

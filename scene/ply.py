@@ -13,9 +13,11 @@ This is the only place that knows these names; everywhere else the tensors of
 from __future__ import annotations
 
 import math
+import os
 import re
+import warnings
 from pathlib import Path
-from typing import Mapping
+from typing import BinaryIO, Mapping
 
 import numpy as np
 import plyfile
@@ -25,9 +27,12 @@ from torch import Tensor
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
 from utils.types import Gaussians
+from utils.untrusted import open_regular
 
 # A header has a line of about 20 bytes per property; ours have 63 properties.
 _LONGEST_HEADER = 1 << 16  # bytes
+_MOST_ELEMENTS = 50_000_000  # a dozen GB of Gaussians
+_MOST_LISTS = 5_000_000
 # Triangle numbers are stored as float32, which counts exactly up to here.
 _LARGEST_EXACT = 2**24
 _SIZES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2, "int16": 2, "uint16": 2,
@@ -121,7 +126,7 @@ def read_ply(path: str | Path) -> dict[str, Tensor | None]:
         UserError: unreadable, truncated or malformed file, a missing property, a value that is not finite.
     """
     path = Path(path)
-    vertices = _read_vertices(path)
+    vertices = read_vertices(path)
     names = vertices.dtype.names or ()
     if not len(vertices):
         raise UserError(f"{path} holds no Gaussians")
@@ -167,45 +172,69 @@ def _binding(path: Path, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _read_vertices(path: Path) -> np.ndarray:
-    """The structured array [N] of the element `vertex`, read by plyfile."""
+def read_vertices(path: Path) -> np.ndarray:
+    """The structured array [N] of the element `vertex`, read by plyfile.
+
+    Raises:
+        UserError: unreadable or malformed file, or one that announces more than it holds.
+    """
     try:
-        _check_size(path)
-        with np.errstate(over="ignore"):  # too large for float32: reported as not finite
-            data = plyfile.PlyData.read(str(path))
-        if "vertex" not in data:
-            raise UserError(f"{path} has no element vertex, so it is not a point cloud")
-        return data["vertex"].data
+        with open_regular(path) as stream:
+            _check_header(path, stream)
+            with np.errstate(over="ignore"), warnings.catch_warnings():  # too large for float32: reported later
+                warnings.simplefilter("ignore")  # NumPy's, about empty lists
+                data = plyfile.PlyData.read(stream)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (plyfile.PlyParseError, ValueError, OverflowError, EOFError, MemoryError) as error:
-        raise UserError(f"{path} is not a readable PLY file: {one_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a malformed file can fail in any way in plyfile
+        reason = one_line(error)[:200] or type(error).__name__
+        raise UserError(f"{path} is not a readable PLY file: {reason}") from error
+    if "vertex" not in data:
+        raise UserError(f"{path} has no element vertex, so it is not a point cloud")
+    return data["vertex"].data
 
 
-def _check_size(path: Path) -> None:
-    """Refuses a file too short for what its header announces, before anything of that size is allocated."""
-    with open(path, "rb") as stream:
-        start = stream.read(_LONGEST_HEADER)
-    end = re.search(rb"\nend_header\r?\n", start)
-    if not start.startswith(b"ply") or end is None:
+def _check_header(path: Path, stream: BinaryIO) -> None:
+    """Refuses a file too short for what its header announces, before anything of that size is allocated.
+
+    Leaves `stream` at its beginning.
+    """
+    start = stream.read(_LONGEST_HEADER)
+    stream.seek(0)
+    ending = re.match(rb"ply(\r\n|\r|\n)", start)
+    end = start.find(b"%bend_header%b" % (ending[1], ending[1])) if ending else -1
+    if end < 0:
         raise UserError(f"{path} is not a PLY file: it does not begin with a PLY header")
-    lines = [line.split() for line in start[:end.start()].decode("ascii", errors="replace").splitlines()]
-    ascii_format = ["format", "ascii", "1.0"] in lines
+    body = end + len(b"end_header") + 2 * len(ending[1])
+    lines = start[:end].split(ending[1])
+    # Line breaks of another kind inside of a line: plyfile and we could see different headers.
+    if any(re.search(rb"[\x00-\x08\x0a-\x1f]", line) for line in lines):
+        raise UserError(f"{path} is not a PLY file: its header holds control characters")
+    words = [line.decode("ascii", errors="replace").split() for line in lines]
+    ascii_format = ["format", "ascii", "1.0"] in words
     # The least number of bytes that the elements can take: in ASCII a digit and
     # a separator per value, for a list its length alone.
-    needed, count, properties = 0, 0, 0
-    for words in [*lines, ["element", "", "0"]]:
-        if words[:1] == ["element"] and len(words) == 3:
+    needed, largest, count, properties = 0, 0, 0, 0
+    for line in [*words, ["element", "", "0"]]:
+        if line[:1] == ["element"] and len(line) == 3:
             if count and not properties:
                 raise UserError(f"{path} announces {count} elements without properties")
-            count, properties = int(words[2]), 0
+            count, properties = int(line[2]), 0
+            largest = max(largest, count)
             if count < 0:
                 raise UserError(f"{path} announces {count} elements")
-        elif words[:1] == ["property"] and len(words) >= 3:
-            kind = words[2] if words[1] == "list" else words[1]
+        elif line[:1] == ["property"] and len(line) >= 3:
+            kind = line[2] if line[1] == "list" else line[1]
+            # Every list becomes an object of a hundred bytes, even an empty one.
+            if line[1] == "list" and count > _MOST_LISTS:
+                raise UserError(f"{path} announces {count} lists; up to {_MOST_LISTS:,} are read")
             properties += 1
             needed += count * (2 if ascii_format else _SIZES.get(kind, 1))
-    available = path.stat().st_size - end.end()
+    available = os.fstat(stream.fileno()).st_size - body
     # The last separator of an ASCII file may be missing.
     if needed > available + ascii_format:
         raise UserError(f"{path} is cut short: its header announces at least {needed} bytes, {available} follow it")
+    if largest > _MOST_ELEMENTS:
+        raise UserError(f"{path} announces {largest} elements; up to {_MOST_ELEMENTS:,} are read")

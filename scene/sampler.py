@@ -34,9 +34,15 @@ class ShuffledSampler:
                 "position": self.position, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError when the state belongs to another number of views."""
+        """Raises ValueError when the state belongs to another number of views, or is not one."""
+        if type(state["count"]) is not int:
+            raise ValueError("its count is no number")
         if state["count"] != self.count:
             raise ValueError(f"it was trained on {state['count']} views, the data set has {self.count}")
-        self.order = state["order"].tolist()
-        self.position = state["position"]
+        order = state["order"].tolist()
+        if not all(type(index) is int and 0 <= index < self.count for index in order):
+            raise ValueError("its order names views that the data set does not have")
+        if type(state["position"]) is not int or state["position"] < 0:
+            raise ValueError("its position is no number")
+        self.order, self.position = order, state["position"]
         self.generator.set_state(state["generator"])

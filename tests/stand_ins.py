@@ -48,7 +48,9 @@ case "$1 $2" in
       case "$before" in -m) model=$word ;; --iterations) length=$word ;; esac
       before=$word
     done
-    mkdir -p "$model/point_cloud/iteration_$length" && touch "$model/results.json" ;;
+    mkdir -p "$model/point_cloud/iteration_$length"
+    touch "$model/point_cloud/iteration_$length/point_cloud.ply"
+    printf '{\n  "metrics": 1,\n  "iterations": %s,\n  "points": 1\n}\n' "$length" > "$model/results.json" ;;
   render.py*)
     while [ "$1" != --iteration ]; do [ "$1" != -m ] || model=$2; shift; done
     for split in val test; do

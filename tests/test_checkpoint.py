@@ -170,11 +170,15 @@ def ours(**content: object) -> dict:
 
 
 def test_nested_references_end(tmp_path: Path) -> None:
-    laughs: list = ["ha"]
-    for _ in range(60):
-        laughs = [laughs, laughs]  # 2**60 leaves when walked
-    loaded = checkpoint.load(with_pickle(tmp_path / "a.pth", ours(a=laughs)))
+    shared = ["ha"]
+    loaded = checkpoint.load(with_pickle(tmp_path / "a.pth", ours(a=[shared, shared])))
     assert loaded["a"][0] is loaded["a"][1]
+    for kind in (list, tuple):
+        laughs = kind(["ha"])
+        for _ in range(60):
+            laughs = kind([laughs, laughs])  # 2**60 leaves when walked
+        with pytest.raises(UserError, match="values"):
+            checkpoint.load(with_pickle(tmp_path / "a.pth", ours(a=laughs)))
     loop: list = []
     loop.append(loop)
     with pytest.raises(UserError, match="b.pth"):

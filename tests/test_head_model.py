@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -101,10 +100,10 @@ def test_python_2_strings() -> None:
               b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
               b"K\x00tb\x89U\x10" + values.tobytes() + b"tbs.")
     np.testing.assert_array_equal(pickle.loads(stream, encoding="latin1")["a"], values)  # the stream is right
-    read = head_pickle._HeadUnpickler(io.BytesIO(stream), encoding="latin1").load()
+    read = head_pickle._HeadUnpickler(stream, encoding="latin1").load()
     np.testing.assert_array_equal(resolve(read["a"]), values)
     matrix = pickle.dumps(sparse.csc_matrix(np.eye(3)), protocol=2).replace(b"scipy.sparse._csc", b"scipy.sparse.csc")
-    np.testing.assert_array_equal(resolve(head_pickle._HeadUnpickler(io.BytesIO(matrix)).load()), np.eye(3))
+    np.testing.assert_array_equal(resolve(head_pickle._HeadUnpickler(matrix).load()), np.eye(3))
 
 
 class _Runs:

@@ -79,7 +79,7 @@ def test_memory_mapped_file_equals_memory_and_is_reused(tmp_path: Path, monkeypa
     monkeypatch.setattr(module, "_decode", lambda jobs, *rest: decoded.append(len(jobs)) or original(jobs, *rest))
     assert torch.equal(cached(views, ram_share=0.0, folder=folder)[3], in_memory[3]) and not decoded
     os.truncate(file, 100)                                     # damaged: written again
-    (folder / ".tmp-old.images").write_bytes(b"left by a killed run")
+    (folder / ".tmp-a1b2c3d4.images").write_bytes(b"left by a killed run")
     assert torch.equal(cached(views, ram_share=0.0, folder=folder)[3], in_memory[3]) and decoded == [5]
     assert not list(folder.glob(".tmp-*"))
     cached(views, BLACK, ram_share=0.0, folder=folder)         # another background is another file

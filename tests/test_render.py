@@ -218,7 +218,8 @@ def test_reenactment_moves_the_avatar_and_keeps_the_person(
     out = capfd.readouterr().out
     assert "No metrics" in out and "psnr" not in out
     folder = folders["avatar"] / "test_other" / "ours_100"
-    assert {path.name for path in folder.iterdir()} == {"renders", "renders.mp4", "renders_mesh", "renders_mesh.mp4"}
+    assert {path.name for path in folder.iterdir()} == {"renders", "renders.mp4", "renders_mesh", "renders_mesh.mp4",
+                                                        ".lock"}
     assert len(list((folder / "renders").iterdir())) == 3
     # Timestep 1 of the target: expression -0.4, so 1 + 0.1 - 0.4 = 0.7 of the height; the target's
     # identity (shape 1.5) would make it 2.1.

@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.files import only_writer
 from utils.interrupt import Alarm, StopSignals
 
-STEPS = 600
+STEPS = 300
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +32,89 @@ def _without_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
 
 
+@pytest.fixture(scope="module")
+def whole(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stops."""
+    model = tmp_path_factory.mktemp("stopping-whole") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LPIPS_CACHE", str(model / "no-weights"))
+        train.train(parse_train(flags(capture, model)))
+    return model
+
+
 def flags(capture: Path, model: Path, *more: object) -> list[str]:
     return rigged_flags(capture, model, "--threads", 1, "--quiet", "--iterations", STEPS, "--interval", STEPS,
                         "--densify_from_iter", 50, "--densification_interval", 50, *more)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_run_goes_on_bit_identical(capture: Path, tmp_path: Path, number: signal.Signals,
-                                                         status: int) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train.train(parse_train(flags(capture, whole)))
+def test_a_signal_saves_and_the_run_goes_on_bit_identical(whole: Path, capture: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
     words = flags(capture, stopped, "--checkpoint_every_minutes", 1e-4)
     process = subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(stopped.glob("chkpnt*.pth")):  # it is in its loop
         assert process.poll() is None
         time.sleep(0.002)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=120)[1]
-    assert process.returncode == status and "Traceback" not in told
+    assert process.returncode == 143 and "Traceback" not in told
     reached = max(int(path.stem.removeprefix("chkpnt")) for path in stopped.glob("chkpnt*.pth"))
-    assert f"stopped by {number.name} after iteration {reached}" in told and "--start_checkpoint auto" in told
+    assert f"stopped by SIGTERM after iteration {reached}" in told and "--start_checkpoint auto" in told
     assert reached < STEPS and not (stopped / "results.json").exists()
     train.train(parse_train(flags(capture, stopped, "--start_checkpoint", "auto")))
     assert_same_run(whole, stopped, STEPS)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_the_iteration_is_finished(whole: Path, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                   capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int) -> None:
+    stopped, losses, calls = tmp_path / "stopped", train.compute_losses, []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 123:
+            signal.raise_signal(number)
+        return losses(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "compute_losses", interrupted)
+        with pytest.raises(SystemExit) as end:
+            train.train(parse_train(flags(capture, stopped)))
+    assert end.value.code == status and f"stopped by {number.name} after iteration 123" in capsys.readouterr().err
+    assert [path.name for path in stopped.glob("chkpnt*.pth")] == ["chkpnt123.pth"]
+    train.train(parse_train(flags(capture, stopped, "--start_checkpoint", "auto")))
+    assert_same_run(whole, stopped, STEPS)
+
+
+def test_stopped_in_the_last_iteration_it_only_measures_when_resumed(
+        capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model, words = tmp_path / "model", ("--iterations", 9)
+    save = train.save
+
+    def interrupted(*args: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(*args)
+
+    monkeypatch.setattr(train, "save", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        train.train(parse_train(flags(capture, model, *words)))
+    assert stopped.value.code == 143 and "after iteration 9" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+    assert train.train(parse_train(flags(capture, model, *words, "--start_checkpoint", "auto")))["metrics"]["val"]
+
+
+def test_signals_act_at_once_while_nothing_can_be_lost(capture: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first iteration, and while the end, which is saved, is measured."""
+    def interrupted(*args: object, **named: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    for name, kept in (("load_dataset", []), ("show", ["chkpnt9.pth"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train.train(parse_train(flags(capture, tmp_path / "model", "--iterations", 9)))
+        assert [path.name for path in (tmp_path / "model").glob("chkpnt*.pth")] == kept
 
 
 def test_checkpoints_by_the_clock_and_only_the_newest(capture: Path, tmp_path: Path) -> None:
@@ -92,6 +152,18 @@ def test_the_second_signal_is_the_ordinary_one() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """nohup, and what a shell starts in the background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_alarm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,10 @@ def test_the_demo_with_its_own_length_and_folder(machine: Machine) -> None:
     assert training.count("-m") == training.count("--iterations") == 1
     assert f"Video:      {model}/val/ours_600/renders.mp4" in out
 
-    # Another length is not done yet: it trains on, and only its own pictures are named.
+    # Another length is not done yet, even where its avatar is saved: it trains on, and only its own pictures are named.
+    unmeasured = model / "point_cloud" / "iteration_900" / "point_cloud.ply"
+    unmeasured.parent.mkdir()
+    unmeasured.touch()
     out = succeeded(machine.run(SCRIPT, "demo", "--iterations=900", "-m", "my model", cwd=machine.elsewhere))
     assert len(machine.calls("train.py")) == 1 and "ours_900" in out and "ours_600" not in out
     out = succeeded(machine.run(SCRIPT, "demo", "--iterations=600", "-m", "my model", cwd=machine.elsewhere))

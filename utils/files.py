@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Iterator
 
 from utils.errors import UserError
 
+_PREFIX = ".tmp-"
+_TEMPORARY = re.compile(r"\.tmp-[a-z0-9_]{8}(\.\w+)?")  # the names that mkstemp gives with this prefix
+# What the file system says when it cannot flush a folder at all; such ones are trusted.
+_NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF, errno.EISDIR)
+# Asked once: asking means setting it for a moment, for all threads.
+_MASK = os.umask(0)
+os.umask(_MASK)
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it into place on success.
 
-    The file is flushed to the disk before the rename, so that after a crash or
-    a full disk `path` holds either its old content or the complete new one.
+    The file is flushed to the disk before the rename and its folder after it: whenever the process or
+    the machine dies, `path` holds either its old content or the complete new one, and what was written
+    before it is there too. As long as the writer lives, the temporary file is locked, which tells it
+    from one that a killed process left behind.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -26,52 +39,156 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         # Same suffix as the target: savers (Pillow, NumPy) choose by it.
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=path.suffix, dir=path.parent)
         temporary = Path(name)
-        # mkstemp makes private files; give ours the permissions a plain open() would.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.fchmod(handle, 0o666 & ~mask)
-        os.close(handle)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
+        with open(handle, "rb") as held:
+            with contextlib.suppress(OSError):  # no locks on this file system, so nobody clears it up either
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # mkstemp makes private files; give ours the permissions a plain open() would.
+            os.fchmod(handle, 0o666 & ~_MASK)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            temporary = None
+            flush_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(cannot_write(path, error)) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the reason why we are here is worth more
+                temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: str | Path, error: OSError) -> str:
+    """The sentence for a write that failed, with what to do when the disk is full."""
+    text = f"cannot write {path}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text += "; make room there and repeat the command, a training with --start_checkpoint auto"
+    return text
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes the names in `folder` survive a power cut, where the file system can.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FLUSH:
+            raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes `folder` and those above it that are missing, each flushed into the one that holds it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    flush_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, *, wait: bool) -> Iterator[bool]:
+    """Holds the lock of `folder`, which is made when missing, as long as the context lasts.
+
+    The lock belongs to the open file `.lock`, not to its existence: a process that dies, however it dies,
+    lets go of it. Yields False where the file system has no locks (some network ones).
+
+    Args:
+        wait: for the end of the process that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+        UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        _make_folder(folder)
+        # A link or a pipe of that name, in a folder from a stranger, is not followed and not waited for.
+        file = open(folder / ".lock", "a", encoding="utf-8",
+                    opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666))
+    except OSError as error:
+        raise UserError(cannot_write(f"to {folder}", error)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            supported = True
+        except BlockingIOError:
+            raise
+        except OSError:
+            supported = False
+        yield supported
 
 
 @contextlib.contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
-    """Keeps other processes out of a folder of results, as long as the context lasts.
-
-    The lock belongs to the open file `.lock`, not to its existence: a process that dies, however it dies,
-    lets go of it. File systems without locks (some network ones) are trusted.
+    """Keeps other processes out of a folder of results, and clears up what dead ones left half written in it.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(folder, wait=False))
         except BlockingIOError as error:
-            raise UserError(f"another run is writing into {folder}: wait for its end, or choose another "
-                            "--model_path") from error
-        except OSError:
-            pass
+            raise UserError(f"another run is writing into {folder}: wait for its end, or give each its own "
+                            "output folder") from error
+        remove_leftovers(folder)
         yield
+
+
+def refuse_ways_out(root: str | Path) -> None:
+    """Refuses a folder of results in which a symbolic link to a folder leads out of it.
+
+    What is written below such a link lands where it points. In a folder that a stranger made that can be
+    anywhere; links to files do no harm, since files are replaced and not written through.
+
+    Raises:
+        UserError: names the link.
+    """
+    root = Path(root)
+    top = root.resolve()
+    for place, folders, _ in os.walk(root):
+        for link in (Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))):
+            if not link.resolve().is_relative_to(top):
+                raise UserError(f"{link} is a symbolic link that leads out of {root}, and what is written there would "
+                                "follow it: put a folder in its place")
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Removes the temporary files in `folder` and below whose writers are dead, whoever they were."""
+    for place, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            with contextlib.suppress(OSError):  # locked: somebody is writing it
+                # A stranger's pipe of such a name would block an ordinary open.
+                handle = os.open(os.path.join(place, name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                try:
+                    if stat.S_ISREG(os.fstat(handle).st_mode):
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        os.unlink(os.path.join(place, name))
+                finally:
+                    os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

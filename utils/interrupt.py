@@ -9,14 +9,15 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Takes note of SIGINT (Ctrl-C) and SIGTERM (kill, a cluster's time limit) while it is entered.
+    """Takes note of SIGINT (Ctrl-C), SIGTERM (kill, a cluster's time limit) and SIGHUP (the terminal is closed).
 
         with StopSignals() as stop:
             for ...:
                 if stop.signal: save, and leave
 
-    The first signal only sets `signal`; a second one ends the program as it would without this class. Python
-    delivers signals to the main thread alone: entered in another, it sees none.
+    The first signal only sets `signal`; a second one ends the program as it would without this class. One that
+    the program was told to ignore (nohup) stays ignored. Python delivers signals to the main thread alone:
+    entered in another, it sees none.
     """
 
     def __init__(self) -> None:
@@ -25,19 +26,21 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._restore()
+        self.release()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        self._restore()
+        self.release()
 
-    def _restore(self) -> None:
+    def release(self) -> None:
+        """From here on signals do what they do without this class."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

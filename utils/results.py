@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import subprocess
@@ -12,6 +13,7 @@ import torch
 
 from utils.files import write_json
 from utils.stages import peak_memory
+from utils.untrusted import read_regular
 
 Metrics = Mapping[str, float | None]  # None: could not be had (LPIPS without its weights)
 
@@ -67,6 +69,14 @@ def write_results(
     })
     write_json(path, results)
     return results
+
+
+def measured_iterations(path: Path) -> int:
+    """The iterations of the run that the results.json at `path` is about; 0 when there is none."""
+    try:
+        return int(json.loads(read_regular(path, 16 << 20) or b"0")["iterations"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
+        return 0
 
 
 def device_name(device: torch.device | str) -> str:

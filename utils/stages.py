@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import sys
 import time
 from typing import ContextManager, Iterator
 
 import torch
+
+from utils.memory import peak_host_memory
 
 
 class Stages:
@@ -88,10 +89,5 @@ def peak_memory(device: torch.device | str = "cpu") -> dict[str, int | None]:
 
     Worker processes are not included; CUDA counts what PyTorch's allocator held in tensors.
     """
-    host = None
-    with contextlib.suppress(ImportError):  # there is no such module on Windows
-        import resource
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     cuda = torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else None
-    return {"host_bytes": host, "cuda_bytes": cuda}
+    return {"host_bytes": peak_host_memory(), "cuda_bytes": cuda}

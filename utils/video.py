@@ -18,8 +18,9 @@ from utils.files import atomic_path
 class VideoWriter:
     """Takes frames one by one and pipes them to a running ffmpeg; made by `video_writer`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: BinaryIO, width: int, height: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: BinaryIO, path: Path, width: int, height: int) -> None:
         self._process = process
+        self._path = path
         self._log = log
         self._width = width
         self._height = height
@@ -51,7 +52,7 @@ class VideoWriter:
             self._log.seek(0)
             lines = self._log.read().decode(errors="replace").strip().splitlines()
             reason = one_line(lines[0]) if lines else f"exit status {self._process.returncode}"
-            raise UserError(f"ffmpeg could not write the video: {reason}")
+            raise UserError(f"ffmpeg could not write the video {self._path}: {reason}")
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def video_writer(
     with atomic_path(path) as temporary, tempfile.TemporaryFile() as log:
         process = _start_ffmpeg(temporary, width + width % 2, height + height % 2, fps, quality, log)
         try:
-            writer = VideoWriter(process, log, width, height)
+            writer = VideoWriter(process, log, Path(path), width, height)
             yield writer
             writer.finish()
         finally:

@@ -23,7 +23,7 @@ from scene.synthetic.model import build_head, hair_offset
 from scene.synthetic.motion import make_motion, make_views, tracked
 from scene.synthetic.render import Assets, View, make_assets, render_frame
 from utils.errors import UserError
-from utils.files import atomic_path, write_json
+from utils.files import atomic_path, remove_leftovers, write_json
 
 MARKER = "synthetic.json"   # names the settings of a folder that this module writes
 VERSION = 1                 # of what the same settings produce
@@ -53,6 +53,7 @@ def make_capture(out: str | Path, *, size: tuple[int, int] = (256, 352), cameras
     settings = _checked({"version": VERSION, "size": list(size), "cameras": cameras, "timesteps": timesteps,
                          "seed": seed, "samples": samples, "tracking_noise": tracking_noise})
     _claim(out, settings)
+    remove_leftovers(out)
     head = build_head(seed)
     offset = hair_offset(head)
     held_out = max(1, timesteps // 6)

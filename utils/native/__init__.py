@@ -22,11 +22,13 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
 import torch
+
+from utils.errors import UserError
+from utils.files import atomic_path, locked, remove_leftovers
 
 SOURCES = Path(__file__).parent / "csrc"
 
@@ -75,20 +77,19 @@ def _cpu_identity() -> str:
 
 
 def _build(compiler: str, flags: list[str], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Makes `target`, unless another process has meanwhile: of runs that start at once, one builds."""
     sources = sorted(str(path) for path in SOURCES.glob("*.cpp"))
-    # Built beside its place and renamed, so that two runs starting at once
-    # never see half a library.
-    handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    try:
-        result = subprocess.run([compiler, *flags, *sources, "-o", temporary],
-                                capture_output=True, text=True)
-        if result.returncode != 0:
-            raise NativeUnavailable(f"{compiler} failed on the native sources:\n{result.stderr[-4000:]}")
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with locked(target.parent, wait=True) as alone:
+        if target.exists():
+            return
+        print("Building the native CPU library (once) ...", file=sys.stderr)
+        if alone:
+            remove_leftovers(target.parent)
+        with atomic_path(target) as temporary:
+            result = subprocess.run([compiler, *flags, *sources, "-o", str(temporary)],
+                                    capture_output=True, text=True)
+            if result.returncode != 0:
+                raise NativeUnavailable(f"{compiler} failed on the native sources:\n{result.stderr[-4000:]}")
 
 
 @functools.cache
@@ -105,11 +106,10 @@ def library() -> ctypes.CDLL:
         key.update(path.name.encode() + b"\0" + path.read_bytes())
     target = cache_folder() / f"native-{key.hexdigest()[:20]}.so"
     if not target.exists():
-        print("Building the native CPU library (once) ...", file=sys.stderr)
         try:
             _build(compiler, flags, target)
-        except OSError as error:
-            raise NativeUnavailable(f"cannot write to {target.parent}: {error}") from error
+        except (OSError, UserError) as error:
+            raise NativeUnavailable(str(error)) from error
     # PyTorch is imported above, so its OpenMP runtime is already loaded and,
     # having the same soname, is the one that this library binds to: one thread
     # pool for both instead of two that spin against each other.
