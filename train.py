@@ -173,6 +173,7 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
     # ---- loop ---------------------------------------------------------------
     for step in range(first, optim.iterations + 1):
         optimizer.set_step(step)
+        color.set_step(step)
         avatar.active_sh_degree = min(avatar.sh_degree, step // optim.sh_increase_interval)
         scale = progressive.scale(step)
         if step == first or progressive.switch(step):
@@ -389,6 +390,8 @@ def build_color(extra: InnovationOptions, cameras: list[Camera], background: Ten
                              num_layers=extra.color_net_layers, per_camera=extra.color_per_camera, rate=extra.color_lr,
                              background=background, generator=torch.Generator().manual_seed(seed + 3),
                              device=background.device)
+    if not extra.lambda_color_reg:
+        return color, dict
     return color, lambda: {"col_reg": extra.lambda_color_reg * color.regulariser()}
 
 
