@@ -163,7 +163,8 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
     reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
 
     draw = partial(render, background=background, rasterize=rasterize,
-                   convert_SHs_python=options.pipeline.convert_SHs_python)
+                   convert_SHs_python=options.pipeline.convert_SHs_python,
+                   absolute=extra.use_smart_densification and extra.densify_absolute)
     finished = calibrated(draw, color)
     due = milestones(options)
     clock = Alarm(60.0 * run.checkpoint_every_minutes)
@@ -403,7 +404,7 @@ def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy
         gradient_threshold=optim.densify_grad_threshold, until_iter=min(optim.densify_until_iter, optim.iterations),
         interval=optim.densification_interval, percentile_clone=extra.densify_percentile_clone,
         percentile_split=extra.densify_percentile_split, max_gaussians=extra.max_gaussians,
-        floor_share=extra.densify_floor, split_radius=extra.densify_split_radius)
+        floor_share=extra.densify_floor, absolute=extra.densify_absolute, split_radius=extra.densify_split_radius)
 
 
 def save(folder: Path, avatar: GaussianModel, color: ColorCalibration | NoColorCalibration) -> None:

@@ -233,6 +233,9 @@ class InnovationOptions:
     densify_floor: float = option(
         0.92, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
         "growing", at_least=0, part_of="use_smart_densification")
+    densify_absolute: bool = option(
+        True, "judge a Gaussian by the sum of the absolute gradients of its pixels, in which opposite pulls do not "
+        "cancel; on unless switched off", switch=True, part_of="use_smart_densification")
     densify_split_radius: float = option(
         4.0, "Gaussians with a larger radius on screen are split, not cloned", unit="pixels, three standard deviations",
         at_least=0, part_of="use_smart_densification")

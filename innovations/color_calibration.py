@@ -393,9 +393,7 @@ class NoColorCalibration:
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
 
     def set_step(self, step: int) -> None:
-        """Says which iteration is coming: the network learns in every fourth, the cameras' maps in each."""
-        if "network" in self.parts:
-            self.parts["network"].requires_grad_(step % LEARN_EVERY == 0)
+        """Nothing."""
 
     def __call__(self, image: Tensor, camera_id: str, alpha: Tensor | None = None) -> Tensor:
         """The image itself."""
