@@ -143,9 +143,11 @@ def run_training(options: Options, stages: Stages, stop: StopSignals, held: Exit
                                   dynamic_lr=optim.dynamic_offset_lr)
     density = DensityControl(
         avatar, optimizer,
-        DensitySchedule(white_background=model_options.white_background, resets=not warm.skip_resets, **pick(optim, (
-            "densify_from_iter", "densify_until_iter", "densification_interval", "opacity_reset_interval",
-            "percent_dense"))),
+        DensitySchedule(
+            white_background=model_options.white_background, resets=not warm.skip_resets,
+            prune_opacity=warm.prune_opacity,
+            **pick(optim, ("densify_from_iter", "densify_until_iter", "densification_interval",
+                           "opacity_reset_interval", "percent_dense"))),
         build_policy(optim, extra), extent=dataset.extent,
         generator=torch.Generator().manual_seed(run.seed + 1))
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
@@ -350,7 +352,11 @@ def build_warm_start(extra: InnovationOptions) -> WarmStart:
     if not extra.use_warm_start:
         return CLASSICAL_START
     return WarmStart(colors=extra.warm_colors, opacity=extra.warm_opacity, scale=extra.warm_scale,
-                     skip_resets=extra.warm_skip_resets, feature_factor=extra.warm_feature_lr_factor,
+                     skip_resets=extra.warm_skip_resets,
+                     # After a reset all opacities are lower than that.
+                     prune_opacity=(extra.warm_prune_opacity if extra.warm_skip_resets
+                                    else CLASSICAL_START.prune_opacity),
+                     feature_factor=extra.warm_feature_lr_factor,
                      flame_expr_factor=extra.warm_expr_lr_factor, flame_pose_factor=extra.warm_pose_lr_factor,
                      flame_trans_factor=extra.warm_trans_lr_factor)
 

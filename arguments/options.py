@@ -282,6 +282,9 @@ class InnovationOptions:
     warm_skip_resets: bool = option(
         True, "no opacity resets: a start without floating fog has nothing to reset; on unless switched off",
         switch=True, part_of="use_warm_start")
+    warm_prune_opacity: float = option(
+        0.05, "where opacities are not reset, Gaussians fainter than this are removed at every densification; 0.005 as "
+        "in an ordinary run", unit="0 to 1", at_least=0, at_most=0.99, part_of="use_warm_start")
     warm_feature_lr_factor: float = _factor(2.0, "--feature_lr")
     warm_expr_lr_factor: float = _factor(3.0, "--flame_expr_lr")
     warm_trans_lr_factor: float = _factor(10.0, "--flame_trans_lr")

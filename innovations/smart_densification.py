@@ -30,7 +30,7 @@ from utils.selection import Candidates, Selection
 
 # Of --densify_grad_threshold: below it nothing is densified, whatever the percentiles say.
 FLOOR_SHARE = 0.92
-# An absolute gradient is a sum without cancellation, several times larger than the plain one; by so much the floor rises.
+# An absolute gradient is a sum without cancellation and several times larger; the floor rises by so much.
 ABSOLUTE_SHARE = 3.0
 # Exponent of the growth curve: the room left to the budget is (share of the schedule left) ** GROWTH. With 3, seven
 # eighths of the growth come in the first half, so that what was added has time to converge.

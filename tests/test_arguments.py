@@ -211,6 +211,7 @@ INNOVATIONS = dict(
     color_per_camera=False, color_lr=1e-3,
     use_amp=False,
     use_warm_start=False, warm_colors=True, warm_opacity=0.5, warm_scale=0.5, warm_skip_resets=True,
+    warm_prune_opacity=0.05,
     warm_feature_lr_factor=2.0, warm_expr_lr_factor=3.0, warm_trans_lr_factor=10.0, warm_pose_lr_factor=10.0,
     lr_cooldown=0.0, batch_views=1, refine_test_poses=0, refine_cameras=(),
 )
@@ -242,11 +243,13 @@ def test_innovations_are_off_by_default() -> None:
 def test_every_efficient_flag_is_taken() -> None:
     line = ("--use_region_adaptive_loss --region_weight_eyes 3 --region_weight_mouth 4 --region_weight_nose 5 "
             "--region_weight_face 6 --use_smart_densification --densify_percentile_clone 50 "
-            "--densify_percentile_split 60 --max_gaussians 0 --densify_floor 1 --no_densify_absolute --densify_split_radius 8 "
+            "--densify_percentile_split 60 --max_gaussians 0 --densify_floor 1 --no_densify_absolute "
+            "--densify_split_radius 8 "
             "--use_progressive_resolution --resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 "
             "--use_color_calibration --color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 "
             "--color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
-            "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_feature_lr_factor 3 "
+            "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_prune_opacity 0.02 "
+            "--warm_feature_lr_factor 3 "
             "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
             "--lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9")
     assert innovations(line) == dict(
@@ -258,7 +261,8 @@ def test_every_efficient_flag_is_taken() -> None:
         resolution_schedule=(0.25, 0.5, 1.0), resolution_milestones=(10, 20), use_color_calibration=True,
         color_net_hidden_dim=8, color_net_layers=2, lambda_color_reg=0.5, color_per_camera=True, color_lr=0.1,
         use_amp=True, use_warm_start=True, warm_colors=False, warm_opacity=0.1, warm_scale=1.0,
-        warm_skip_resets=False, warm_expr_lr_factor=1.0, warm_trans_lr_factor=2.0, warm_pose_lr_factor=0.0,
+        warm_skip_resets=False, warm_prune_opacity=0.02, warm_expr_lr_factor=1.0,
+        warm_trans_lr_factor=2.0, warm_pose_lr_factor=0.0,
         batch_views=4, refine_test_poses=50, refine_cameras=(6, 9))
 
 
