@@ -151,9 +151,11 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
     reporter = Reporter(output, optim.iterations, start=resume["step"] if resume else 0, quiet=run.quiet)
     density = DensityControl(
         avatar, optimizer,
-        DensitySchedule(white_background=model_options.white_background, resets=not warm.skip_resets, **pick(optim, (
-            "densify_from_iter", "densify_until_iter", "densification_interval", "opacity_reset_interval",
-            "percent_dense"))),
+        DensitySchedule(
+            white_background=model_options.white_background, resets=not warm.skip_resets,
+            prune_opacity=warm.prune_opacity,
+            **pick(optim, ("densify_from_iter", "densify_until_iter", "densification_interval",
+                           "opacity_reset_interval", "percent_dense"))),
         while_memory_lasts(build_policy(optim, extra), device, reporter.warn), extent=dataset.extent,
         generator=torch.Generator().manual_seed(run.seed + 1))
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
@@ -171,7 +173,8 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
     reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
 
     draw = partial(render, background=background, rasterize=rasterize,
-                   convert_SHs_python=options.pipeline.convert_SHs_python)
+                   convert_SHs_python=options.pipeline.convert_SHs_python,
+                   absolute=extra.use_smart_densification and extra.densify_absolute)
     finished = calibrated(draw, color)
     due = milestones(options)
     clock = Alarm(60.0 * run.checkpoint_every_minutes)
@@ -182,6 +185,7 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
     stop = held.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing
     for step in range(first, optim.iterations + 1):
         optimizer.set_step(step)
+        color.set_step(step)
         avatar.active_sh_degree = min(avatar.sh_degree, step // optim.sh_increase_interval)
         scale = progressive.scale(step)
         if step == first or progressive.switch(step):
@@ -368,7 +372,11 @@ def build_warm_start(extra: InnovationOptions) -> WarmStart:
     if not extra.use_warm_start:
         return CLASSICAL_START
     return WarmStart(colors=extra.warm_colors, opacity=extra.warm_opacity, scale=extra.warm_scale,
-                     skip_resets=extra.warm_skip_resets, feature_factor=extra.warm_feature_lr_factor,
+                     skip_resets=extra.warm_skip_resets,
+                     # After a reset all opacities are lower than that.
+                     prune_opacity=(extra.warm_prune_opacity if extra.warm_skip_resets
+                                    else CLASSICAL_START.prune_opacity),
+                     feature_factor=extra.warm_feature_lr_factor,
                      flame_expr_factor=extra.warm_expr_lr_factor, flame_pose_factor=extra.warm_pose_lr_factor,
                      flame_trans_factor=extra.warm_trans_lr_factor)
 
@@ -409,6 +417,8 @@ def build_color(extra: InnovationOptions, cameras: list[Camera], background: Ten
                              num_layers=extra.color_net_layers, per_camera=extra.color_per_camera, rate=extra.color_lr,
                              background=background, generator=torch.Generator().manual_seed(seed + 3),
                              device=background.device)
+    if not extra.lambda_color_reg:
+        return color, dict
     return color, lambda: {"col_reg": extra.lambda_color_reg * color.regulariser()}
 
 
@@ -420,7 +430,7 @@ def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy
         gradient_threshold=optim.densify_grad_threshold, until_iter=min(optim.densify_until_iter, optim.iterations),
         interval=optim.densification_interval, percentile_clone=extra.densify_percentile_clone,
         percentile_split=extra.densify_percentile_split, max_gaussians=extra.max_gaussians,
-        floor_share=extra.densify_floor, split_radius=extra.densify_split_radius)
+        floor_share=extra.densify_floor, absolute=extra.densify_absolute, split_radius=extra.densify_split_radius)
 
 
 def save(folder: Path, avatar: GaussianModel, color: ColorCalibration | NoColorCalibration) -> None:

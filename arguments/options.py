@@ -242,6 +242,9 @@ class InnovationOptions:
     densify_floor: float = option(
         0.92, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
         "growing", at_least=0, part_of="use_smart_densification")
+    densify_absolute: bool = option(
+        True, "judge a Gaussian by the sum of the absolute gradients of its pixels, in which opposite pulls do not "
+        "cancel; on unless switched off", switch=True, part_of="use_smart_densification")
     densify_split_radius: float = option(
         4.0, "Gaussians with a larger radius on screen are split, not cloned", unit="pixels, three standard deviations",
         at_least=0, part_of="use_smart_densification")
@@ -288,6 +291,9 @@ class InnovationOptions:
     warm_skip_resets: bool = option(
         True, "no opacity resets: a start without floating fog has nothing to reset; on unless switched off",
         switch=True, part_of="use_warm_start")
+    warm_prune_opacity: float = option(
+        0.05, "where opacities are not reset, Gaussians fainter than this are removed at every densification; 0.005 as "
+        "in an ordinary run", unit="0 to 1", at_least=0, at_most=0.99, part_of="use_warm_start")
     warm_feature_lr_factor: float = _factor(2.0, "--feature_lr")
     warm_expr_lr_factor: float = _factor(3.0, "--flame_expr_lr")
     warm_trans_lr_factor: float = _factor(10.0, "--flame_trans_lr")

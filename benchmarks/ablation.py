@@ -58,6 +58,7 @@ ROWS: dict[str, list[str]] = {
     BASELINE: [],
     "region": ["--use_region_adaptive_loss"],
     "densification": ["--use_smart_densification"],
+    "densification_signed": ["--use_smart_densification", "--no_densify_absolute"],
     "color": ["--use_color_calibration", "--lambda_color_reg", "1e-4"],
     "color_per_camera": ["--use_color_calibration", "--lambda_color_reg", "1e-4", "--color_per_camera"],
     "amp": ["--use_amp"],

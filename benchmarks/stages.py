@@ -4,7 +4,8 @@
 
 Runs the very loop of `train.py` into a temporary folder with a stop-watch
 around each stage, and prints the median milliseconds of the run's last half
-(the point count has settled by then) and the iterations per second. Defaults to
+(the point count has settled by then) and the iterations per second. The line
+"(rasterizer)" is the native rasterizer's part of forward and backward. Defaults to
 300 iterations of a bound avatar on white; to time a trained avatar, give the
 length and schedule of its run.
 """
@@ -16,7 +17,9 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,11 +27,20 @@ import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads 
 import torch  # noqa: E402
 
 from arguments import parse_train  # noqa: E402
-from gaussian_renderer import choose_device_and_rasterizer  # noqa: E402
+from gaussian_renderer import choose_device_and_rasterizer, native  # noqa: E402
 from train import train  # noqa: E402
 from utils.errors import run_script  # noqa: E402
 from utils.results import device_name, git_commit  # noqa: E402
 from utils.stages import Stages  # noqa: E402
+
+
+def time_rasterizer(stages: Stages) -> None:
+    """Has the native rasterizer report itself as a stage, within those of the loop."""
+    for name in ("forward", "backward"):
+        def timed(*args: Any, inner: Callable[..., Any] = getattr(native._Rasterize, name)) -> Any:
+            with stages("(rasterizer)"):
+                return inner(*args)
+        setattr(native._Rasterize, name, staticmethod(timed))
 
 
 def main() -> None:
@@ -43,6 +55,7 @@ def main() -> None:
                                "--white_background"])
         device = choose_device_and_rasterizer(options.run.device, options.pipeline.rasterizer)[0]
         stages = Stages(True, device)
+        time_rasterizer(stages)
         results = train(options, stages)
     half = options.optimization.iterations // 2
     print(f"\n{device_name(device)}, rasterizer {results['backend']}, {results['points']:,} Gaussians at the end")

@@ -19,7 +19,7 @@ from utils.device import pick_device
 from utils.errors import UserError, one_line
 from utils.types import Gaussians, RenderOut
 
-# rasterize(gaussians, camera, background[3], *, sh_degree, scale_modifier=1.0) -> RenderOut
+# rasterize(gaussians, camera, background[3], *, sh_degree, scale_modifier=1.0, absolute=False) -> RenderOut
 Rasterizer = Callable[..., RenderOut]
 
 _MODULES = {
@@ -138,6 +138,7 @@ def render(
     rasterize: Rasterizer,
     scale_modifier: float = 1.0,
     convert_SHs_python: bool = False,
+    absolute: bool = False,
 ) -> RenderOut:
     """Renders `gaussians` seen by `camera` over `background`.
 
@@ -147,10 +148,12 @@ def render(
         scale_modifier: factor on all scales.
         convert_SHs_python: evaluate the spherical harmonics here, in PyTorch,
             instead of in the backend.
+        absolute: which gradient `means2d` gets, see `RenderOut`.
     """
     if convert_SHs_python:
         center = camera.center.to(gaussians.means)
         colors = harmonics.colors(gaussians.sh, gaussians.means, center, sh_degree)
         gaussians = gaussians._replace(sh=harmonics.from_colors(colors)[:, None])
         sh_degree = 0
-    return rasterize(gaussians, camera, background, sh_degree=sh_degree, scale_modifier=scale_modifier)
+    return rasterize(gaussians, camera, background, sh_degree=sh_degree, scale_modifier=scale_modifier,
+                     absolute=absolute)

@@ -31,12 +31,16 @@ def rasterize(
     *,
     sh_degree: int,
     scale_modifier: float = 1.0,
+    absolute: bool = False,
 ) -> RenderOut:
     """Renders; see `gaussian_renderer.reference` for the rules and `RenderOut` for the result.
 
     Raises:
-        UserError: the camera's principal point is not the image centre.
+        UserError: the camera's principal point is not the image centre, or `absolute` is wanted.
     """
+    if absolute:
+        raise UserError("diff-gaussian-rasterization does not give absolute gradients: add --no_densify_absolute, or "
+                        "choose another --rasterizer")
     off_centre = max(abs(camera.cx - camera.width / 2), abs(camera.cy - camera.height / 2))
     if off_centre > CENTRE_TOLERANCE:
         name = camera.camera_id or camera.name or "(unnamed)"

@@ -31,6 +31,7 @@ def rasterize(
     *,
     sh_degree: int,
     scale_modifier: float = 1.0,
+    absolute: bool = False,
 ) -> RenderOut:
     """Renders; see `gaussian_renderer.reference` for the rules and `RenderOut` for the result.
 
@@ -64,6 +65,7 @@ def rasterize(
             sh_degree=sh_degree,
             packed=False,
             backgrounds=background.float().to(device)[None],
+            absgrad=absolute,
         )
 
     # Not packed: every field of `meta` has the shape [1 camera, N, ...].
@@ -71,7 +73,8 @@ def rasterize(
     projected = meta["means2d"]
     if projected.requires_grad:
         def keep_gradient(grad: Tensor) -> None:
-            x, y = grad[0].unbind(1)
+            # The other one is an attribute, set by the same backward before this is called.
+            x, y = (projected.absgrad if absolute else grad)[0].unbind(1)
             value = torch.stack([x * (width / 2), y * (height / 2)], dim=1)  # per pixel -> per NDC unit
             means2d.grad = value if means2d.grad is None else means2d.grad + value
 

@@ -103,6 +103,7 @@ class _Rasterize(torch.autograd.Function):
         sh_degree: int,
         scale_modifier: float,
         keep: bool,
+        absolute: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         fields = [field.detach().contiguous() for field in (means, quats, scales, opacities, sh, background)]
         count = len(means)
@@ -117,6 +118,7 @@ class _Rasterize(torch.autograd.Function):
             _NO_ROOM)
         if keep:
             ctx.workspace = workspace
+            ctx.absolute = absolute
             ctx.save_for_backward(*fields, alpha)
         ctx.mark_non_differentiable(radii)
         return image, alpha, radii
@@ -130,9 +132,9 @@ class _Rasterize(torch.autograd.Function):
         grad_means2d = fields[0].new_empty(len(fields[0]), 2)
         check(library().splat_backward(
             ctypes.c_void_p(ctx.workspace.handle), *map(pointer, fields), pointer(grad_image), pointer(grad_alpha),
-            *map(pointer, grads), pointer(grad_means2d)), _NO_ROOM)
+            *map(pointer, grads), pointer(grad_means2d), ctypes.c_int(ctx.absolute)), _NO_ROOM)
         grad_background = (grad_image * (1 - alpha)).sum((1, 2)) if ctx.needs_input_grad[5] else None
-        return (*grads, grad_background, grad_means2d, None, None, None, None)
+        return (*grads, grad_background, grad_means2d, None, None, None, None, None)
 
 
 def rasterize(
@@ -142,6 +144,7 @@ def rasterize(
     *,
     sh_degree: int,
     scale_modifier: float = 1.0,
+    absolute: bool = False,
 ) -> RenderOut:
     """Renders; see `gaussian_renderer.reference` for the rules and `RenderOut` for the result.
 
@@ -164,5 +167,6 @@ def rasterize(
     keep = torch.is_grad_enabled()  # asked here: inside a Function it is always off
     means2d = torch.zeros(()).expand(count, 2).requires_grad_(keep)  # its value is nowhere read
     fields = (field.float() for field in (*gaussians, background))
-    image, alpha, radii = _Rasterize.apply(*fields, means2d, camera, sh_degree, scale_modifier, keep)
+    image, alpha, radii = _Rasterize.apply(*fields, means2d, camera, sh_degree, scale_modifier, keep,
+                                        absolute)
     return RenderOut(image, alpha, radii, means2d)

@@ -28,7 +28,7 @@ The rules, with the numbers of Kerbl et al. 2023 ("3D Gaussian Splatting"):
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,12 +133,24 @@ def _flatten(
 
 
 def raw_alpha(projected: Projected, pixels: Tensor) -> Tensor:
-    """[M, P] opacity times density at `pixels` [P, 2], before the limits at 0.99 and 1/255."""
-    dx, dy = (pixels[None] - projected.means[:, None]).unbind(-1)
+    """[M, P] opacity times density at `pixels` [P, 2] or [M, P, 2], before the limits at 0.99 and 1/255."""
+    dx, dy = (pixels - projected.means[:, None]).unbind(-1)
     xx, xy, yy = projected.conics[:, :, None].unbind(1)
     # xx dx^2 + 2 xy dx dy + yy dy^2 with the square completed, for the digits' sake as above
     form = xx * (dx + xy / xx * dy) ** 2 + (yy - xy * xy / xx) * dy * dy
     return projected.opacities[:, None] * torch.exp(-form / 2)
+
+
+class _Absolute(torch.autograd.Function):
+    """[M, 2] -> [M, P, 2]: the same for every pixel; its gradient sums the absolute values of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, shift: Tensor, pixels: int) -> Tensor:
+        return shift[:, None].expand(-1, pixels, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.abs().sum(1), None
 
 
 def limited_alpha(raw: Tensor) -> Tensor:
@@ -164,6 +176,7 @@ def rasterize(
     *,
     sh_degree: int,
     scale_modifier: float = 1.0,
+    absolute: bool = False,
 ) -> RenderOut:
     """Renders; see the module's text for the rules and `RenderOut` for the result.
 
@@ -178,13 +191,15 @@ def rasterize(
         if gaussians.means.dtype in (torch.float16, torch.bfloat16):
             gaussians = Gaussians(*(field.float() for field in gaussians))
         means2d = gaussians.means.new_zeros(len(gaussians.means), 2).requires_grad_(torch.is_grad_enabled())
-        return _rasterize(gaussians, means2d, camera, background.to(gaussians.means), sh_degree, scale_modifier)
+        return _rasterize(gaussians, means2d, camera, background.to(gaussians.means), sh_degree, scale_modifier,
+                          absolute)
 
 
 def _rasterize(
     gaussians: Gaussians, means2d: Tensor, camera: Camera, background: Tensor, sh_degree: int, scale_modifier: float,
+    absolute: bool = False,
 ) -> RenderOut:
-    projected = project(gaussians, means2d, camera, scale_modifier)
+    projected = project(gaussians, means2d.detach() if absolute else means2d, camera, scale_modifier)
     index = projected.index
     world = camera.world_to_camera.to(background)
     center = -world[:3, :3].T @ world[:3, 3]  # not camera.center, which is float32
@@ -192,6 +207,7 @@ def _rasterize(
     radii = torch.zeros(len(means2d), dtype=torch.int32, device=means2d.device)
     radii[index] = projected.radii
 
+    shift = means2d[index] * torch.tensor([camera.width / 2, camera.height / 2]).to(means2d) if absolute else None
     low = (projected.means - projected.extents).detach()
     high = (projected.means + projected.extents).detach()
     bands, alpha_bands = [], []
@@ -204,6 +220,8 @@ def _rasterize(
             rows = torch.arange(y, y + h).to(background) + 0.5
             columns = torch.arange(x, x + w).to(background) + 0.5
             pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2)
+            if absolute:
+                pixels = pixels - _Absolute.apply(shift[here], len(pixels))
             weights, rest = composite(limited_alpha(raw_alpha(near, pixels)))
             blocks.append((colors[here].T @ weights + background[:, None] * rest).reshape(3, h, w))
             alpha_blocks.append((1 - rest).reshape(1, h, w))

@@ -10,6 +10,12 @@ geometrically (some fraction is always on top, 295 times in a run), so
   converged is left alone;
 * the number of Gaussians follows a curve that ends at `--max_gaussians`;
 * where more pass than there is room for, the strongest statistic wins.
+
+The statistic is by default the *absolute* gradient of the projected centre: the
+absolute values of the pixels' shares are summed, not the shares. Where one side of a
+Gaussian wants to go left and the other right, as in hair and along an outline, the
+shares cancel, and the classical statistic sees nothing just where it should be split
+(Ye et al. 2024, AbsGS).
 """
 
 from __future__ import annotations
@@ -24,6 +30,8 @@ from utils.selection import Candidates, Selection
 
 # Of --densify_grad_threshold: below it nothing is densified, whatever the percentiles say.
 FLOOR_SHARE = 0.92
+# An absolute gradient is a sum without cancellation and several times larger; the floor rises by so much.
+ABSOLUTE_SHARE = 3.0
 # Exponent of the growth curve: the room left to the budget is (share of the schedule left) ** GROWTH. With 3, seven
 # eighths of the growth come in the first half, so that what was added has time to converge.
 GROWTH = 3.0
@@ -47,6 +55,7 @@ class SmartDensification:
         percentile_split: float = 90.0,
         max_gaussians: int = 150_000,        # 0: no limit
         floor_share: float = FLOOR_SHARE,
+        absolute: bool = True,               # the statistic is of absolute gradients
         split_radius: float = SPLIT_RADIUS,  # pixels of the full image; infinity: by the size in the scene alone
     ) -> None:
         """
@@ -62,7 +71,7 @@ class SmartDensification:
         if max_gaussians < 0:
             raise UserError(f"--max_gaussians must be at least 0 (0: no limit), not {max_gaussians}")
         self.percentiles = (percentile_clone, percentile_split)
-        self.floor = floor_share * gradient_threshold
+        self.floor = floor_share * gradient_threshold * (ABSOLUTE_SHARE if absolute else 1.0)
         self.until_iter, self.interval = until_iter, interval
         self.max_gaussians = max_gaussians
         self.split_radius = split_radius

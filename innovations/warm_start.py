@@ -45,6 +45,7 @@ class WarmStart:
     opacity: float = 0.5             # of every Gaussian, 0..1; classical 0.1
     scale: float = 0.5               # one standard deviation in units of the triangle; classical 1
     skip_resets: bool = True         # of the opacities: a start without floating fog has nothing to reset
+    prune_opacity: float = 0.05      # without resets, what is fainter is removed at once; classical 0.005
     feature_factor: float = 2.0      # of the learning rate of the colours
     flame_expr_factor: float = 3.0   # of the learning rates of FLAME's parameters: the defaults fit
     flame_pose_factor: float = 10.0  # 600,000 iterations, and hardly move in a short run
@@ -62,7 +63,7 @@ class WarmStart:
 
 
 CLASSICAL_START = WarmStart(colors=False, opacity=0.1, scale=1.0, skip_resets=False, feature_factor=1.0,
-                            flame_expr_factor=1.0, flame_pose_factor=1.0, flame_trans_factor=1.0)
+                            prune_opacity=0.005, flame_expr_factor=1.0, flame_pose_factor=1.0, flame_trans_factor=1.0)
 
 
 def spread_views(shots: Sequence[Shot], limit: int = MAX_VIEWS) -> list[int]:

@@ -57,7 +57,7 @@ class DensitySchedule:
     percent_dense: float       # of the scene extent: larger Gaussians are split, smaller ones cloned
     white_background: bool     # then opacities are also reset at densify_from_iter
     resets: bool = True        # whether opacities are ever reset
-    prune_opacity: float = 0.005
+    prune_opacity: float = 0.005  # fainter ones are removed
 
 
 @dataclass(frozen=True)

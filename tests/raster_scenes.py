@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -88,12 +88,12 @@ def join(*scenes: Scene) -> Scene:
 
 def run(
     rasterize: Rasterizer, scene: Scene, grad_image: Tensor, grad_alpha: Tensor,
-    dtype: torch.dtype = torch.float32, device: str = "cpu",
+    dtype: torch.dtype = torch.float32, device: str = "cpu", absolute: bool = False,
 ) -> Result:
     """Renders and pulls the cotangents back."""
     leaves = Gaussians(*(field.detach().to(device, dtype, copy=True).requires_grad_() for field in scene.gaussians))
     background = scene.background.to(device, dtype, copy=True).requires_grad_()
-    out = rasterize(leaves, scene.camera.to(device), background, sh_degree=scene.degree)
+    out = rasterize(leaves, scene.camera.to(device), background, sh_degree=scene.degree, absolute=absolute)
     torch.autograd.backward([out.image, out.alpha], [grad_image.to(out.image), grad_alpha.to(out.alpha)])
     tensors = (*leaves, background, out.means2d)
     return Result(RenderOut(*(field.detach().cpu() for field in out)),
@@ -117,6 +117,7 @@ def fragile_pixels(scene: Scene) -> Tensor:
 
 def compare(
     rasterize: Rasterizer, scene: Scene, *, device: str = "cpu", seed: int = 0, floor: float = 1e-5,
+    absolute: bool = False,
 ) -> tuple[Result, Result]:
     """Holds a backend against the float64 reference: image, alpha, visibility, and all gradients.
 
@@ -128,8 +129,8 @@ def compare(
     assert sound.float().mean() > 0.97, "the scene leaves too little to compare"
     grad_image = torch.randn(3, camera.height, camera.width, generator=random) * sound
     grad_alpha = torch.randn(1, camera.height, camera.width, generator=random) * sound
-    expected = run(reference.rasterize, scene, grad_image, grad_alpha, torch.float64)
-    actual = run(rasterize, scene, grad_image, grad_alpha, device=device)
+    expected = run(reference.rasterize, scene, grad_image, grad_alpha, torch.float64, absolute=absolute)
+    actual = run(rasterize, scene, grad_image, grad_alpha, device=device, absolute=absolute)
 
     assert actual.out.image.shape == (3, camera.height, camera.width)
     assert actual.out.alpha.shape == (1, camera.height, camera.width)
@@ -145,6 +146,20 @@ def compare(
     return expected, actual
 
 
+class _Spread(torch.autograd.Function):
+    """Means [1, N, 2] for each of P pixels, [N, P, 2]; notes their absolute gradients as gsplat's kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, means2d: Tensor, pixels: int) -> Tensor:
+        ctx.save_for_backward(means2d)
+        return means2d[0, :, None].expand(-1, pixels, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.saved_tensors[0].absgrad = gradient.abs().sum(1)[None]
+        return gradient.sum(1)[None], None
+
+
 def gsplat_pipeline(
     gaussians: Gaussians, camera: Camera, background: Tensor, degree: int,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -155,7 +170,7 @@ def gsplat_pipeline(
 
     Returns:
         image [3, H, W], alpha [1, H, W], and of gsplat's `meta` the fields
-        means2d [1, N, 2] in pixels, conics [1, N, 3] and radii [1, N, 2].
+        means2d [1, N, 2] in pixels (after a backward with the attribute absgrad), conics [1, N, 3] and radii [1, N, 2].
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that there is no CUDA
@@ -169,11 +184,12 @@ def gsplat_pipeline(
     center = -world[:3, :3].T @ world[:3, 3]
     colors = (oracle._spherical_harmonics(degree, gaussians.means - center, gaussians.sh) + 0.5).clamp_min(0)
     order = torch.argsort(depths[0])
-    projected = reference.Projected(order, means2d[0][order], conics[0][order], means2d[0], depths,
+    projected = reference.Projected(order, torch.zeros_like(means2d[0]), conics[0][order], means2d[0], depths,
                                     gaussians.opacities[order])
     x, y = torch.meshgrid(torch.arange(camera.width) + 0.5, torch.arange(camera.height) + 0.5, indexing="xy")
     pixels = torch.stack([x, y], -1).reshape(-1, 2).to(like)
-    weights, rest = reference.composite(reference.limited_alpha(reference.raw_alpha(projected, pixels)))
+    offsets = pixels - _Spread.apply(means2d, len(pixels))[order]
+    weights, rest = reference.composite(reference.limited_alpha(reference.raw_alpha(projected, offsets)))
     image = (colors[order].T @ weights + background[:, None] * rest).reshape(3, camera.height, camera.width)
     meta = {"means2d": means2d, "conics": conics, "radii": radii}
     return image, (1 - rest).reshape(1, camera.height, camera.width), meta

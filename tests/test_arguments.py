@@ -205,12 +205,13 @@ INNOVATIONS = dict(
     use_region_adaptive_loss=False, region_weight_eyes=2.0, region_weight_mouth=2.0, region_weight_nose=1.5,
     region_weight_face=1.2,
     use_smart_densification=False, densify_percentile_clone=75.0, densify_percentile_split=90.0,
-    densify_floor=0.92, densify_split_radius=4.0, max_gaussians=150_000,
+    densify_floor=0.92, densify_absolute=True, densify_split_radius=4.0, max_gaussians=150_000,
     use_progressive_resolution=False, resolution_schedule=(0.5, 0.75, 1.0), resolution_milestones=(100_000, 300_000),
     use_color_calibration=False, color_net_hidden_dim=16, color_net_layers=3, lambda_color_reg=0.0,
     color_per_camera=False, color_lr=1e-3,
     use_amp=False,
     use_warm_start=False, warm_colors=True, warm_opacity=0.5, warm_scale=0.5, warm_skip_resets=True,
+    warm_prune_opacity=0.05,
     warm_feature_lr_factor=2.0, warm_expr_lr_factor=3.0, warm_trans_lr_factor=10.0, warm_pose_lr_factor=10.0,
     lr_cooldown=0.0, batch_views=1, refine_test_poses=0, refine_cameras=(),
 )
@@ -242,22 +243,26 @@ def test_innovations_are_off_by_default() -> None:
 def test_every_efficient_flag_is_taken() -> None:
     line = ("--use_region_adaptive_loss --region_weight_eyes 3 --region_weight_mouth 4 --region_weight_nose 5 "
             "--region_weight_face 6 --use_smart_densification --densify_percentile_clone 50 "
-            "--densify_percentile_split 60 --max_gaussians 0 --densify_floor 1 --densify_split_radius 8 "
+            "--densify_percentile_split 60 --max_gaussians 0 --densify_floor 1 --no_densify_absolute "
+            "--densify_split_radius 8 "
             "--use_progressive_resolution --resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 "
             "--use_color_calibration --color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 "
             "--color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
-            "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_feature_lr_factor 3 "
+            "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_prune_opacity 0.02 "
+            "--warm_feature_lr_factor 3 "
             "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
             "--lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9")
     assert innovations(line) == dict(
         preset=None, use_region_adaptive_loss=True, region_weight_eyes=3.0, region_weight_mouth=4.0,
         region_weight_nose=5.0, region_weight_face=6.0, use_smart_densification=True, densify_percentile_clone=50.0,
-        densify_percentile_split=60.0, max_gaussians=0, densify_floor=1.0, densify_split_radius=8.0,
+        densify_percentile_split=60.0, max_gaussians=0, densify_floor=1.0,
+        densify_absolute=False, densify_split_radius=8.0,
         warm_feature_lr_factor=3.0, lr_cooldown=0.3, use_progressive_resolution=True,
         resolution_schedule=(0.25, 0.5, 1.0), resolution_milestones=(10, 20), use_color_calibration=True,
         color_net_hidden_dim=8, color_net_layers=2, lambda_color_reg=0.5, color_per_camera=True, color_lr=0.1,
         use_amp=True, use_warm_start=True, warm_colors=False, warm_opacity=0.1, warm_scale=1.0,
-        warm_skip_resets=False, warm_expr_lr_factor=1.0, warm_trans_lr_factor=2.0, warm_pose_lr_factor=0.0,
+        warm_skip_resets=False, warm_prune_opacity=0.02, warm_expr_lr_factor=1.0,
+        warm_trans_lr_factor=2.0, warm_pose_lr_factor=0.0,
         batch_views=4, refine_test_poses=50, refine_cameras=(6, 9))
 
 
@@ -407,8 +412,9 @@ def _values(group: type) -> st.SearchStrategy:
             low = 1 if field.name == "resolution" else limits["at_least"]
             strategy = st.integers(low, limits["at_most"] or 2**40)
         elif kind is float:
-            strategy = st.floats(limits["at_least"] or 0, limits["at_most"], exclude_min=limits["above"] is not None,
-                                 allow_nan=False, allow_infinity=False)
+            # "Above 0" as a normal number: utils/threads.py flushes the others to 0.
+            low = (limits["at_least"] or 0.0) if limits["above"] is None else limits["above"] + 1e-300
+            strategy = st.floats(low, limits["at_most"], allow_subnormal=False, allow_nan=False, allow_infinity=False)
         elif limits["choices"]:
             strategy = st.sampled_from(limits["choices"])
         else:

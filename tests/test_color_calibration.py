@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -157,10 +160,59 @@ def test_sizes_and_bad_input() -> None:
             ColorCalibrationNetwork()(torch.zeros(shape))
 
 
-def test_regulariser_is_the_sum_of_squares() -> None:
+def test_what_has_decayed_to_nothing_is_zero_in_every_thread() -> None:
+    """Denormals made a network whose weights decayed seven times slower; utils/threads.py flushes them."""
+    program = ("import utils.threads, torch; torch.set_num_threads(4); "
+               "products = torch.full((1 << 20,), 1e-30) * 1e-10; "
+               "print(products.view(torch.int32).count_nonzero().item())")
+    said = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True,
+                          text=True, check=True)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    assert said.stdout == "0\n"
+
+
+def test_regulariser_is_the_mean_of_squares() -> None:
     network = trained(4, 2)
-    expected = sum((p.detach().double() ** 2).sum() for p in network.parameters())
-    torch.testing.assert_close(network.regulariser().double(), expected)
+    expected = np.mean(np.concatenate([p.detach().double().numpy().ravel() ** 2 for p in network.parameters()]))
+    regulariser = network.regulariser()
+    assert regulariser.item() == pytest.approx(expected, rel=1e-6)
+    (3.0 * regulariser).backward()
+    count = sum(p.numel() for p in network.parameters())
+    for parameter in network.parameters():
+        torch.testing.assert_close(parameter.grad, 6.0 * parameter.detach() / count)
+
+
+@pytest.mark.parametrize("hidden_dim, num_layers, shape", [
+    (16, 3, (3, 70, 131)), (24, 3, (2, 3, 37, 41)), (5, 2, (3, 17, 3)), (10, 4, (3, 64, 64)), (7, 1, (3, 9, 9))])
+def test_gradient_of_the_picture_is_the_same_when_the_weights_stand_still(
+        kernel: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]) -> None:
+    network, image = trained(hidden_dim, num_layers), picture(*shape, low=-0.1, high=1.1)
+    image[..., : shape[-2] // 3, :] = 1.0
+    gradient = picture(*shape) - 0.5
+    results = []
+    for learning in (True, False):
+        network.requires_grad_(learning)
+        leaf = image.clone().requires_grad_()
+        out = network(leaf)
+        out.backward(gradient)
+        results.append((out.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def test_network_learns_in_every_fourth_step_and_cameras_in_each() -> None:
+    color = ColorCalibration(["a", "b"], per_camera=True)
+    image = picture(3, 8, 8)
+    changed = []
+    for step in range(1, 9):
+        before = [p.detach().clone() for p in color.parameters()]
+        color.set_step(step)
+        color(image, "a").square().sum().backward()
+        move(color)
+        moved_names = {name.split(".")[0] for (name, p), old in zip(color.parts.named_parameters(), before)
+                       if not torch.equal(p, old)}
+        changed.append(moved_names)
+    assert changed == [{"cameras"} if step % 4 else {"cameras", "network"} for step in range(1, 9)]
 
 
 # ---- cameras ------------------------------------------------------------------

@@ -33,6 +33,7 @@ from utils.types import Gaussians
 def _fake_gsplat_rasterization(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,
     width: int, height: int, near_plane: float, eps2d: float, sh_degree: int, packed: bool, backgrounds: Tensor,
+    absgrad: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     assert viewmats.shape == (1, 4, 4) and Ks.shape == (1, 3, 3) and backgrounds.shape == (1, 3)
     assert (near_plane, eps2d, packed) == (0.2, 0.3, False)
@@ -43,13 +44,14 @@ def _fake_gsplat_rasterization(
     return image.permute(1, 2, 0)[None], alpha.permute(1, 2, 0)[None], meta
 
 
-def test_gsplat_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("absolute", [False, True])
+def test_gsplat_adapter(monkeypatch: pytest.MonkeyPatch, absolute: bool) -> None:
     import raster_scenes  # imports the real package's PyTorch functions before the stand-in hides them
 
     scene = make_scene(60, 80)
     raster_scenes.gsplat_pipeline(scene.gaussians, scene.camera, scene.background, 0)
     monkeypatch.setitem(sys.modules, "gsplat", types.SimpleNamespace(rasterization=_fake_gsplat_rasterization))
-    expected, actual = compare(gsplat_backend.rasterize, scene)
+    expected, actual = compare(gsplat_backend.rasterize, scene, absolute=absolute)
     shown = (actual.out.radii > 0) & (expected.out.radii > 0)
     assert shown.sum() > 40 and (actual.out.radii - expected.out.radii)[shown].abs().max() <= 1
 

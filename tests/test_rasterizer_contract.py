@@ -71,9 +71,10 @@ SCENES: dict[str, Callable[[], Scene]] = {
 
 
 @needs_native
+@pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("name", SCENES)
-def test_native_matches_reference(name: str) -> None:
-    expected, actual = compare(native.rasterize, SCENES[name]())
+def test_native_matches_reference(name: str, absolute: bool) -> None:
+    expected, actual = compare(native.rasterize, SCENES[name](), absolute=absolute)
     assert ((actual.out.radii > 0) == (expected.out.radii > 0)).all()
     assert (actual.out.radii - expected.out.radii).abs().max() <= 1  # it is rounded up from a float
     assert (actual.out.radii > 0).any()
@@ -94,6 +95,8 @@ def test_cuda_backends_match_reference(backend: str, name: str) -> None:
         pytest.skip("diff-gaussian-rasterization cuts Gaussians at three sigma and needs a centred camera")
     _, rasterize = gaussian_renderer.choose_rasterizer(backend, "cuda")
     compare(rasterize, SCENES[name](), device="cuda")
+    if backend != "dgr":
+        compare(rasterize, SCENES[name](), device="cuda", absolute=True)
 
 
 @needs_native
@@ -192,6 +195,30 @@ def test_means2d_gradient_is_in_ndc_units() -> None:
     expected = [(loss(step, 0) - loss(-step, 0)) / (2 * step), (loss(0, step) - loss(0, -step)) / (2 * step)]
     actual = result.grads["means2d"].sum(0) * torch.tensor([2 / 9, 2 / 7])
     assert actual.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("rasterize,dtype,tolerance", [
+    pytest.param(native.rasterize, torch.float32, 1e-4, marks=needs_native),
+    (reference.rasterize, torch.float64, 1e-12)])
+def test_absolute_gradient_is_the_sum_over_single_pixels(
+        rasterize: gaussian_renderer.Rasterizer, dtype: torch.dtype, tolerance: float) -> None:
+    scene = _wide_scene()
+    image, alpha = torch.zeros(3, 7, 9), torch.zeros(1, 7, 9)
+    random = torch.Generator().manual_seed(5)
+    cotangent, alpha_cotangent = torch.randn(3, 7, 9, generator=random), torch.randn(1, 7, 9, generator=random)
+    expected = torch.zeros(len(scene.gaussians.means), 2, dtype=dtype)
+    for y in range(7):
+        for x in range(9):
+            image[:, y, x], alpha[:, y, x] = cotangent[:, y, x], alpha_cotangent[:, y, x]
+            expected += run(rasterize, scene, image, alpha, dtype).grads["means2d"].abs()
+            image.zero_(), alpha.zero_()
+    plain = run(rasterize, scene, cotangent, alpha_cotangent, dtype)
+    absolute = run(rasterize, scene, cotangent, alpha_cotangent, dtype, absolute=True)
+    torch.testing.assert_close(absolute.grads["means2d"], expected, rtol=tolerance,
+                               atol=tolerance * expected.max().item())
+    assert (absolute.grads["means2d"] > 1.01 * plain.grads["means2d"].abs()).any()
+    for name in plain.grads.keys() - {"means2d"}:
+        torch.testing.assert_close(absolute.grads[name], plain.grads[name], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", ["plain", "edges"])

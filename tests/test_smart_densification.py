@@ -74,10 +74,12 @@ def test_large_on_screen_is_split_instead_of_cloned():
 
 def test_a_converged_model_stops_growing():
     statistic = torch.linspace(1e-6, 9.9e-4, 1000)
-    selected = policy(gradient_threshold=1e-3, floor_share=1.0)(10, candidates(statistic))
+    selected = policy(gradient_threshold=1e-3, floor_share=1.0, absolute=False)(10, candidates(statistic))
     assert not selected.clone.any() and not selected.split.any()
     assert selected.clone_threshold == selected.split_threshold == 1e-3
-    assert policy(gradient_threshold=1e-3, floor_share=0.5)(10, candidates(statistic)).clone.any()
+    assert policy(gradient_threshold=1e-3, floor_share=0.5, absolute=False)(10, candidates(statistic)).clone.any()
+    # Absolute gradients are larger: the same capture then has statistics three times as high.
+    assert not policy(gradient_threshold=1e-3, floor_share=1.0)(10, candidates(3 * statistic)).clone.any()
 
 
 def test_the_strongest_win_and_the_first_of_equals():

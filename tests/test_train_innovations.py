@@ -208,3 +208,21 @@ def test_the_weighted_loss_is_what_trains(capture: Path, tmp_path: Path) -> None
     plain, same, other = (gaussians(tmp_path / name, 3)["xyz"] for name in ("plain", "even", "uneven"))
     torch.testing.assert_close(same, plain, rtol=1e-3, atol=1e-4)
     assert not torch.equal(other, plain)
+
+
+@pytest.mark.parametrize("flags, faintest", [
+    ([], 0.005), (["--use_warm_start"], 0.05), (["--use_warm_start", "--warm_prune_opacity", "0.2"], 0.2),
+    (["--use_warm_start", "--no_warm_skip_resets"], 0.005)])
+def test_faint_gaussians_go_sooner_where_nothing_is_reset(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          flags: list[str], faintest: float) -> None:
+    """A reset lowers all opacities to 0.01: a higher limit would then empty the avatar."""
+    seen: list[float] = []
+
+    class Watched(train.DensityControl):
+        def _densify(self, step: int, world_scales: torch.Tensor) -> Any:
+            seen.append(self.schedule.prune_opacity)
+            return super()._densify(step, world_scales)
+
+    monkeypatch.setattr(train, "DensityControl", Watched)
+    run(capture, tmp_path / "model", "--quiet", "--iterations", 12, *flags)
+    assert seen == [faintest]

@@ -10,7 +10,7 @@ from torch import Tensor
 class Candidates(NamedTuple):
     """What is known of the N Gaussians since the last densification."""
 
-    statistic: Tensor  # [N]       gradient of the projected centre, NDC units, mean over the views that saw it
+    statistic: Tensor  # [N]       (absolute) gradient of the projected centre, NDC units, mean over views that saw it
     seen: Tensor       # [N] bool  some view saw it
     large: Tensor      # [N] bool  larger than --percent_dense of the scene extent
     radii: Tensor      # [N]       largest 3-sigma screen radius, pixels of the full image; 0 where never seen

@@ -17,6 +17,11 @@ first call at once, one may compute with a less exact variant: of 30 fresh
 processes, 3 got a logit of 0.1 that was 8 ulp off in the second thread's half,
 and the two halves of a training run that must repeat bit for bit went apart from
 there. One call by one thread, before any other, settles it.
+
+Numbers below 1e-38 (denormals) cost a processor many times what others do, and a training makes
+them wherever something decays to nothing: the moments of an optimizer, weights under a penalty. A colour
+network whose weights had got there took seven times as long. They become zero instead. Threads inherit that
+from the one that starts them, so it has to be said before there are any.
 """
 
 from __future__ import annotations
@@ -28,5 +33,6 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import torch  # noqa: E402
 
+torch.set_flush_denormal(True)
 for _first_call in (torch.exp, torch.log, torch.logit):
     _first_call(torch.full((1,), 0.5))

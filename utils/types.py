@@ -23,4 +23,5 @@ class RenderOut(NamedTuple):
     image: Tensor    # [3, H, W]  linear blend over the background, not clamped
     alpha: Tensor    # [1, H, W]  1 - remaining transmittance
     radii: Tensor    # [N] int32  3-sigma screen radius in pixels, 0 = culled
-    means2d: Tensor  # [N, 2]     a leaf whose .grad after backward is dL/d(2-D mean) in NDC units
+    means2d: Tensor  # [N, 2]     a leaf whose .grad after backward is dL/d(2-D mean) in NDC units; rendered with
+                     #            `absolute`, the sum over the pixels of the absolute values of their shares in it

@@ -11,6 +11,8 @@
 // the inputs and of the weights. For 256 x 352 pixels that is 127 million fused
 // multiply-adds, a millisecond for two cores with one 16-float unit of 2 GHz each, half of
 // it with two units. Memory does not matter: the picture is read and written once.
+// Where only the inputs' gradient is wanted, two passes do: the forward keeps r and,
+// a bit each, which units were active.
 //
 // A block of pixels stays in the first-level cache through all layers: row k of
 // a buffer holds channel k of the block. All widths are padded to whole tiles with
@@ -150,10 +152,27 @@ LANES_INLINE Lanes clamped(const Lanes& a, float low, float high) {
 
 enum class Flat { kWhite, kBlack };
 
+// What a forward pass leaves for a backward pass that needs no activations. Either both pointers or none.
+struct Kept {
+    float* residual;   // r, laid out as the image; not written where the picture is white or black
+    uint16_t* active;  // [pixels / 16, units]: one bit per pixel, the hidden units of all layers in turn
+
+    Kept from(int64_t start, int64_t group, int64_t units) const {
+        return residual ? Kept{residual + start, active + group * units} : *this;
+    }
+};
+
+// Hidden units, with the padding of each layer.
+int64_t units_of(const std::vector<Layer>& layers) {
+    int64_t units = 0;
+    for (size_t l = 1; l < layers.size(); ++l) units += layers[l].forward.inner;
+    return units;
+}
+
 // The buffers of one thread, and what happens to the pixels of a chunk.
 class Block {
 public:
-    explicit Block(const std::vector<Layer>& layers) : layers_(layers) {
+    explicit Block(const std::vector<Layer>& layers) : layers_(layers), units_(units_of(layers)) {
         int64_t widest = kTile;
         for (const Layer& layer : layers) {
             activations_.emplace_back(layer.forward.inner * kBlock);
@@ -188,11 +207,12 @@ public:
     }
 
     // y of `length` pixels, in planes of `plane` pixels.
-    void forward(const float* image, int64_t plane, int64_t length, float* out) {
+    void forward(const float* image, int64_t plane, int64_t length, float* out, const Kept& kept) {
         for_groups(image, plane, length, [&](int64_t at, Flat) {
             for (int c = 0; c < 3; ++c) store(out + c * plane + at, clamped(load(image + c * plane + at), 0.0f, 1.0f));
         }, [&] {
             residual(image, plane);
+            if (kept.residual) keep(kept, plane);
             for (int64_t at = 0; at < 3 * kBlock; at += kLanes) {
                 const Lanes x = load(activations_[0] + at), e = growth(load(residual_ + at));
                 store(slope_ + at, x * e / ((1.0f - x) + x * e));
@@ -202,8 +222,9 @@ public:
     }
 
     // The gradient of the image, unless null, and, if wanted, that of the parameters added to the sums.
+    // With what a forward has kept, that of the parameters cannot be had.
     void backward(const float* image, const float* gradient, int64_t plane, int64_t length, float* image_gradient,
-                  bool parameters) {
+                  bool parameters, const Kept& kept) {
         for_groups(image, plane, length, [&](int64_t at, Flat flat) {
             // x (1 - x) is zero here: nothing reaches the network, and dy/dx is 1 / e^r on white and e^r on black.
             for (int c = 0; image_gradient && c < 3; ++c) {
@@ -212,7 +233,12 @@ public:
                 store(image_gradient + c * plane + at, inward(load(gradient + c * plane + at) * slope, x));
             }
         }, [&] {
-            residual(image, plane);
+            if (kept.residual) {
+                load_inputs(image, plane);
+                gather(kept.residual, plane, residual_);
+            } else {
+                residual(image, plane);
+            }
             gather(gradient, plane, next_);
             std::fill(slope_ + 3 * kBlock, slope_ + kTile * kBlock, 0.0f);
             for (int64_t at = 0; at < 3 * kBlock; at += kLanes) {
@@ -222,13 +248,22 @@ public:
                 store(direct_ + at, direct);
                 store(slope_ + at, select(abs(r) <= kLimit, direct * x * (1.0f - x), 0.0f));
             }
+            int64_t units = units_;
             for (int64_t l = int64_t(layers_.size()) - 1; l >= 0; --l) {
                 const float* in = activations_[l].data();
                 if (parameters) outer(layers_[l].forward, slope_ + 0, in, weight_sums_[l] + 0, bias_sums_[l] + 0);
                 if (l == 0) break;
-                product(layers_[l].back, slope_ + 0, next_ + 0, [in](const Lanes& sum, int64_t at) {
-                    return select(load(in + at) > 0.0f, sum, 0.0f);
-                });
+                if (kept.residual) {
+                    units -= layers_[l].forward.inner;
+                    product(layers_[l].back, slope_ + 0, next_ + 0, [&](const Lanes& sum, int64_t at) {
+                        const uint16_t* active = kept.active + group_[at % kBlock / kLanes].at / kLanes * units_ + units;
+                        return select(mask_of(active[at / kBlock]), sum, 0.0f);
+                    });
+                } else {
+                    product(layers_[l].back, slope_ + 0, next_ + 0, [in](const Lanes& sum, int64_t at) {
+                        return select(load(in + at) > 0.0f, sum, 0.0f);
+                    });
+                }
                 std::swap(slope_, next_);
             }
             if (!image_gradient) return;
@@ -301,11 +336,27 @@ private:
                 std::copy_n(from + c * kBlock + i * kLanes, group_[i].count, to + c * plane + group_[i].at);
     }
 
-    // Leaves the inputs of all layers in `activations_` and r in `residual_`.
-    void residual(const float* image, int64_t plane) {
+    void load_inputs(const float* image, int64_t plane) {
         gather(image, plane, image_);
         for (int64_t at = 0; at < 3 * kBlock; at += kLanes)
             store(activations_[0] + at, clamped(load(image_ + at), 0.0f, 1.0f));
+    }
+
+    void keep(const Kept& kept, int64_t plane) const {
+        scatter(residual_, plane, kept.residual);
+        for (int i = 0; i < groups_; ++i) {
+            uint16_t* active = kept.active + group_[i].at / kLanes * units_;
+            for (size_t l = 1; l < layers_.size(); ++l) {
+                const float* unit = activations_[l] + i * kLanes;
+                for (int64_t k = 0; k < layers_[l].forward.inner; ++k, unit += kBlock)
+                    *active++ = static_cast<uint16_t>(bits(load(unit) > 0.0f));
+            }
+        }
+    }
+
+    // Leaves the inputs of all layers in `activations_` and r in `residual_`.
+    void residual(const float* image, int64_t plane) {
+        load_inputs(image, plane);
         for (size_t l = 0; l + 1 < layers_.size(); ++l) {
             product(layers_[l].forward, activations_[l].data(), activations_[l + 1].data(),
                     [](const Lanes& sum, int64_t) { return select(sum < 0.0f, broadcast(0.0f), sum); });
@@ -319,7 +370,8 @@ private:
     };
 
     const std::vector<Layer>& layers_;
-    Group group_[kBlock / kLanes];  // what the buffers hold
+    const int64_t units_;
+    Group group_[kBlock / kLanes] = {};  // what the buffers hold
     int groups_ = 0;
     float white_[3], black_[3];     // e^r there
     std::vector<Buffer> activations_;  // the input of each layer
@@ -327,10 +379,10 @@ private:
     std::vector<Buffer> weight_sums_, bias_sums_;
 };
 
-// Calls work(block, first pixel of the chunk in its channel, its end, chunk number) for all chunks.
+// Calls work(block, first pixel of the chunk in its channel, its length, chunk number, its first group of 16) for all.
 template <typename Work>
 int for_chunks(const std::vector<Layer>& layers, int64_t images, int64_t pixels, Work work) {
-    const int64_t per_image = (pixels + kChunk - 1) / kChunk;
+    const int64_t per_image = (pixels + kChunk - 1) / kChunk, groups = (pixels + kLanes - 1) / kLanes;
     int status = 0;
     #pragma omp parallel reduction(| : status)
     {
@@ -340,8 +392,9 @@ int for_chunks(const std::vector<Layer>& layers, int64_t images, int64_t pixels,
         #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < images * per_image; ++task) {
             if (block.empty()) continue;
-            const int64_t first = task % per_image * kChunk;
-            work(block.front(), 3 * pixels * (task / per_image) + first, std::min(kChunk, pixels - first), task);
+            const int64_t first = task % per_image * kChunk, image = task / per_image;
+            work(block.front(), 3 * pixels * image + first, std::min(kChunk, pixels - first), task,
+                 groups * image + first / kLanes);
         }
     }
     return status;
@@ -349,35 +402,53 @@ int for_chunks(const std::vector<Layer>& layers, int64_t images, int64_t pixels,
 
 }  // namespace
 
+// Bytes that `active` takes for a picture.
+NATIVE_EXPORT int64_t color_net_active_bytes(int64_t images, int64_t pixels, const int64_t* widths, int64_t count) {
+    int64_t units = 0;
+    for (int64_t l = 1; l < count; ++l) units += padded(widths[l]);
+    return images * ((pixels + kLanes - 1) / kLanes) * units * sizeof(uint16_t);
+}
+
 // image, out: [images, 3, pixels]; widths[count + 1]: channels from 3 to 3; parameters:
-// the weights [out, in] and the bias [out] of each layer in turn.
+// the weights [out, in] and the bias [out] of each layer in turn. residual, as the image, and active
+// keep what a backward needs that leaves the parameters alone; both or neither may be null.
 NATIVE_EXPORT int color_net_forward(const float* image, int64_t images, int64_t pixels, const float* parameters,
-                                    const int64_t* widths, int64_t count, float* out) {
+                                    const int64_t* widths, int64_t count, float* out, float* residual,
+                                    uint16_t* active) {
     int status = 0;
     status |= native::guarded([&] {
         const std::vector<Layer> layers = unpack(parameters, widths, count);
-        status |= for_chunks(layers, images, pixels, [&](Block& block, int64_t start, int64_t length, int64_t) {
-            block.forward(image + start, pixels, length, out + start);
+        const Kept kept{residual, active};
+        const int64_t units = units_of(layers);
+        status |= for_chunks(layers, images, pixels,
+                             [&](Block& block, int64_t start, int64_t length, int64_t, int64_t group) {
+            block.forward(image + start, pixels, length, out + start, kept.from(start, group, units));
         });
     });
     return status;
 }
 
 // gradient: of `out`. Writes the gradients of the image and of the parameters, each unless null.
+// residual and active: what the forward kept, then without the parameters' gradient, or null.
 NATIVE_EXPORT int color_net_backward(const float* image, const float* gradient, int64_t images, int64_t pixels,
                                      const float* parameters, const int64_t* widths, int64_t count,
-                                     float* image_gradient, float* parameter_gradient) {
+                                     float* residual, uint16_t* active, float* image_gradient,
+                                     float* parameter_gradient) {
     int status = 0;
     status |= native::guarded([&] {
         const std::vector<Layer> layers = unpack(parameters, widths, count);
+        const Kept kept{residual, active};
+        const int64_t units = units_of(layers);
         const int64_t size = layers.back().offset + layers.back().out * (layers.back().in + 1);
         const int64_t chunks = images * ((pixels + kChunk - 1) / kChunk);
         std::vector<float> sums(parameter_gradient ? chunks * size : 0);
-        status |= for_chunks(layers, images, pixels, [&](Block& block, int64_t start, int64_t length, int64_t task) {
+        status |= for_chunks(layers, images, pixels,
+                             [&](Block& block, int64_t start, int64_t length, int64_t task, int64_t group) {
             block.clear_sums();
             block.learn_flat_colours();
             block.backward(image + start, gradient + start, pixels, length,
-                           image_gradient ? image_gradient + start : nullptr, parameter_gradient != nullptr);
+                           image_gradient ? image_gradient + start : nullptr, parameter_gradient != nullptr,
+                           kept.from(start, group, units));
             if (parameter_gradient) block.write_sums(&sums[task * size]);
         });
         for (int64_t i = 0; parameter_gradient && i < size; ++i) {

@@ -156,6 +156,15 @@ LANES_INLINE uint32_t bits(const Mask& m) {
     return r;
 }
 
+// The inverse of `bits`.
+LANES_INLINE Mask mask_of(uint32_t bits) {
+    IntPart lane;
+    for (int j = 0; j < kWidth; ++j) lane[j] = 1 << j;
+    Mask r;
+    FOR_PARTS r.part[i] = (int32_t(bits >> (i * kWidth)) & lane) != 0;
+    return r;
+}
+
 template <int odd, size_t... I>
 LANES_INLINE FloatPart every_other(const FloatPart& a, const FloatPart& b, std::index_sequence<I...>) {
 #if defined(__clang__)

@@ -46,13 +46,13 @@ NATIVE_EXPORT int splat_backward(void* workspace, const float* means, const floa
                                  const float* opacities, const float* sh, const float* background,
                                  const float* grad_image, const float* grad_alpha, float* grad_means,
                                  float* grad_quats, float* grad_scales, float* grad_opacities, float* grad_sh,
-                                 float* grad_means2d) {
+                                 float* grad_means2d, int absolute) {
     auto& w = *static_cast<splat::Workspace*>(workspace);
     return native::guarded([&] {
-        timed(w.seconds[3], [&] { splat::blend_backward(w, background, grad_image, grad_alpha); });
+        timed(w.seconds[3], [&] { splat::blend_backward(w, background, grad_image, grad_alpha, absolute != 0); });
         timed(w.seconds[4], [&] {
             splat::project_backward(w, means, quats, scales, opacities, sh, grad_means, grad_quats, grad_scales,
-                                    grad_opacities, grad_sh, grad_means2d);
+                                    grad_opacities, grad_sh, grad_means2d, absolute != 0);
         });
     });
 }

@@ -23,9 +23,11 @@ constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kMinTransmittance = 1e-4f;
 constexpr float kMinLength = 1e-12f, kMaxLength = 1e18f;  // of a quaternion
 constexpr float kLog2E = 1.44269504f;
+constexpr float kTwoLn2 = 1.38629436f;  // 2 / log2(e)
 constexpr float kLog2MinAlpha = -7.99435344f;  // log2(1/255)
 constexpr int kMaxBases = 16;              // spherical harmonics to degree 3
 constexpr int kMoments = 9;                // sums per (tile, Gaussian) that the backward pass collects
+constexpr int kAllMoments = 11;            // with the two of absolute values, where they are asked for
 constexpr int kMomentStride = lanes::kLanes;
 
 // Mirrored by `_View` in gaussian_renderer/native.py.
@@ -142,11 +144,13 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
 void bin(Workspace& w);
 // image [3, H, W], alpha [H, W]. With `keep`, what the backward pass needs is stored.
 void blend(Workspace& w, const float* background, float* image, float* alpha, bool keep);
-// Fills `moments`.
-void blend_backward(Workspace& w, const float* background, const float* grad_image, const float* grad_alpha);
-// From `moments` to the gradients of the inputs; `grad_means2d` [count, 2] is in NDC units.
+// Fills `moments`, all of them if `absolute`.
+void blend_backward(Workspace& w, const float* background, const float* grad_image, const float* grad_alpha,
+                    bool absolute);
+// From `moments` to the gradients of the inputs; `grad_means2d` [count, 2] is in NDC units, and with `absolute`
+// the sum of the absolute values of what the pixels contribute to it.
 void project_backward(const Workspace& w, const float* means, const float* quats, const float* scales,
                       const float* opacities, const float* sh, float* grad_means, float* grad_quats,
-                      float* grad_scales, float* grad_opacities, float* grad_sh, float* grad_means2d);
+                      float* grad_scales, float* grad_opacities, float* grad_sh, float* grad_means2d, bool absolute);
 
 }  // namespace splat

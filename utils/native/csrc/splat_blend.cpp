@@ -121,8 +121,10 @@ void blend_tile(Workspace& w, int index, const float* background, float* image, 
     }
 }
 
+template <bool absolute>
 void blend_tile_backward(Workspace& w, int index, const float* background, const float* grad_image,
                          const float* grad_alpha) {
+    constexpr int kCollected = absolute ? kAllMoments : kMoments;
     const Tile tile(w, index);
     alignas(64) float grad[4][kTile][kTile] = {};  // of red, green, blue, alpha
     alignas(64) float transmittance[kTile][kTile]; // behind the Gaussian at hand
@@ -152,7 +154,7 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
     const uint32_t begin = w.tile_start[index], end = w.tile_start[index + 1];
     const auto moments_of = [&](uint32_t i) { return w.moments.data() + size_t(w.entries[i].slot) * kMomentStride; };
     for (uint32_t i = begin + uint32_t(deepest + 1); i < end; ++i)  // behind everything that shows
-        std::memset(moments_of(i), 0, sizeof(float) * kMoments);
+        std::memset(moments_of(i), 0, sizeof(float) * kCollected);
 
     Rows rows;
     for (int32_t place = deepest; place >= 0; --place) {
@@ -167,6 +169,8 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
         const Lanes zero = broadcast(0.0f);
         Lanes sum_red = zero, sum_green = zero, sum_blue = zero;
         Lanes sum = zero, sum_w = zero, sum_y = zero, sum_ww = zero, sum_wy = zero, sum_yy = zero;
+        Lanes size_x = zero, size_y = zero;  // what the mean's gradient is made of, in absolute values
+        const Lanes r = broadcast(s.r), shear = broadcast(s.slope * s.p);
         for (uint32_t todo = rows.reached & bits(row_end >= place); todo; todo &= todo - 1) {
             const int y = __builtin_ctz(todo);
             const Lanes offset = tile.px - rows.middle[y];
@@ -195,9 +199,19 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
             sum_ww += slope_w * offset;
             sum_wy += slope_w * dy;
             sum_yy += slope_y * dy;
+            if constexpr (absolute) {
+                size_x += abs(slope_w);
+                size_y += abs(r * slope_y - shear * slope_w);
+            }
         }
-        const Lanes sums[kMoments] = {sum_red, sum_green, sum_blue, sum, sum_w, sum_y, sum_ww, sum_wy, sum_yy};
-        store(moments_of(begin + place), totals(sums));
+        if constexpr (absolute) {
+            const Lanes sums[] = {sum_red, sum_green, sum_blue, sum, sum_w, sum_y, sum_ww, sum_wy, sum_yy,
+                                  p * size_x, size_y};
+            store(moments_of(begin + place), totals(sums));
+        } else {
+            const Lanes sums[] = {sum_red, sum_green, sum_blue, sum, sum_w, sum_y, sum_ww, sum_wy, sum_yy};
+            store(moments_of(begin + place), totals(sums));
+        }
     }
 }
 
@@ -218,11 +232,17 @@ void blend(Workspace& w, const float* background, float* image, float* alpha, bo
     }
 }
 
-void blend_backward(Workspace& w, const float* background, const float* grad_image, const float* grad_alpha) {
+void blend_backward(Workspace& w, const float* background, const float* grad_image, const float* grad_alpha,
+                    bool absolute) {
     w.moments.reserve(size_t(w.slots) * kMomentStride);
     const int tiles = w.tiles();
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int tile = 0; tile < tiles; ++tile) blend_tile_backward(w, tile, background, grad_image, grad_alpha);
+    for (int tile = 0; tile < tiles; ++tile) {
+        if (absolute)
+            blend_tile_backward<true>(w, tile, background, grad_image, grad_alpha);
+        else
+            blend_tile_backward<false>(w, tile, background, grad_image, grad_alpha);
+    }
 }
 
 }  // namespace splat

@@ -210,7 +210,8 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
 
 void project_backward(const Workspace& w, const float* means, const float* quats, const float* scales,
                       const float* opacities, const float* sh, float* grad_means, float* grad_quats,
-                      float* grad_scales, float* grad_opacities, float* grad_sh, float* grad_means2d) {
+                      float* grad_scales, float* grad_opacities, float* grad_sh, float* grad_means2d, bool absolute) {
+    const int collected = absolute ? kAllMoments : kMoments;
     const View& view = w.view;
     const int64_t count = w.count, blocks = (count + kLanes - 1) / kLanes;
     const int active = bases(view.sh_degree);
@@ -229,7 +230,7 @@ void project_backward(const Workspace& w, const float* means, const float* quats
         }
 
         // The moments of each Gaussian, summed over its tiles in the order they were listed.
-        float sums[kMoments][kLanes] = {};
+        float sums[kAllMoments][kLanes] = {};
         float lit[3][kLanes] = {};  // 1 where the colour was not clamped at 0
         uint32_t visible = 0;
         for (int i = 0; i < live; ++i) {
@@ -238,7 +239,7 @@ void project_backward(const Workspace& w, const float* means, const float* quats
             visible |= 1u << i;
             const float* rows = w.moments.data() + size_t(s.first_slot) * kMomentStride;
             for (uint32_t j = 0; j < s.slots; ++j)
-                for (int k = 0; k < kMoments; ++k) sums[k][i] += rows[j * kMomentStride + k];
+                for (int k = 0; k < collected; ++k) sums[k][i] += rows[j * kMomentStride + k];
             for (int c = 0; c < 3; ++c) lit[c][i] = s.color[c] > 0.0f ? 1.0f : 0.0f;
         }
         if (!visible) {
@@ -335,7 +336,10 @@ void project_backward(const Workspace& w, const float* means, const float* quats
         for (int k = 0; k < 4; ++k) store(result[3 + k], (g_q[k] - o.q[k] * along) * inverse_norm);
         for (int k = 0; k < 3; ++k) store(result[7 + k], g_scale[k]);
         store(result[10], total / in.opacity);
-        store(result[11], g_x * half_width), store(result[12], g_y * half_height);
+        // The absolute ones were summed in the tiles' units, in which p and r carry log2(e)/2.
+        const Lanes along_x = absolute ? load(sums[9]) * kTwoLn2 : g_x;
+        const Lanes along_y = absolute ? load(sums[10]) * kTwoLn2 : g_y;
+        store(result[11], along_x * half_width), store(result[12], along_y * half_height);
         for (int i = 0; i < live; ++i) {
             const bool on = visible >> i & 1;  // a culled lane may hold NaN
             const int64_t n = first + i;
