@@ -240,7 +240,7 @@ class InnovationOptions:
         90.0, "large Gaussians above this percentile are split; not below --densify_percentile_clone", unit="percent",
         at_least=0, at_most=100, part_of="use_smart_densification")
     densify_floor: float = option(
-        0.92, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
+        1.0, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
         "growing", at_least=0, part_of="use_smart_densification")
     densify_absolute: bool = option(
         True, "judge a Gaussian by the sum of the absolute gradients of its pixels, in which opposite pulls do not "

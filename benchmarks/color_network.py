@@ -2,9 +2,10 @@
 
     python benchmarks/color_network.py [--size 512 512] [--hidden 16] [--layers 3] [--repeats 15] [--device cpu]
     python benchmarks/color_network.py --rates    which learning rate finds known colour changes
-    python benchmarks/color_network.py --half     what bfloat16 and the check of --use_amp cost or gain
+    python benchmarks/color_network.py --half     what bfloat16 costs or gains on the CPU
 
-All three variants hold the same weights and give the same picture. Their
+All variants hold the same weights and give the same picture; "not learning" is the native kernel
+in those iterations in which its weights are left alone. Their
 repeats are interleaved, and a ratio is the median of the ratios within a round,
 so that a busy machine slows both sides alike.
 """
@@ -12,6 +13,7 @@ so that a busy machine slows both sides alike.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import time
@@ -25,7 +27,6 @@ import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from innovations.amp import MixedPrecision  # noqa: E402
 from innovations.color_calibration import ColorCalibration, ColorCalibrationNetwork  # noqa: E402
 from utils import lpips, native  # noqa: E402
 from utils.errors import run_script  # noqa: E402
@@ -101,12 +102,13 @@ def table(title: str, times: dict[str, list[float]]) -> None:
 
 
 def compare(height: int, width: int, hidden: int, layers: int, repeats: int, device: torch.device) -> None:
-    """The three variants, on noise (for the native kernel the worst case: no pixel of plain background)."""
+    """The variants, on noise (for the native kernel the worst case: no pixel of plain background)."""
     network = trained_network(hidden, layers).to(device)
     variants: dict[str, nn.Module] = {"linear layers per pixel": PerPixel(network).to(device),
                                       "1x1 convolutions": Convolutions(network)}
     if device.type == "cpu" and native.available():
         variants["native kernel"] = network
+        variants["native, not learning"] = copy.deepcopy(network).requires_grad_(False)
     image = torch.rand(3, height, width, device=device).requires_grad_()
     cotangent = torch.randn_like(image)
 
@@ -160,7 +162,7 @@ def rates() -> None:
 
 
 def half(height: int, width: int, hidden: int, layers: int, repeats: int) -> None:
-    """bfloat16 against float32 on the CPU, and the check for steps that are not finite."""
+    """bfloat16 against float32 on the CPU."""
     cpu = torch.device("cpu")
     convolutions = Convolutions(trained_network(hidden, layers))
     kernel = convolutions.network
@@ -191,22 +193,6 @@ def half(height: int, width: int, hidden: int, layers: int, repeats: int) -> Non
         exact, rounded = distance(False), distance(True)
         table(f"LPIPS {name}, {weights} weights, one pair: {exact:.5f} in fp32, {rounded:.5f} in bf16", interleaved({
             "fp32": lambda: distance(False), "bf16": lambda: distance(True)}, max(3, repeats // 3), cpu))
-
-    sizes = ((20_000, 3), (20_000, 16, 3), (20_000, 1), (20_000, 3), (20_000, 4))
-    parameters = [torch.zeros(size, requires_grad=True) for size in sizes]
-    optimizer = torch.optim.Adam(parameters, fused=True)
-    statistic = torch.zeros(20_000, 2, requires_grad=True)
-    gradients = [torch.randn_like(leaf) for leaf in (*parameters, statistic)]
-
-    def backward(enabled: bool) -> None:
-        optimizer.zero_grad()
-        statistic.grad = None
-        total = sum((leaf * g).sum() for leaf, g in zip((*parameters, statistic), gradients))
-        MixedPrecision(enabled, cpu).backward(total, [statistic], [optimizer])
-
-    times = interleaved({"off": lambda: backward(False), "on": lambda: backward(True)}, 5 * repeats, cpu)
-    cost = statistics.median(on - off for off, on in zip(times["off"], times["on"]))
-    print(f"check of all gradients of 20,000 Gaussians: {cost:.2f} ms a step")
 
 
 def main() -> None:

@@ -130,9 +130,14 @@ def _not_finite(tensors: list[Tensor]) -> Tensor | bool:
             addresses = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
             counts = (ctypes.c_int64 * len(tensors))(*[tensor.numel() for tensor in tensors])
             return not native.library().all_finite(addresses, counts, ctypes.c_int64(len(tensors)))
-    # The largest absolute value: unlike a sum, it cannot overflow.
-    bad = ~get_total_norm(tensors, math.inf).square().isfinite()
+    bad = _flag(tensors)
     return bad if bad.device.type == "cuda" else bool(bad)
+
+
+def _flag(tensors: list[Tensor]) -> Tensor:
+    """The same as a bool tensor [] on their device; the host does not wait."""
+    # The largest absolute value: unlike a sum, it cannot overflow.
+    return ~get_total_norm(tensors, math.inf).square().isfinite()
 
 
 class _Gradients:

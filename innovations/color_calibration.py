@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from utils import native
 from utils.errors import UserError, one_line
 from utils.tensor_files import save_tensors
+from utils.tensor_reader import load_tensors
 
 FILE_NAME = "color_calibration.pt"  # beside the PLY
 FORMAT = "efficient-gaussian-avatars colour calibration"
@@ -341,13 +342,21 @@ class ColorCalibration:
             KeyError, ValueError: the state is of another network or of other cameras.
         """
         self._load_weights(state)
+        own = {name: value for name, value in self.optimizer.param_groups[0].items() if name != "params"}
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[0]["lr"] = self.rate  # that of this run's options
+        self.optimizer.param_groups[0].update(own)  # the rate and all else are this run's
+        for parameter, moments in self.optimizer.state.items():  # PyTorch's fused kernel trusts their sizes
+            for name, shape in (("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape), ("step", ())):
+                if moments[name].shape != shape or moments[name].dtype != torch.float32:
+                    raise ValueError(f"{name} has shape {tuple(moments[name].shape)}, expected {tuple(shape)}")
 
     def _load_weights(self, state: Mapping[str, Any]) -> None:
         for name, mine in self.description().items():
-            if state[name] != mine:
-                raise ValueError(f"the colour calibration has {name} {state[name]!r}, expected {mine!r}")
+            theirs = state[name]
+            if type(theirs) is not type(mine) or name == "camera_ids" and not all(type(item) is str for item in theirs):
+                raise ValueError(f"the colour calibration has {name} of type {type(theirs).__name__}")
+            if theirs != mine:
+                raise ValueError(f"the colour calibration has {name} {theirs!r}, expected {mine!r}")
         try:
             self.parts.load_state_dict(state["weights"])
         except RuntimeError as error:  # PyTorch's word for missing tensors and other shapes
@@ -370,12 +379,20 @@ class ColorCalibration:
         if not path.is_file():
             raise UserError(f"{path} does not exist: render with --no_color_calibration to do without it")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
+            if (not isinstance(content, dict) or type(content["format"]) is not str
+                    or type(content["version"]) is not int):
+                raise ValueError("no format and version")
             if content["format"] != FORMAT or content["version"] != VERSION:
                 raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
             if not all(torch.isfinite(weight).all() for weight in content["weights"].values()):
                 raise ValueError("weights that are not finite")
             size, layers, cameras = (content[name] for name in ("hidden_dim", "num_layers", "camera_ids"))
+            # The file's own sizes are built before its weights are compared with them.
+            held = sum(weight.numel() for weight in content["weights"].values())
+            if not (type(size) is type(layers) is int and max(size, layers) <= held
+                    and isinstance(cameras, list) and all(type(camera) is str for camera in cameras)):
+                raise ValueError("sizes that do not fit its weights")
             calibration = cls(cameras, network=layers > 0, hidden_dim=size, num_layers=layers,
                               per_camera=bool(cameras), background=background, device=device)
             calibration._load_weights(content)

@@ -29,7 +29,7 @@ from utils.errors import UserError
 from utils.selection import Candidates, Selection
 
 # Of --densify_grad_threshold: below it nothing is densified, whatever the percentiles say.
-FLOOR_SHARE = 0.92
+FLOOR_SHARE = 1.0
 # An absolute gradient is a sum without cancellation and several times larger; the floor rises by so much.
 ABSOLUTE_SHARE = 3.0
 # Exponent of the growth curve: the room left to the budget is (share of the schedule left) ** GROWTH. With 3, seven

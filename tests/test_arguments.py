@@ -205,7 +205,7 @@ INNOVATIONS = dict(
     use_region_adaptive_loss=False, region_weight_eyes=2.0, region_weight_mouth=2.0, region_weight_nose=1.5,
     region_weight_face=1.2,
     use_smart_densification=False, densify_percentile_clone=75.0, densify_percentile_split=90.0,
-    densify_floor=0.92, densify_absolute=True, densify_split_radius=4.0, max_gaussians=150_000,
+    densify_floor=1.0, densify_absolute=True, densify_split_radius=4.0, max_gaussians=150_000,
     use_progressive_resolution=False, resolution_schedule=(0.5, 0.75, 1.0), resolution_milestones=(100_000, 300_000),
     use_color_calibration=False, color_net_hidden_dim=16, color_net_layers=3, lambda_color_reg=0.0,
     color_per_camera=False, color_lr=1e-3,
@@ -223,11 +223,11 @@ TABLE = {
              "--use_amp --use_warm_start --lr_cooldown 0.2",
     "balanced": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --region_weight_nose 1.5 "
                 "--use_smart_densification --densify_percentile_clone 75 --densify_percentile_split 90 "
-                "--densify_floor 0.78 --use_progressive_resolution --use_color_calibration --color_net_hidden_dim 16 "
+                "--densify_floor 0.75 --use_progressive_resolution --use_color_calibration --color_net_hidden_dim 16 "
                 "--lambda_color_reg 0.0001 --use_amp --use_warm_start --lr_cooldown 0.2",
     "quality": "--use_region_adaptive_loss --region_weight_eyes 2.5 --region_weight_mouth 2.5 "
                "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
-               "--densify_percentile_split 88 --densify_floor 0.85 --use_color_calibration "
+               "--densify_percentile_split 88 --densify_floor 0.57 --use_color_calibration "
                "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2",
 }
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import train
 from arguments import parse_train
 from gaussian_renderer import dgr_backend, gsplat_backend
+from innovations import amp
 from scene import rig
 from toy_capture import rigged_flags, write_capture
 from utils import native
@@ -149,6 +150,7 @@ def watch_training(folder: Path, names: set[str], watch: Callable[[], Any], *fla
 def test_training_in_pytorch_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
     monkeypatch.setattr(native, "available", lambda: False)  # then all of it takes the way it takes on a GPU
+    monkeypatch.setattr(amp, "_not_finite", amp._flag)       # and this, which is a plain bool on a CPU
     # "forward" is the reference, which waits; the real backends do so too, for the number of tiles hit.
     # "report" reads its means now and then: tests/test_report.py.
     watch_training(tmp_path, {"data", "avatar", "loss", "backward", "optimizer", "density"}, NoWaiting, *flags)
