@@ -4,7 +4,7 @@
 
 Renders training views of a trained avatar at scales 1, 0.75 and 0.5, takes the
 gradient of the loss with respect to the projected centres as the density control
-does, and prints quantiles over the Gaussians relative to scale 1.
+does, with its signs and absolute, and prints quantiles over the Gaussians relative to scale 1.
 """
 
 from __future__ import annotations
@@ -51,24 +51,28 @@ def main() -> None:
     images = ScaledImages(ImageCache(views, dataset.background, progress=False), len(views))
     background = torch.tensor(dataset.background, device=device)
 
-    def statistic(scale: float, dssim: float) -> Tensor:
+    def statistic(scale: float, dssim: float, absolute: bool) -> Tensor:
         gradients, seen = torch.zeros(len(avatar), device=device), torch.zeros(len(avatar), device=device)
         for index, view in enumerate(views):
             camera = view.camera.to(device).scaled(scale)
             out = render(avatar(camera.timestep)[0], camera, background, sh_degree=avatar.active_sh_degree,
-                         rasterize=rasterize)
+                         rasterize=rasterize, absolute=absolute)
             l1, ssim = photometric(out.image, images.image(index, scale, device))
             ((1.0 - dssim) * l1 + dssim * (1.0 - ssim)).backward()
             gradients += out.means2d.grad.norm(dim=1)
             seen += out.radii > 0
         return gradients / seen.clamp(min=1.0)
 
-    for name, dssim in (("0.8 L1 + 0.2 (1 - SSIM)", 0.2), ("L1", 0.0)):
-        full = statistic(1.0, dssim)
+    signed = statistic(1.0, 0.2, False)
+    ratio = statistic(1.0, 0.2, True)[signed > 0].quantile(0.9) / signed[signed > 0].quantile(0.9)
+    print(f"absolute over signed, 90 % quantile: {ratio:.2f}")
+    for name, dssim, absolute in (("0.8 L1 + 0.2 (1 - SSIM)", 0.2, False), ("L1", 0.0, False),
+                                  ("absolute, 0.8 L1 + 0.2 (1 - SSIM)", 0.2, True)):
+        full = statistic(1.0, dssim, absolute)
         counted = full > 0
         wanted = torch.tensor(QUANTILES, device=device)
         for scale in (0.75, 0.5):
-            ratio = statistic(scale, dssim)[counted].quantile(wanted) / full[counted].quantile(wanted)
+            ratio = statistic(scale, dssim, absolute)[counted].quantile(wanted) / full[counted].quantile(wanted)
             told = ", ".join(f"{q:g}: {value:.2f}" for q, value in zip(QUANTILES, ratio.tolist()))
             print(f"{name}, scale {scale}: quantiles relative to scale 1: {told}")
 

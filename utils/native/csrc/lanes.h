@@ -128,7 +128,11 @@ LANES_INLINE Lanes min(const Lanes& a, const Lanes& b) { return select(a < b, a,
 LANES_INLINE Lanes max(const Lanes& a, const Lanes& b) { return select(a > b, a, b); }
 LANES_INLINE Lanes min(const Lanes& a, float b) { return min(a, broadcast(b)); }
 LANES_INLINE Lanes max(const Lanes& a, float b) { return max(a, broadcast(b)); }
-LANES_INLINE Lanes abs(const Lanes& a) { return max(a, -a); }
+LANES_INLINE Lanes abs(const Lanes& a) {
+    Lanes r;
+    FOR_PARTS r.part[i] = (FloatPart)((IntPart)a.part[i] & 0x7fffffff);  // without the sign bit
+    return r;
+}
 
 LANES_INLINE Lanes sqrt(const Lanes& a) {
     float values[kLanes];
