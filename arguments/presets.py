@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_region_adaptive_loss": True, "region_weight_eyes": 2.5, "region_weight_mouth": 2.5,
         "region_weight_nose": 1.8,
         "use_smart_densification": True, "densify_percentile_clone": 70.0, "densify_percentile_split": 88.0,
-        "densify_floor": 0.5,
+        "densify_floor": 0.53,
         "use_color_calibration": True, "color_net_hidden_dim": 24,
         "use_amp": True,
         "use_warm_start": True,

@@ -227,7 +227,7 @@ TABLE = {
                 "--lambda_color_reg 0.0001 --use_amp --use_warm_start --lr_cooldown 0.2",
     "quality": "--use_region_adaptive_loss --region_weight_eyes 2.5 --region_weight_mouth 2.5 "
                "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
-               "--densify_percentile_split 88 --densify_floor 0.5 --use_color_calibration "
+               "--densify_percentile_split 88 --densify_floor 0.53 --use_color_calibration "
                "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2",
 }
 
