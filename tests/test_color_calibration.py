@@ -161,7 +161,7 @@ def test_sizes_and_bad_input() -> None:
 
 
 def test_what_has_decayed_to_nothing_is_zero_in_every_thread() -> None:
-    """Denormals made a network whose weights decayed seven times slower; utils/threads.py flushes them."""
+    """Denormals slow a network down whose weights decay; utils/threads.py flushes them."""
     program = ("import utils.threads, torch; torch.set_num_threads(4); "
                "products = torch.full((1 << 20,), 1e-30) * 1e-10; "
                "print(products.view(torch.int32).count_nonzero().item())")

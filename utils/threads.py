@@ -19,9 +19,9 @@ and the two halves of a training run that must repeat bit for bit went apart fro
 there. One call by one thread, before any other, settles it.
 
 Numbers below 1e-38 (denormals) cost a processor many times what others do, and a training makes
-them wherever something decays to nothing: the moments of an optimizer, weights under a penalty. A colour
-network whose weights had got there took seven times as long. They become zero instead. Threads inherit that
-from the one that starts them, so it has to be said before there are any.
+them wherever something decays to nothing: the moments of an optimizer, weights under a penalty. They
+become zero instead. Threads inherit that from the one that starts them, so it has to be said before there
+are any.
 """
 
 from __future__ import annotations
