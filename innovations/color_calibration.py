@@ -30,8 +30,8 @@ MAX_PARAMETERS = 10_000  # of the network
 RESIDUAL_LIMIT = 10.0    # of a shift of the logit; kLimit in csrc/color_net.cpp
 # Found with benchmarks/color_network.py --rates; see doc/color_calibration.md.
 RATE = 1e-3
-# The network learns in one iteration of so many, which is nearly half of its cost. It has a few
-# hundred weights that every pixel of every view agrees on: far fewer steps than a Gaussian's do.
+# The network learns in one iteration of so many, which saves more than a quarter of its cost
+# (doc/color_calibration.md). Its few hundred weights see every pixel of every view, so that fewer steps do.
 LEARN_EVERY = 4
 
 
