@@ -79,16 +79,31 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
     rows = rows_of(avatar.flame_parameters, dataset.timesteps, saved / FLAME_NAME)
     parts = refinement_views(dataset, options.refine_cameras) if options.refine_flame else None
 
-    draw = partial(render, background=torch.tensor(dataset.background, device=device), rasterize=rasterize,
-                   sh_degree=avatar.active_sh_degree, convert_SHs_python=trained.pipeline.convert_SHs_python)
+    draw = partial(
+        render,
+        background=torch.tensor(dataset.background, device=device),
+        rasterize=rasterize,
+        sh_degree=avatar.active_sh_degree,
+        convert_SHs_python=trained.pipeline.convert_SHs_python,
+    )
     uncalibrated = None
     if trained.innovations.use_color_calibration and not options.no_color_calibration:
-        uncalibrated, draw = draw, calibrated(draw, ColorCalibration.load(
-            saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device))
+        uncalibrated, draw = (
+            draw,
+            calibrated(
+                draw,
+                ColorCalibration.load(
+                    saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device
+                ),
+            ),
+        )
     say(f"{saved / PLY_NAME}: {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
 
-    splits = {"train": (dataset.train, options.skip_train), "val": (dataset.val, options.skip_val),
-              "test": (dataset.test, options.skip_test)}
+    splits = {
+        "train": (dataset.train, options.skip_train),
+        "val": (dataset.val, options.skip_val),
+        "test": (dataset.test, options.skip_test),
+    }
     measured, folders, notes = {}, [], []
     for split, (views, skipped) in splits.items():
         if skipped or not views:
@@ -101,9 +116,18 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
             images = ImageCache(views, dataset.background, folder=model / "cache", progress=not options.quiet)
             photographs = partial(images.image, device=device)
         suite = Suite(device=device)
-        render_views = partial(render_split, avatar=avatar, views=views, cameras=cameras, photographs=photographs,
-                               draw=draw, uncalibrated=uncalibrated, suite=suite, mesh=options.render_mesh,
-                               quiet=options.quiet)
+        render_views = partial(
+            render_split,
+            avatar=avatar,
+            views=views,
+            cameras=cameras,
+            photographs=photographs,
+            draw=draw,
+            uncalibrated=uncalibrated,
+            suite=suite,
+            mesh=options.render_mesh,
+            quiet=options.quiet,
+        )
         with only_writer(folder):
             means, figures = render_views(name, folder, indices=range(len(views)))
         if target is None:
@@ -112,19 +136,34 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
         if split == "test" and parts is not None:
             folders.append(model / "test_refined" / folder.name)
             as_tracked = mean_metrics((figures[i] for i in parts.measured), suite.names)
-            report = refine(avatar, cameras, photographs, draw, parts, options.refine_flame, folders[-1] / REFINED_NAME,
-                            quiet=options.quiet)
+            report = refine(
+                avatar,
+                cameras,
+                photographs,
+                draw,
+                parts,
+                options.refine_flame,
+                folders[-1] / REFINED_NAME,
+                quiet=options.quiet,
+            )
             report["cameras_looked_at"], report["cameras_measured"] = (
-                sorted({views[i].camera_index for i in part}) for part in parts)
+                sorted({views[i].camera_index for i in part}) for part in parts
+            )
             with only_writer(folders[-1]):
-                means, figures = render_views("test_refined", folders[-1], measured=parts.measured,
-                                              indices=sorted([*parts.measured, *parts.looked_at]),
-                                              more={"as_tracked": as_tracked, "refinement": report})
+                means, figures = render_views(
+                    "test_refined",
+                    folders[-1],
+                    measured=parts.measured,
+                    indices=sorted([*parts.measured, *parts.looked_at]),
+                    more={"as_tracked": as_tracked, "refinement": report},
+                )
             looked_at = mean_metrics((figures[i] for i in parts.looked_at), suite.names)
             measured.update(test_as_tracked=as_tracked, test_refined=means, test_looked_at=looked_at)
-            say(f"test_refined: the FLAME parameters of {report['timesteps']} timesteps, fitted in "
+            say(
+                f"test_refined: the FLAME parameters of {report['timesteps']} timesteps, fitted in "
                 f"{options.refine_flame} steps each to camera {numbers(report['cameras_looked_at'])}; the rows "
-                f"test_as_tracked and test_refined are measured on camera {numbers(report['cameras_measured'])} only")
+                f"test_as_tracked and test_refined are measured on camera {numbers(report['cameras_measured'])} only"
+            )
         notes += [note for note in suite.notes if note not in notes]
 
     if not folders:
@@ -145,9 +184,11 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
 
 def choose_iteration(model: Path, wanted: int) -> int:
     """The saved iteration that was asked for, or the newest; UserError when there is no such one."""
-    found = sorted(int(folder.name.removeprefix("iteration_"))
-                   for folder in (model / "point_cloud").glob("iteration_*")
-                   if re.fullmatch(r"iteration_[0-9]+", folder.name) and (folder / PLY_NAME).is_file())
+    found = sorted(
+        int(folder.name.removeprefix("iteration_"))
+        for folder in (model / "point_cloud").glob("iteration_*")
+        if re.fullmatch(r"iteration_[0-9]+", folder.name) and (folder / PLY_NAME).is_file()
+    )
     if not found:
         raise UserError(f"{model / 'point_cloud'} holds no iteration_<N>/{PLY_NAME}: nothing was saved there yet")
     if wanted == -1:
@@ -161,35 +202,45 @@ def load_capture(options: RenderOptions, trained: Options) -> Dataset:
     """The capture that the avatar was trained on, or with -t the one that moves it."""
     source = Path(options.source_path or trained.model.source_path)
     if not source.is_dir():
-        raise UserError(f"the capture {source}, which cfg_args of {options.model_path} names, is not there: "
-                        "say where it is with -s")
+        raise UserError(
+            f"the capture {source}, which cfg_args of {options.model_path} names, is not there: say where it is with -s"
+        )
     if options.target_path and not trained.model.bind_to_mesh:
         raise UserError(f"-t: the avatar in {options.model_path} is not bound to a head mesh, so nothing can move it")
     target = options.target_path or trained.model.target_path
     return load_dataset(
-        source, bind_to_mesh=trained.model.bind_to_mesh, eval_split=trained.model.eval,
-        white_background=trained.model.white_background, target=Path(target) if target else None,
-        images=trained.model.images, resolution=trained.model.resolution,
-        select_camera_id=options.select_camera_id, skip_bad_frames=trained.model.skip_bad_frames,
-        seed=trained.run.seed)
+        source,
+        bind_to_mesh=trained.model.bind_to_mesh,
+        eval_split=trained.model.eval,
+        white_background=trained.model.white_background,
+        target=Path(target) if target else None,
+        images=trained.model.images,
+        resolution=trained.model.resolution,
+        select_camera_id=options.select_camera_id,
+        skip_bad_frames=trained.model.skip_bad_frames,
+        seed=trained.run.seed,
+    )
 
 
-def load_avatar(options: RenderOptions, trained: Options, saved: Path, dataset: Dataset | None,
-                device: torch.device) -> GaussianModel:
+def load_avatar(
+    options: RenderOptions, trained: Options, saved: Path, dataset: Dataset | None, device: torch.device
+) -> GaussianModel:
     """The saved avatar: with the motion it was trained on, or with -t that of `dataset`."""
     if not trained.model.bind_to_mesh:
         return GaussianModel.load(saved, device=device)
     source = options.source_path or trained.model.source_path
-    head = load_head_model(find_head_model(options.head_model or trained.model.head_model, source,
-                                           avatar=options.model_path))
+    head = load_head_model(
+        find_head_model(options.head_model or trained.model.head_model, source, avatar=options.model_path)
+    )
     motion = FlameParameters.load(saved / FLAME_NAME, head, device=device, trainable=False)
     if options.target_path:
         # The person stays: identity and offset are the avatar's. The target's
         # per-timestep offsets belong to the target's face and are left out.
         arrays = {name: value for name, value in dataset.flame.items() if name != "dynamic_offset"}
         arrays["shape"], arrays["static_offset"] = motion.shape.cpu().numpy(), motion.static_offset.cpu().numpy()
-        motion = FlameParameters(arrays, dataset.timesteps, head, device=device, trainable=False,
-                                 source=options.target_path)
+        motion = FlameParameters(
+            arrays, dataset.timesteps, head, device=device, trainable=False, source=options.target_path
+        )
     return GaussianModel.load(saved, flame=Flame(head, device=device), flame_parameters=motion, device=device)
 
 
@@ -223,8 +274,9 @@ def check_refinable(options: RenderOptions, trained: Options) -> None:
     if options.skip_test:
         raise UserError("--refine_flame refines the test split: leave out --skip_test")
     if not trained.model.bind_to_mesh:
-        raise UserError(f"--refine_flame: the avatar in {options.model_path} is not bound to a head mesh, so it has "
-                        "no pose")
+        raise UserError(
+            f"--refine_flame: the avatar in {options.model_path} is not bound to a head mesh, so it has no pose"
+        )
 
 
 def refinement_views(dataset: Dataset, allowed: Sequence[int]) -> SplitViews:
@@ -234,16 +286,33 @@ def refinement_views(dataset: Dataset, allowed: Sequence[int]) -> SplitViews:
     return refinable_views(dataset.test, dataset.train, allowed)
 
 
-def refine(avatar: GaussianModel, cameras: Sequence[Camera], photograph: Callable[[int], torch.Tensor],
-           draw: Callable[..., Any], parts: SplitViews, steps: int, path: Path, *, quiet: bool) -> dict[str, Any]:
+def refine(
+    avatar: GaussianModel,
+    cameras: Sequence[Camera],
+    photograph: Callable[[int], torch.Tensor],
+    draw: Callable[..., Any],
+    parts: SplitViews,
+    steps: int,
+    path: Path,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
     """Refines the avatar's FLAME parameters in memory and writes them to `path`; returns what it did."""
     motion = avatar.flame_parameters
     motion.trainable = True
     count = len({cameras[index].timestep for index in parts.looked_at})
     with tqdm(total=count, desc="Refining test poses", unit="timestep", disable=quiet) as bar:
-        fits = refine_poses(avatar, motion.row, cameras, photograph, draw,
-                            parameter_units(motion.columns, motion.device), indices=parts.looked_at, steps=steps,
-                            on_timestep=lambda _: bar.update())
+        fits = refine_poses(
+            avatar,
+            motion.row,
+            cameras,
+            photograph,
+            draw,
+            parameter_units(motion.columns, motion.device),
+            indices=parts.looked_at,
+            steps=steps,
+            on_timestep=lambda _: bar.update(),
+        )
     motion.clear_gradients()
     motion.save(path)
     return {"steps": steps, **summary(fits)}
@@ -259,8 +328,9 @@ def export(avatar: GaussianModel, timestep: int, path: Path) -> None:
     if avatar.flame_parameters is not None:
         known = avatar.flame_parameters.timesteps
         if timestep not in known:
-            raise UserError(f"--export_world {timestep}: there are the timesteps {min(known)} to {max(known)}, "
-                            f"{len(known)} in all")
+            raise UserError(
+                f"--export_world {timestep}: there are the timesteps {min(known)} to {max(known)}, {len(known)} in all"
+            )
         row = known.index(timestep)
     with torch.no_grad():
         export_world(path, avatar(row)[0])
@@ -274,15 +344,15 @@ def render_split(
     folder: Path,
     avatar: GaussianModel,
     views: Sequence[View],
-    cameras: Sequence[Camera],             # of the views, with the row of the avatar's motion
+    cameras: Sequence[Camera],  # of the views, with the row of the avatar's motion
     photographs: Callable[[int], torch.Tensor] | None,
     draw: Callable[..., Any],
     uncalibrated: Callable[..., Any] | None,  # the same without colour calibration, to be measured too
     suite: Suite,
     *,
-    indices: Sequence[int],                # which of the views
+    indices: Sequence[int],  # which of the views
     measured: Sequence[int] | None = None,  # which of these the mean is over; None = all
-    more: dict[str, Any] | None = None,     # what else metrics.json is to hold
+    more: dict[str, Any] | None = None,  # what else metrics.json is to hold
     mesh: bool,
     quiet: bool,
 ) -> tuple[dict[str, float | None], dict[int, dict[str, float | None]]]:
@@ -305,8 +375,9 @@ def render_split(
         bar = stack.enter_context(tqdm(total=len(order), desc=f"Rendering {name}", unit="view", disable=quiet))
         pngs = stack.enter_context(PngWriter())
         first = cameras[order[0]]
-        videos = {kind: stack.enter_context(video_writer(folder / f"{kind}.mp4", first.width, first.height))
-                  for kind in kinds}
+        videos = {
+            kind: stack.enter_context(video_writer(folder / f"{kind}.mp4", first.width, first.height)) for kind in kinds
+        }
 
         def keep(view: Evaluated) -> None:
             pictures = {"renders": view.image, "gt": view.target}
@@ -321,9 +392,14 @@ def render_split(
                 panels = (view.target, view.image, error_map(view.image, view.target))
                 columns.append(np.concatenate([to_bytes(panel) for panel in panels]))
             figures[view.index] = view.metrics
-            records[view.index] = {"file": file, "camera": view.camera.camera_id, "image": view.camera.name,
-                                   "timestep": views[view.index].timestep_index,
-                                   **({} if view.index in measured else {"looked_at": True}), **view.metrics}
+            records[view.index] = {
+                "file": file,
+                "camera": view.camera.camera_id,
+                "image": view.camera.name,
+                "timestep": views[view.index].timestep_index,
+                **({} if view.index in measured else {"looked_at": True}),
+                **view.metrics,
+            }
             bar.update()
 
         evaluate(avatar, cameras, photographs, draw, suite, indices=order, on_image=keep)
@@ -332,11 +408,14 @@ def render_split(
     means = mean_metrics((figures[i] for i in measured), suite.names)
     more = dict(more or {})
     if uncalibrated is not None:
-        more["without_color_calibration"] = evaluate(avatar, cameras, photographs, uncalibrated,
-                                                     Suite(suite.names, avatar.device), indices=measured)
+        more["without_color_calibration"] = evaluate(
+            avatar, cameras, photographs, uncalibrated, Suite(suite.names, avatar.device), indices=measured
+        )
     write_png(folder / "comparison.png", side_by_side(columns))
-    write_json(folder / "metrics.json", json_ready({"split": name, "mean": means, **more,
-                                                    "views": [records[i] for i in sorted(records)]}))
+    write_json(
+        folder / "metrics.json",
+        json_ready({"split": name, "mean": means, **more, "views": [records[i] for i in sorted(records)]}),
+    )
     return means, figures
 
 

@@ -21,8 +21,16 @@ import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import torch
 from torch import Tensor
 
-from arguments import (InnovationOptions, ModelOptions, OptimizationOptions, Options, milestones, notes, parse_train,
-                       write_cfg_args)
+from arguments import (
+    InnovationOptions,
+    ModelOptions,
+    OptimizationOptions,
+    Options,
+    milestones,
+    notes,
+    parse_train,
+    write_cfg_args,
+)
 from gaussian_renderer import choose_device_and_rasterizer, render
 from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate, evenly_spaced
 from innovations.amp import MixedPrecision
@@ -90,17 +98,27 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
     if resume:
         check_resumable(resume, options)
         if min(resume["step"], measured_iterations(output / "results.json")) >= optim.iterations:
-            raise UserError(f"the checkpoint is at iteration {resume['step']} of {optim.iterations}: this run is "
-                            "complete; raise --iterations to go on")
+            raise UserError(
+                f"the checkpoint is at iteration {resume['step']} of {optim.iterations}: this run is "
+                "complete; raise --iterations to go on"
+            )
     dataset = load_dataset(
-        Path(model_options.source_path), bind_to_mesh=model_options.bind_to_mesh, eval_split=model_options.eval,
-        white_background=model_options.white_background, images=model_options.images,
+        Path(model_options.source_path),
+        bind_to_mesh=model_options.bind_to_mesh,
+        eval_split=model_options.eval,
+        white_background=model_options.white_background,
+        images=model_options.images,
         target=Path(model_options.target_path) if model_options.target_path else None,
-        resolution=model_options.resolution, select_camera_id=model_options.select_camera_id,
-        skip_bad_frames=model_options.skip_bad_frames, seed=run.seed)
+        resolution=model_options.resolution,
+        select_camera_id=model_options.select_camera_id,
+        skip_bad_frames=model_options.skip_bad_frames,
+        seed=run.seed,
+    )
     if not dataset.train:
-        raise UserError(f"no training view is left in {model_options.source_path}: "
-                        f"--select_camera_id {model_options.select_camera_id} may name a held-out camera")
+        raise UserError(
+            f"no training view is left in {model_options.source_path}: "
+            f"--select_camera_id {model_options.select_camera_id} may name a held-out camera"
+        )
     refined = held_out(dataset, extra)
     avatar = build_avatar(model_options, dataset, resume, seed=run.seed, device=device)
     held.enter_context(only_writer(output))  # only now: a mistake in the input leaves no trace
@@ -113,9 +131,13 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     cameras = {name: [view.camera.to(device) for view in views] for name, views in splits.items()}
     cache = ImageCache(
-        dataset.train + dataset.val + dataset.test, dataset.background,
+        dataset.train + dataset.val + dataset.test,
+        dataset.background,
         device=device if model_options.data_device == "auto" else model_options.data_device,
-        ram_share=run.ram_share, folder=output / "cache", progress=not run.quiet)
+        ram_share=run.ram_share,
+        folder=output / "cache",
+        progress=not run.quiet,
+    )
     start = {"train": 0, "val": len(dataset.train), "test": len(dataset.train) + len(dataset.val)}
     train_images = ScaledImages(cache, len(dataset.train))
 
@@ -123,8 +145,11 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
         return cache.image(start[split] + index, device)
 
     # Switched off, each of these does nothing: the loop has no question to ask.
-    progressive = (ProgressiveResolution(extra.resolution_schedule, extra.resolution_milestones)
-                   if extra.use_progressive_resolution else ProgressiveResolution())
+    progressive = (
+        ProgressiveResolution(extra.resolution_schedule, extra.resolution_milestones)
+        if extra.use_progressive_resolution
+        else ProgressiveResolution()
+    )
     region = build_region(extra, avatar)
     if region.note and not run.quiet:
         print(region.note)
@@ -135,34 +160,72 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
         warm_up(avatar, warm, cameras["train"], partial(photograph, "train"), dataset.background)
 
     optimizer = GaussianOptimizer(
-        avatar, extent=dataset.extent, feature_lr=optim.feature_lr * warm.feature_factor, cooldown=extra.lr_cooldown,
-        **pick(optim, ("iterations", "position_lr_init", "position_lr_final", "position_lr_max_steps", "opacity_lr",
-                       "scaling_lr", "rotation_lr")))
+        avatar,
+        extent=dataset.extent,
+        feature_lr=optim.feature_lr * warm.feature_factor,
+        cooldown=extra.lr_cooldown,
+        **pick(
+            optim,
+            (
+                "iterations",
+                "position_lr_init",
+                "position_lr_final",
+                "position_lr_max_steps",
+                "opacity_lr",
+                "scaling_lr",
+                "rotation_lr",
+            ),
+        ),
+    )
     flame_optimizer = None
     offset_terms = None
     if avatar.flame_parameters is not None:
         if optim.lambda_dynamic_offset or optim.lambda_dynamic_offset_std or optim.lambda_laplacian:
             avatar.flame_parameters.train_dynamic_offset()
             offset_terms = OffsetTerms(optim, avatar)
-        flame_optimizer = RowAdam(avatar.flame_parameters, expr_lr=optim.flame_expr_lr * warm.flame_expr_factor,
-                                  translation_lr=optim.flame_trans_lr * warm.flame_trans_factor,
-                                  pose_lr=optim.flame_pose_lr * warm.flame_pose_factor,
-                                  dynamic_lr=optim.dynamic_offset_lr)
+        flame_optimizer = RowAdam(
+            avatar.flame_parameters,
+            expr_lr=optim.flame_expr_lr * warm.flame_expr_factor,
+            translation_lr=optim.flame_trans_lr * warm.flame_trans_factor,
+            pose_lr=optim.flame_pose_lr * warm.flame_pose_factor,
+            dynamic_lr=optim.dynamic_offset_lr,
+        )
     reporter = Reporter(output, optim.iterations, start=resume["step"] if resume else 0, quiet=run.quiet)
     density = DensityControl(
-        avatar, optimizer,
+        avatar,
+        optimizer,
         DensitySchedule(
-            white_background=model_options.white_background, resets=not warm.skip_resets,
+            white_background=model_options.white_background,
+            resets=not warm.skip_resets,
             prune_opacity=warm.prune_opacity,
-            **pick(optim, ("densify_from_iter", "densify_until_iter", "densification_interval",
-                           "opacity_reset_interval", "percent_dense"))),
-        while_memory_lasts(build_policy(optim, extra), device, reporter.warn), extent=dataset.extent,
-        generator=torch.Generator().manual_seed(run.seed + 1))
+            **pick(
+                optim,
+                (
+                    "densify_from_iter",
+                    "densify_until_iter",
+                    "densification_interval",
+                    "opacity_reset_interval",
+                    "percent_dense",
+                ),
+            ),
+        ),
+        while_memory_lasts(build_policy(optim, extra), device, reporter.warn),
+        extent=dataset.extent,
+        generator=torch.Generator().manual_seed(run.seed + 1),
+    )
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
     first = 1
     bad_steps = BadSteps(reporter, partial(checkpoint.latest, output))
-    saved = {"optimizer": optimizer, "density": density, "sampler": sampler, "reporter": reporter, "amp": amp,
-             "region": region, "color": color, "bad_steps": bad_steps}
+    saved = {
+        "optimizer": optimizer,
+        "density": density,
+        "sampler": sampler,
+        "reporter": reporter,
+        "amp": amp,
+        "region": region,
+        "color": color,
+        "bad_steps": bad_steps,
+    }
     optimizers = [optimizer, *([flame_optimizer] if flame_optimizer else []), *color.optimizers]
     if flame_optimizer is not None:
         saved["flame_optimizer"] = flame_optimizer
@@ -172,9 +235,13 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
         reporter.say(f"Resumed at iteration {resume['step']} with {len(avatar):,} Gaussians")
     reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
 
-    draw = partial(render, background=background, rasterize=rasterize,
-                   convert_SHs_python=options.pipeline.convert_SHs_python,
-                   absolute=extra.use_smart_densification and extra.densify_absolute)
+    draw = partial(
+        render,
+        background=background,
+        rasterize=rasterize,
+        convert_SHs_python=options.pipeline.convert_SHs_python,
+        absolute=extra.use_smart_densification and extra.densify_absolute,
+    )
     finished = calibrated(draw, color)
     due = milestones(options)
     clock = Alarm(60.0 * run.checkpoint_every_minutes)
@@ -208,8 +275,9 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
             with stages("loss"):
                 with amp.autocast():
                     image = color(out.image, camera.camera_id, out.alpha)
-                terms = compute_losses(optim, avatar, gaussians, vertices, out, image, target,
-                                       region.weights(index, camera, vertices))
+                terms = compute_losses(
+                    optim, avatar, gaussians, vertices, out, image, target, region.weights(index, camera, vertices)
+                )
                 terms.update(color_terms())
                 if offset_terms is not None:
                     terms.update(offset_terms(camera.timestep))
@@ -233,9 +301,18 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
         if due.test(step) and step < optim.iterations:
             with reporter.pause():
                 for name in measured_splits:
-                    show(reporter, step, name, avatar, cameras[name], partial(photograph, name), finished,
-                         metrics.Suite(QUICK_METRICS, device), evenly_spaced(len(cameras[name]), VIEWS_ON_THE_WAY),
-                         region)
+                    show(
+                        reporter,
+                        step,
+                        name,
+                        avatar,
+                        cameras[name],
+                        partial(photograph, name),
+                        finished,
+                        metrics.Suite(QUICK_METRICS, device),
+                        evenly_spaced(len(cameras[name]), VIEWS_ON_THE_WAY),
+                        region,
+                    )
         if due.save(step):
             with reporter.pause():
                 save(output / "point_cloud" / f"iteration_{step}", avatar, color)
@@ -258,38 +335,72 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
                 clock.restart()
         if stop.signal:
             reporter.close()
-            print(f"stopped by {stop.signal.name} after iteration {step}; the same command with "
-                  "--start_checkpoint auto goes on from there", file=sys.stderr)
+            print(
+                f"stopped by {stop.signal.name} after iteration {step}; the same command with "
+                "--start_checkpoint auto goes on from there",
+                file=sys.stderr,
+            )
             raise SystemExit(128 + stop.signal)
         stages.end_iteration()
 
     stop.release()
     # ---- results: measured on the saved avatar, which is what everybody opens ----
-    avatar = GaussianModel.load(output / "point_cloud" / f"iteration_{optim.iterations}", flame=avatar.flame,
-                                flame_parameters=avatar.flame_parameters, device=device)
+    avatar = GaussianModel.load(
+        output / "point_cloud" / f"iteration_{optim.iterations}",
+        flame=avatar.flame,
+        flame_parameters=avatar.flame_parameters,
+        device=device,
+    )
     measured, told = {}, set()
     for name in measured_splits:
         suite = metrics.Suite(ALL_METRICS, device)
         limit = VIEWS_OF_TRAIN if name == "train" else len(cameras[name])
-        measured[name] = show(reporter, optim.iterations, name, avatar, cameras[name], partial(photograph, name),
-                              finished, suite, evenly_spaced(len(cameras[name]), limit), region)
+        measured[name] = show(
+            reporter,
+            optim.iterations,
+            name,
+            avatar,
+            cameras[name],
+            partial(photograph, name),
+            finished,
+            suite,
+            evenly_spaced(len(cameras[name]), limit),
+            region,
+        )
         told.update(suite.notes)
     if refined is not None:
-        measured.update(measure_refined(avatar, refined, extra.refine_test_poses, cameras["test"],
-                                        partial(photograph, "test"), finished,
-                                        partial(metrics.Suite, ALL_METRICS, device)))
+        measured.update(
+            measure_refined(
+                avatar,
+                refined,
+                extra.refine_test_poses,
+                cameras["test"],
+                partial(photograph, "test"),
+                finished,
+                partial(metrics.Suite, ALL_METRICS, device),
+            )
+        )
     left_out = bad_steps.summary()
     if left_out["count"]:
         told.add(f"{left_out['count']} steps were left out because the loss or a gradient was not finite")
     reporter.close()  # first: results.json says that nothing is missing
     results = write_results(
-        output / "results.json", metrics=measured, iterations=optim.iterations, points=len(avatar),
-        seconds=reporter.seconds, iterations_per_second=reporter.iterations_per_second, backend=backend, device=device,
-        steps_left_out=left_out)
+        output / "results.json",
+        metrics=measured,
+        iterations=optim.iterations,
+        points=len(avatar),
+        seconds=reporter.seconds,
+        iterations_per_second=reporter.iterations_per_second,
+        backend=backend,
+        device=device,
+        steps_left_out=left_out,
+    )
     if not run.quiet:
         print(metrics.format_table(measured), *sorted(told), sep="\n")
-        print(f"{results['iterations_per_second']:.1f} iterations/s (median), {len(avatar):,} Gaussians, "
-              f"{results['peak_memory']['host_bytes'] / 1e9:.2f} GB of memory; results in {output / 'results.json'}")
+        print(
+            f"{results['iterations_per_second']:.1f} iterations/s (median), {len(avatar):,} Gaussians, "
+            f"{results['peak_memory']['host_bytes'] / 1e9:.2f} GB of memory; results in {output / 'results.json'}"
+        )
     return results
 
 
@@ -302,14 +413,17 @@ def find_checkpoint(wanted: str | None, output: Path) -> dict[str, Any] | None:
     """The checkpoint to continue from; refuses to start over what is already there."""
     newest = checkpoint.newest(output) if wanted in (None, "auto") else None
     if wanted is None and newest is not None:
-        raise UserError(f"{output} already holds a run ({newest.name}); continue it with --start_checkpoint auto, "
-                        "or choose another --model_path")
+        raise UserError(
+            f"{output} already holds a run ({newest.name}); continue it with --start_checkpoint auto, "
+            "or choose another --model_path"
+        )
     path = newest if wanted == "auto" else wanted
     return checkpoint.load(Path(path)) if path else None
 
 
-def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, Any] | None, *, seed: int,
-                 device: torch.device) -> GaussianModel:
+def build_avatar(
+    options: ModelOptions, dataset: Dataset, resume: Mapping[str, Any] | None, *, seed: int, device: torch.device
+) -> GaussianModel:
     """The avatar as the checkpoint left it, or a fresh one on the head mesh or the start points."""
     flame = flame_parameters = None
     if dataset.flame is not None:
@@ -318,9 +432,14 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
         arrays = dict(dataset.flame)
         if options.disable_flame_static_offset:
             arrays.pop("static_offset", None)
-        flame_parameters = FlameParameters(arrays, dataset.timesteps, head, device=device,
-                                           trainable=not options.not_finetune_flame_params,
-                                           source=dataset.flame_file)
+        flame_parameters = FlameParameters(
+            arrays,
+            dataset.timesteps,
+            head,
+            device=device,
+            trainable=not options.not_finetune_flame_params,
+            source=dataset.flame_file,
+        )
     if resume:
         if flame_parameters is not None:
             if "flame" not in resume:
@@ -328,11 +447,17 @@ def build_avatar(options: ModelOptions, dataset: Dataset, resume: Mapping[str, A
             with checkpoint.fitting("flame"):
                 flame_parameters.load_state_dict(resume["flame"])
         with checkpoint.fitting("avatar"):
-            return GaussianModel.from_state(resume["avatar"], flame=flame, flame_parameters=flame_parameters,
-                                            device=device)
+            return GaussianModel.from_state(
+                resume["avatar"], flame=flame, flame_parameters=flame_parameters, device=device
+            )
     if flame is not None:
-        return GaussianModel.from_mesh(flame, flame_parameters, sh_degree=options.sh_degree,
-                                       generator=torch.Generator().manual_seed(seed), device=device)
+        return GaussianModel.from_mesh(
+            flame,
+            flame_parameters,
+            sh_degree=options.sh_degree,
+            generator=torch.Generator().manual_seed(seed),
+            device=device,
+        )
     return GaussianModel.from_points(dataset.points, dataset.colors, sh_degree=options.sh_degree, device=device)
 
 
@@ -360,30 +485,42 @@ def check_resumable(resume: Mapping[str, Any], options: Options) -> None:
     for name in ("bind_to_mesh", "sh_degree", "white_background", "disable_flame_static_offset"):
         before, now = trained.get(name), getattr(options.model, name)
         if not isinstance(before, (bool, int, type(None))):
-            raise UserError(f"the checkpoint does not fit this run (options: {name} is of type "
-                            f"{type(before).__name__})")
+            raise UserError(
+                f"the checkpoint does not fit this run (options: {name} is of type {type(before).__name__})"
+            )
         if before != now:
-            raise UserError(f"the checkpoint was trained with {name} = {before}, this run has {now}: "
-                            "continue with the same value, or start a new run in another --model_path")
+            raise UserError(
+                f"the checkpoint was trained with {name} = {before}, this run has {now}: "
+                "continue with the same value, or start a new run in another --model_path"
+            )
 
 
 def build_warm_start(extra: InnovationOptions) -> WarmStart:
     """How the run begins, and the factors on its learning rates."""
     if not extra.use_warm_start:
         return CLASSICAL_START
-    return WarmStart(colors=extra.warm_colors, opacity=extra.warm_opacity, scale=extra.warm_scale,
-                     skip_resets=extra.warm_skip_resets,
-                     # After a reset all opacities are lower than that.
-                     prune_opacity=(extra.warm_prune_opacity if extra.warm_skip_resets
-                                    else CLASSICAL_START.prune_opacity),
-                     feature_factor=extra.warm_feature_lr_factor,
-                     flame_expr_factor=extra.warm_expr_lr_factor, flame_pose_factor=extra.warm_pose_lr_factor,
-                     flame_trans_factor=extra.warm_trans_lr_factor)
+    return WarmStart(
+        colors=extra.warm_colors,
+        opacity=extra.warm_opacity,
+        scale=extra.warm_scale,
+        skip_resets=extra.warm_skip_resets,
+        # After a reset all opacities are lower than that.
+        prune_opacity=(extra.warm_prune_opacity if extra.warm_skip_resets else CLASSICAL_START.prune_opacity),
+        feature_factor=extra.warm_feature_lr_factor,
+        flame_expr_factor=extra.warm_expr_lr_factor,
+        flame_pose_factor=extra.warm_pose_lr_factor,
+        flame_trans_factor=extra.warm_trans_lr_factor,
+    )
 
 
 @torch.no_grad()
-def warm_up(avatar: GaussianModel, warm: WarmStart, cameras: list[Camera], photograph: Callable[[int], Tensor],
-            background: tuple[float, float, float]) -> None:
+def warm_up(
+    avatar: GaussianModel,
+    warm: WarmStart,
+    cameras: list[Camera],
+    photograph: Callable[[int], Tensor],
+    background: tuple[float, float, float],
+) -> None:
     """Gives a fresh avatar the start that `warm` describes."""
     if warm == CLASSICAL_START:
         return
@@ -393,8 +530,10 @@ def warm_up(avatar: GaussianModel, warm: WarmStart, cameras: list[Camera], photo
     avatar.scaling.fill_(warm.raw_scale)
     if warm.colors:
         flame = avatar.flame
-        views = ((cameras[index], photograph(index), flame.vertices(avatar.flame_parameters, cameras[index].timestep))
-                 for index in spread_views(cameras))
+        views = (
+            (cameras[index], photograph(index), flame.vertices(avatar.flame_parameters, cameras[index].timestep))
+            for index in spread_views(cameras)
+        )
         colors, _ = triangle_colors(views, flame.faces, background)
         avatar.features[:, 0] = sh_dc(colors)[avatar.binding]
 
@@ -404,19 +543,27 @@ def build_region(extra: InnovationOptions, avatar: GaussianModel) -> RegionAdapt
     if not extra.use_region_adaptive_loss:
         return NoRegionWeights()
     mesh = {} if avatar.flame is None else {"faces": avatar.flame.faces, "masks": avatar.flame.masks}
-    return RegionAdaptiveLoss(extra.region_weight_eyes, extra.region_weight_mouth, extra.region_weight_nose,
-                              extra.region_weight_face, **mesh)
+    return RegionAdaptiveLoss(
+        extra.region_weight_eyes, extra.region_weight_mouth, extra.region_weight_nose, extra.region_weight_face, **mesh
+    )
 
 
-def build_color(extra: InnovationOptions, cameras: list[Camera], background: Tensor, *, seed: int,
-                ) -> tuple[ColorCalibration | NoColorCalibration, Callable[[], dict[str, Tensor]]]:
+def build_color(
+    extra: InnovationOptions, cameras: list[Camera], background: Tensor, *, seed: int
+) -> tuple[ColorCalibration | NoColorCalibration, Callable[[], dict[str, Tensor]]]:
     """The colour calibration, and the terms that it adds to the loss."""
     if not extra.use_color_calibration:
         return NoColorCalibration(), dict
-    color = ColorCalibration([camera.camera_id for camera in cameras], hidden_dim=extra.color_net_hidden_dim,
-                             num_layers=extra.color_net_layers, per_camera=extra.color_per_camera, rate=extra.color_lr,
-                             background=background, generator=torch.Generator().manual_seed(seed + 3),
-                             device=background.device)
+    color = ColorCalibration(
+        [camera.camera_id for camera in cameras],
+        hidden_dim=extra.color_net_hidden_dim,
+        num_layers=extra.color_net_layers,
+        per_camera=extra.color_per_camera,
+        rate=extra.color_lr,
+        background=background,
+        generator=torch.Generator().manual_seed(seed + 3),
+        device=background.device,
+    )
     if not extra.lambda_color_reg:
         return color, dict
     return color, lambda: {"col_reg": extra.lambda_color_reg * color.regulariser()}
@@ -427,10 +574,16 @@ def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy
     if not extra.use_smart_densification:
         return fixed_threshold(optim.densify_grad_threshold)
     return SmartDensification(
-        gradient_threshold=optim.densify_grad_threshold, until_iter=min(optim.densify_until_iter, optim.iterations),
-        interval=optim.densification_interval, percentile_clone=extra.densify_percentile_clone,
-        percentile_split=extra.densify_percentile_split, max_gaussians=extra.max_gaussians,
-        floor_share=extra.densify_floor, absolute=extra.densify_absolute, split_radius=extra.densify_split_radius)
+        gradient_threshold=optim.densify_grad_threshold,
+        until_iter=min(optim.densify_until_iter, optim.iterations),
+        interval=optim.densification_interval,
+        percentile_clone=extra.densify_percentile_clone,
+        percentile_split=extra.densify_percentile_split,
+        max_gaussians=extra.max_gaussians,
+        floor_share=extra.densify_floor,
+        absolute=extra.densify_absolute,
+        split_radius=extra.densify_split_radius,
+    )
 
 
 def save(folder: Path, avatar: GaussianModel, color: ColorCalibration | NoColorCalibration) -> None:
@@ -447,8 +600,16 @@ def mean_terms(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([terms[name] for terms in batch]).mean() for name in batch[0]}
 
 
-def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians: Gaussians, vertices: Tensor | None,
-                   out: RenderOut, image: Tensor, target: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
+def compute_losses(
+    optim: OptimizationOptions,
+    avatar: GaussianModel,
+    gaussians: Gaussians,
+    vertices: Tensor | None,
+    out: RenderOut,
+    image: Tensor,
+    target: Tensor,
+    weights: Tensor | None,
+) -> dict[str, Tensor]:
     """The weighted terms of the loss, whose sum is minimised. `image` is that of `out` in calibrated colours."""
     l1, ssim = losses.photometric(image, target, weights)
     terms = {"l1": (1.0 - optim.lambda_dssim) * l1, "ssim": optim.lambda_dssim * (1.0 - ssim)}
@@ -456,8 +617,9 @@ def compute_losses(optim: OptimizationOptions, avatar: GaussianModel, gaussians:
         return terms
     visible = out.radii > 0
     if optim.lambda_xyz and optim.lambda_scale and not (optim.metric_xyz or optim.metric_scale):
-        xyz, scale = losses.local_regularisers(avatar.xyz, avatar.scaling, visible, optim.threshold_xyz,
-                                               optim.threshold_scale)
+        xyz, scale = losses.local_regularisers(
+            avatar.xyz, avatar.scaling, visible, optim.threshold_xyz, optim.threshold_scale
+        )
         return {**terms, "xyz": optim.lambda_xyz * xyz, "scale": optim.lambda_scale * scale}
     if optim.lambda_xyz:
         xyz = avatar.xyz
@@ -486,16 +648,25 @@ class OffsetTerms:
             terms["dynamic_offset"] = optim.lambda_dynamic_offset * losses.dynamic_offset(offset)
         if optim.lambda_dynamic_offset_std:
             others = self.parameters.dynamic_offset.detach()
-            every = torch.cat([others[:timestep], offset[None], others[timestep + 1:]])
+            every = torch.cat([others[:timestep], offset[None], others[timestep + 1 :]])
             terms["dynamic_offset_std"] = optim.lambda_dynamic_offset_std * losses.dynamic_offset_std(every)
         if optim.lambda_laplacian:
             terms["laplacian"] = optim.lambda_laplacian * losses.laplacian(offset, self.laplacian)
         return terms
 
 
-def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, cameras: list[Camera],
-         photograph: Callable[[int], Tensor], draw: Callable[..., RenderOut], suite: metrics.Suite,
-         indices: list[int], region: RegionAdaptiveLoss | NoRegionWeights) -> dict[str, float | None]:
+def show(
+    reporter: Reporter,
+    step: int,
+    split: str,
+    avatar: GaussianModel,
+    cameras: list[Camera],
+    photograph: Callable[[int], Tensor],
+    draw: Callable[..., RenderOut],
+    suite: metrics.Suite,
+    indices: list[int],
+    region: RegionAdaptiveLoss | NoRegionWeights,
+) -> dict[str, float | None]:
     """Measures views of a split, and hands the curves and a few pictures to TensorBoard."""
     pictured = evenly_spaced(len(cameras), 3)
 
@@ -504,8 +675,15 @@ def show(reporter: Reporter, step: int, split: str, avatar: GaussianModel, camer
             # The index too: merged sets use one image name for several views.
             reporter.picture(step, f"{split}/{view.index:05d}_{view.camera.name}", view.image, view.target)
 
-    means = evaluate(avatar, cameras, photograph, partial(draw, sh_degree=avatar.active_sh_degree), suite,
-                     indices=sorted({*pictured, *indices}), on_image=on_image)
+    means = evaluate(
+        avatar,
+        cameras,
+        photograph,
+        partial(draw, sh_degree=avatar.active_sh_degree),
+        suite,
+        indices=sorted({*pictured, *indices}),
+        on_image=on_image,
+    )
     reporter.evaluation(step, split, means)
     if pictured and isinstance(region, RegionAdaptiveLoss):
         camera = cameras[pictured[0]]
@@ -525,16 +703,30 @@ def held_out(dataset: Dataset, extra: InnovationOptions) -> SplitViews | None:
     return refinable_views(dataset.test, dataset.train, extra.refine_cameras)
 
 
-def measure_refined(avatar: GaussianModel, parts: SplitViews, steps: int, cameras: list[Camera],
-                    photograph: Callable[[int], Tensor], draw: Callable[..., RenderOut], suite: Callable[[], Any],
-                    ) -> dict[str, dict[str, float | None]]:
+def measure_refined(
+    avatar: GaussianModel,
+    parts: SplitViews,
+    steps: int,
+    cameras: list[Camera],
+    photograph: Callable[[int], Tensor],
+    draw: Callable[..., RenderOut],
+    suite: Callable[[], Any],
+) -> dict[str, dict[str, float | None]]:
     """The test split as tracked and with its poses fitted to the allowed cameras, both over the others' views only."""
     draw = partial(draw, sh_degree=avatar.active_sh_degree)
     motion = avatar.flame_parameters
     tracked = evaluate(avatar, cameras, photograph, draw, suite(), indices=parts.measured)
     motion.trainable = True
-    refine_poses(avatar, motion.row, cameras, photograph, draw, parameter_units(motion.columns, motion.device),
-                 indices=parts.looked_at, steps=steps)
+    refine_poses(
+        avatar,
+        motion.row,
+        cameras,
+        photograph,
+        draw,
+        parameter_units(motion.columns, motion.device),
+        indices=parts.looked_at,
+        steps=steps,
+    )
     motion.clear_gradients()
     refined = evaluate(avatar, cameras, photograph, draw, suite(), indices=parts.measured)
     return {"test_as_tracked": tracked, "test_refined": refined}
@@ -545,8 +737,9 @@ def check_finite(step: int, view: str, avatar: GaussianModel, terms: Mapping[str
     values = {f"loss {name}": value for name, value in terms.items() if name != "total"}
     values.update({f"gradient of {name}": p.grad for name, p in avatar.parameters().items() if p.grad is not None})
     if avatar.flame_parameters is not None:
-        values.update({f"gradient of FLAME {table}": grad
-                       for (table, _), grad in avatar.flame_parameters.gradients().items()})
+        values.update(
+            {f"gradient of FLAME {table}": grad for (table, _), grad in avatar.flame_parameters.gradients().items()}
+        )
     for name, value in values.items():
         if not torch.isfinite(value).all():
             raise UserError(f"--debug: iteration {step}, view {view}: {name} is not finite")
@@ -568,17 +761,26 @@ def explained(options: Options) -> Iterator[None]:
         kept = checkpoint.latest(output)
         place = short_of_memory(error)
         if place is None:
-            error.add_note(f"This is a defect of the program; to report it:\ncommand: {shlex.join(sys.argv)}\noptions: "
-                           f"{output / 'cfg_args'}\nlast checkpoint: {kept or 'none was written yet'}")
+            error.add_note(
+                f"This is a defect of the program; to report it:\ncommand: {shlex.join(sys.argv)}\noptions: "
+                f"{output / 'cfg_args'}\nlast checkpoint: {kept or 'none was written yet'}"
+            )
             raise
-        fewer = ("--max_gaussians (smaller)" if options.innovations.use_smart_densification
-                 else "--densify_grad_threshold (larger)")
+        fewer = (
+            "--max_gaussians (smaller)"
+            if options.innovations.use_smart_densification
+            else "--densify_grad_threshold (larger)"
+        )
         elsewhere = "--data_device cpu" if place == "GPU" else "--ram_share (smaller)"
         raise UserError(
             f"the memory of the {place} ran out with these options ({one_line(error)[:200] or 'no details'}): "
             f"{fewer}, --resolution (smaller) and {elsewhere} take less; "
-            + (f"{kept} and all before it are kept, go on with --start_checkpoint auto" if kept
-               else "no checkpoint was written yet")) from error
+            + (
+                f"{kept} and all before it are kept, go on with --start_checkpoint auto"
+                if kept
+                else "no checkpoint was written yet"
+            )
+        ) from error
 
 
 def main() -> None:

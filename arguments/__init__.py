@@ -17,7 +17,20 @@ from arguments.presets import PRESETS
 from arguments.schedule import Milestones, milestones, scale_schedule
 
 __all__ = [
-    "InnovationOptions", "Milestones", "ModelOptions", "OptimizationOptions", "Options", "PRESETS", "PipelineOptions",
-    "RenderOptions", "RunOptions", "milestones", "notes", "parse_render", "parse_train", "read_cfg_args",
-    "scale_schedule", "write_cfg_args",
+    "InnovationOptions",
+    "Milestones",
+    "ModelOptions",
+    "OptimizationOptions",
+    "Options",
+    "PRESETS",
+    "PipelineOptions",
+    "RenderOptions",
+    "RunOptions",
+    "milestones",
+    "notes",
+    "parse_render",
+    "parse_train",
+    "read_cfg_args",
+    "scale_schedule",
+    "write_cfg_args",
 ]

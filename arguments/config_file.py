@@ -10,23 +10,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from arguments.options import (
-    LARGEST_INTEGER,
-    FieldType,
-    Options,
-    comma_list,
-    field_types,
-    flatten,
-    groups,
-    validate,
-)
+from arguments.options import LARGEST_INTEGER, FieldType, Options, comma_list, field_types, flatten, groups, validate
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
 from utils.untrusted import read_regular
 
 # Real files have a few kilobytes; far below what could hurt the parser.
 _LARGEST_FILE = 1 << 20  # bytes
-_LONGEST_TEXT = 4096     # characters; of a path
+_LONGEST_TEXT = 4096  # characters; of a path
 
 
 def _file(path: str | Path) -> Path:
@@ -67,9 +58,13 @@ def read_cfg_args(path: str | Path) -> Options:
     filled = {}
     for name, group in groups(Options()):
         types = field_types(type(group))
-        known = {field.name: _convert(file, field.name, values[field.name], types[field.name],
-                                      commas=field.metadata["commas"])
-                 for field in dataclasses.fields(group) if field.name in values}
+        known = {
+            field.name: _convert(
+                file, field.name, values[field.name], types[field.name], commas=field.metadata["commas"]
+            )
+            for field in dataclasses.fields(group)
+            if field.name in values
+        }
         filled[name] = dataclasses.replace(group, **known)
         validate(filled[name], where=f"{file}: ")
     return Options(**filled)
@@ -90,8 +85,9 @@ def _parse(file: Path) -> dict[str, Any]:
             tree = ast.parse(data.decode("utf-8").strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{file} is not of the form Namespace(name=value, ...): {one_line(error)[:200]}") from error
-    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Namespace"
-            and not tree.args):
+    if not (
+        isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Namespace" and not tree.args
+    ):
         raise UserError(f"{file} is not of the form Namespace(name=value, ...)")
     values: dict[str, Any] = {}
     for keyword in tree.keywords:
@@ -100,8 +96,9 @@ def _parse(file: Path) -> dict[str, Any]:
         try:
             values[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            raise UserError(f"{file}: the value of {keyword.arg[:80]} is not a plain literal, "
-                            "so it is not read") from error
+            raise UserError(
+                f"{file}: the value of {keyword.arg[:80]} is not a plain literal, so it is not read"
+            ) from error
     return values
 
 

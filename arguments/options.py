@@ -29,25 +29,36 @@ MAX_RATE = 1e6
 
 def option(
     default: Any,
-    help: str,                       # one line
+    help: str,  # one line
     *,
     unit: str = "",
-    short: str = "",                 # one-letter flag, with its dash
+    short: str = "",  # one-letter flag, with its dash
     choices: tuple[str, ...] = (),
     at_least: float | None = None,
-    above: float | None = None,      # exclusive lower limit
+    above: float | None = None,  # exclusive lower limit
     at_most: float | None = None,
-    path: bool = False,              # made absolute by the parser
-    commas: bool = False,            # a list typed as one word: 1,2,3
-    switch: bool = False,            # has a second flag that turns it off, see `off_flag`
-    part_of: str = "",               # the option without which this one does nothing
+    path: bool = False,  # made absolute by the parser
+    commas: bool = False,  # a list typed as one word: 1,2,3
+    switch: bool = False,  # has a second flag that turns it off, see `off_flag`
+    part_of: str = "",  # the option without which this one does nothing
 ) -> Any:
     """A dataclass field that carries everything the parser and the checks need."""
-    return dataclasses.field(default=default, metadata={
-        "help": help, "unit": unit, "short": short, "choices": choices,
-        "at_least": at_least, "above": above, "at_most": at_most, "path": path,
-        "commas": commas, "switch": switch, "part_of": part_of,
-    })
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help,
+            "unit": unit,
+            "short": short,
+            "choices": choices,
+            "at_least": at_least,
+            "above": above,
+            "at_most": at_most,
+            "path": path,
+            "commas": commas,
+            "switch": switch,
+            "part_of": part_of,
+        },
+    )
 
 
 def _rate(default: float, help: str, **more: Any) -> Any:
@@ -66,26 +77,34 @@ class ModelOptions:
     source_path: str = option("", "folder of the capture", short="-s", path=True)
     model_path: str = option("", "folder of the avatar: everything is written here", short="-m", path=True)
     target_path: str | None = option(
-        None, "capture whose cameras and motion replace those of the source", short="-t", path=True)
+        None, "capture whose cameras and motion replace those of the source", short="-t", path=True
+    )
     images: str = option("images", "name of the image folder inside a COLMAP scene", short="-i")
     resolution: int = option(
-        -1, "1, 2, 4 or 8 divides the image size; another number is the target width; -1 keeps it, up to a width "
-        "of 1600", short="-r", unit="pixels", at_least=-1)
+        -1,
+        "1, 2, 4 or 8 divides the image size; another number is the target width; -1 keeps it, up to a width of 1600",
+        short="-r",
+        unit="pixels",
+        at_least=-1,
+    )
     white_background: bool = option(False, "white instead of black behind the subject", short="-w")
     eval: bool = option(False, "hold back the val and test splits instead of training on them too")
     bind_to_mesh: bool = option(False, "bind every Gaussian to a triangle of the tracked head")
     sh_degree: int = option(3, "degree of the view-dependent colour", unit="0 to 3", at_least=0, at_most=3)
-    data_device: str = option(
-        "auto", "where the decoded images live; auto: on the GPU when they fit", choices=DEVICES)
+    data_device: str = option("auto", "where the decoded images live; auto: on the GPU when they fit", choices=DEVICES)
     disable_flame_static_offset: bool = option(False, "ignore the per-vertex static offset of the tracking")
     not_finetune_flame_params: bool = option(False, "keep the tracked FLAME parameters as they are")
     select_camera_id: int = option(-1, "use this camera only; -1: all of them", at_least=-1)
     skip_bad_frames: bool = option(
-        False, "leave out frames of a rigged capture that cannot be used (NaN in the tracking or the camera, a broken "
-        "image) instead of stopping; more than half is still an error")
+        False,
+        "leave out frames of a rigged capture that cannot be used (NaN in the tracking or the camera, a broken "
+        "image) instead of stopping; more than half is still an error",
+    )
     head_model: str | None = option(
-        None, "FLAME-format head model; default: <source>/head_model.pkl, else "
-        "flame_model/assets/flame/flame2023.pkl", path=True)
+        None,
+        "FLAME-format head model; default: <source>/head_model.pkl, else flame_model/assets/flame/flame2023.pkl",
+        path=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -96,49 +115,57 @@ class OptimizationOptions:
     position_lr_init: float = _rate(0.005, "first learning rate of the positions, times the scene extent", above=0)
     position_lr_final: float = _rate(0.00005, "last learning rate of the positions, times the scene extent", above=0)
     position_lr_delay_mult: float = option(
-        0.01, "accepted for existing scripts, without effect: it scales a warm-up that lasts 0 iterations",
-        at_least=0, at_most=1)
+        0.01,
+        "accepted for existing scripts, without effect: it scales a warm-up that lasts 0 iterations",
+        at_least=0,
+        at_most=1,
+    )
     position_lr_max_steps: int = option(
-        600_000, "when the positions reach their last learning rate", unit="iterations", at_least=1)
+        600_000, "when the positions reach their last learning rate", unit="iterations", at_least=1
+    )
     feature_lr: float = _rate(
-        0.0025, "learning rate of the base colour; the other colour coefficients take a 20th", at_least=0)
+        0.0025, "learning rate of the base colour; the other colour coefficients take a 20th", at_least=0
+    )
     opacity_lr: float = _rate(0.05, "learning rate of the opacity", unit="logit", at_least=0)
     scaling_lr: float = _rate(0.017, "learning rate of the size", unit="log", at_least=0)
     rotation_lr: float = _rate(0.001, "learning rate of the rotation quaternion", at_least=0)
     percent_dense: float = option(
-        0.01, "size that separates cloning (below) from splitting (above)", unit="share of the scene extent",
-        at_least=0)
+        0.01, "size that separates cloning (below) from splitting (above)", unit="share of the scene extent", at_least=0
+    )
     densification_interval: int = option(2_000, "time between densifications", unit="iterations", at_least=1)
     opacity_reset_interval: int = option(60_000, "time between opacity resets", unit="iterations", at_least=1)
     densify_from_iter: int = option(10_000, "densification starts after this", unit="iterations", at_least=0)
     densify_until_iter: int = option(600_000, "densification ends before this", unit="iterations", at_least=0)
     densify_grad_threshold: float = option(
-        0.0002, "mean gradient of the projected centre above which a Gaussian is densified", unit="NDC", above=0)
+        0.0002, "mean gradient of the projected centre above which a Gaussian is densified", unit="NDC", above=0
+    )
     sh_increase_interval: int = option(
-        1_000, "time between steps of the colour degree, from 0 to --sh_degree", unit="iterations", at_least=1)
+        1_000, "time between steps of the colour degree, from 0 to --sh_degree", unit="iterations", at_least=1
+    )
     flame_expr_lr: float = _rate(1e-3, "learning rate of the expression coefficients", at_least=0)
     flame_trans_lr: float = _rate(1e-6, "learning rate of the head translation", unit="metres", at_least=0)
-    flame_pose_lr: float = _rate(1e-5, "learning rate of the head, neck, jaw and eye poses", unit="radians",
-                                  at_least=0)
+    flame_pose_lr: float = _rate(1e-5, "learning rate of the head, neck, jaw and eye poses", unit="radians", at_least=0)
     lambda_dssim: float = option(0.2, "weight of 1 - SSIM; L1 takes the rest", unit="0 to 1", at_least=0, at_most=1)
     lambda_xyz: float = option(1e-2, "weight of the penalty on leaving the triangle", at_least=0)
     threshold_xyz: float = option(
-        1.0, "free distance from the triangle's centre", unit="triangle scales, or metres with --metric_xyz",
-        at_least=0)
+        1.0, "free distance from the triangle's centre", unit="triangle scales, or metres with --metric_xyz", at_least=0
+    )
     metric_xyz: bool = option(False, "measure --threshold_xyz in metres")
     lambda_scale: float = option(1.0, "weight of the penalty on large Gaussians", at_least=0)
-    threshold_scale: float = option(
-        0.6, "free size", unit="triangle scales, or metres with --metric_scale", at_least=0)
+    threshold_scale: float = option(0.6, "free size", unit="triangle scales, or metres with --metric_scale", at_least=0)
     metric_scale: bool = option(False, "measure --threshold_scale in metres")
     lambda_dynamic_offset: float = option(
-        0.0, "weight of the size of the per-timestep vertex offsets; any of the three weights above 0 trains these "
-        "offsets", at_least=0)
-    lambda_laplacian: float = option(
-        0.0, "weight of the roughness of the per-timestep vertex offsets", at_least=0)
+        0.0,
+        "weight of the size of the per-timestep vertex offsets; any of the three weights above 0 trains these offsets",
+        at_least=0,
+    )
+    lambda_laplacian: float = option(0.0, "weight of the roughness of the per-timestep vertex offsets", at_least=0)
     lambda_dynamic_offset_std: float = option(
-        0.0, "weight of the spread over time of the per-timestep vertex offsets", at_least=0)
+        0.0, "weight of the spread over time of the per-timestep vertex offsets", at_least=0
+    )
     dynamic_offset_lr: float = _rate(
-        1e-5, "learning rate of the per-timestep vertex offsets, where they are trained", unit="metres", at_least=0)
+        1e-5, "learning rate of the per-timestep vertex offsets, where they are trained", unit="metres", at_least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -147,10 +174,12 @@ class PipelineOptions:
 
     convert_SHs_python: bool = option(False, "evaluate the view-dependent colour in PyTorch, not in the kernels")
     compute_cov3D_python: bool = option(
-        False, "accepted for existing scripts, without effect: the kernels compute the same covariances themselves")
+        False, "accepted for existing scripts, without effect: the kernels compute the same covariances themselves"
+    )
     debug: bool = option(False, "stop at the first NaN or infinite value (slower)")
     rasterizer: str = option(
-        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS)
+        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS
+    )
 
 
 @dataclass(frozen=True)
@@ -158,42 +187,65 @@ class RunOptions:
     """Where and how the run proceeds."""
 
     ip: str | None = option(None, "address of the live viewer (accepted; there is no viewer yet)")
-    port: int | None = option(None, "port of the live viewer (accepted; there is no viewer yet)",
-                              at_least=1, at_most=65535)
+    port: int | None = option(
+        None, "port of the live viewer (accepted; there is no viewer yet)", at_least=1, at_most=65535
+    )
     debug_from: int = option(-1, "turn --debug on from this iteration; -1: never", unit="iterations", at_least=-1)
     detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
     interval: int = option(
-        60_000, "time between evaluations, saved avatars and checkpoints; the last iteration always gets all three",
-        unit="iterations", at_least=1)
+        60_000,
+        "time between evaluations, saved avatars and checkpoints; the last iteration always gets all three",
+        unit="iterations",
+        at_least=1,
+    )
     test_iterations: tuple[int, ...] = option(
-        (), "evaluate at these iterations instead of every --interval; those beyond the run are ignored", at_least=1)
+        (), "evaluate at these iterations instead of every --interval; those beyond the run are ignored", at_least=1
+    )
     save_iterations: tuple[int, ...] = option(
-        (), "save the avatar at these iterations instead of every --interval; those beyond the run are ignored",
-        at_least=1)
+        (),
+        "save the avatar at these iterations instead of every --interval; those beyond the run are ignored",
+        at_least=1,
+    )
     checkpoint_iterations: tuple[int, ...] = option(
-        (), "write a checkpoint at these iterations instead of every --interval; those beyond the run are ignored",
-        at_least=1)
+        (),
+        "write a checkpoint at these iterations instead of every --interval; those beyond the run are ignored",
+        at_least=1,
+    )
     checkpoint_every_minutes: float = option(
-        10.0, "also write a checkpoint when so much time has passed since the last one; 0: not", unit="minutes",
-        at_least=0)
+        10.0,
+        "also write a checkpoint when so much time has passed since the last one; 0: not",
+        unit="minutes",
+        at_least=0,
+    )
     keep_checkpoints: int = option(0, "keep only so many checkpoints, the newest; 0: all", at_least=0)
     start_checkpoint: str | None = option(
-        None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True)
+        None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True
+    )
     quiet: bool = option(False, "print no progress")
     seed: int = option(0, "seed of every random choice", at_least=0, at_most=2**32 - 1)
     device: str = option("auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
     scale_schedule: bool = option(
-        False, f"scale every iteration-valued default by iterations / {DEFAULT_ITERATIONS}, so that a short run is a "
-        "small copy of the long one; values typed on the command line are taken as typed")
+        False,
+        f"scale every iteration-valued default by iterations / {DEFAULT_ITERATIONS}, so that a short run is a "
+        "small copy of the long one; values typed on the command line are taken as typed",
+    )
     ram_share: float = option(
-        0.5, "share of the memory that decoded images may fill before they go to a memory-mapped file",
-        unit="0 to 1", above=0, at_most=1)
+        0.5,
+        "share of the memory that decoded images may fill before they go to a memory-mapped file",
+        unit="0 to 1",
+        above=0,
+        at_most=1,
+    )
 
 
 def _region(default: float, what: str) -> Any:
-    return option(default, f"weight of {what}, where the rest of the picture has 1", at_least=0,
-                  part_of="use_region_adaptive_loss")
+    return option(
+        default,
+        f"weight of {what}, where the rest of the picture has 1",
+        at_least=0,
+        part_of="use_region_adaptive_loss",
+    )
 
 
 def _factor(default: float, flag: str) -> Any:
@@ -222,8 +274,10 @@ class InnovationOptions:
     """What buys quality or time cheaply. All off by default; each --use_X (and other switch here) has a --no_X."""
 
     preset: str | None = option(
-        None, "a set of the flags below; those typed beside it win, and --no_X switches a part of it off",
-        choices=tuple(PRESETS))
+        None,
+        "a set of the flags below; those typed beside it win, and --no_X switches a part of it off",
+        choices=tuple(PRESETS),
+    )
 
     use_region_adaptive_loss: bool = option(False, "weight the loss by regions of the face", switch=True)
     region_weight_eyes: float = _region(2.0, "the eyes")
@@ -232,97 +286,172 @@ class InnovationOptions:
     region_weight_face: float = _region(1.2, "the rest of the face")
 
     use_smart_densification: bool = option(
-        False, "densify by percentiles of the gradient statistic, under a budget", switch=True)
+        False, "densify by percentiles of the gradient statistic, under a budget", switch=True
+    )
     densify_percentile_clone: float = option(
-        75.0, "small Gaussians above this percentile are cloned", unit="percent", at_least=0, at_most=100,
-        part_of="use_smart_densification")
+        75.0,
+        "small Gaussians above this percentile are cloned",
+        unit="percent",
+        at_least=0,
+        at_most=100,
+        part_of="use_smart_densification",
+    )
     densify_percentile_split: float = option(
-        90.0, "large Gaussians above this percentile are split; not below --densify_percentile_clone", unit="percent",
-        at_least=0, at_most=100, part_of="use_smart_densification")
+        90.0,
+        "large Gaussians above this percentile are split; not below --densify_percentile_clone",
+        unit="percent",
+        at_least=0,
+        at_most=100,
+        part_of="use_smart_densification",
+    )
     densify_floor: float = option(
-        1.0, "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops "
-        "growing", at_least=0, part_of="use_smart_densification")
+        1.0,
+        "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops growing",
+        at_least=0,
+        part_of="use_smart_densification",
+    )
     densify_absolute: bool = option(
-        True, "judge a Gaussian by the sum of the absolute gradients of its pixels, in which opposite pulls do not "
-        "cancel; on unless switched off", switch=True, part_of="use_smart_densification")
+        True,
+        "judge a Gaussian by the sum of the absolute gradients of its pixels, in which opposite pulls do not "
+        "cancel; on unless switched off",
+        switch=True,
+        part_of="use_smart_densification",
+    )
     densify_split_radius: float = option(
-        4.0, "Gaussians with a larger radius on screen are split, not cloned", unit="pixels, three standard deviations",
-        at_least=0, part_of="use_smart_densification")
+        4.0,
+        "Gaussians with a larger radius on screen are split, not cloned",
+        unit="pixels, three standard deviations",
+        at_least=0,
+        part_of="use_smart_densification",
+    )
     max_gaussians: int = option(
-        150_000, "the budget, approached over the whole schedule; 0: none", unit="Gaussians", at_least=0,
-        part_of="use_smart_densification")
+        150_000,
+        "the budget, approached over the whole schedule; 0: none",
+        unit="Gaussians",
+        at_least=0,
+        part_of="use_smart_densification",
+    )
 
     use_progressive_resolution: bool = option(False, "begin with smaller images", switch=True)
     resolution_schedule: tuple[float, ...] = option(
-        (0.5, 0.75, 1.0), "the scales of the images, one after the other", unit="comma-separated shares of the size",
-        above=0, at_most=1, commas=True, part_of="use_progressive_resolution")
+        (0.5, 0.75, 1.0),
+        "the scales of the images, one after the other",
+        unit="comma-separated shares of the size",
+        above=0,
+        at_most=1,
+        commas=True,
+        part_of="use_progressive_resolution",
+    )
     resolution_milestones: tuple[int, ...] = option(
-        (100_000, 300_000), "when the next scale begins: one fewer than there are scales",
-        unit="comma-separated iterations", at_least=1, commas=True, part_of="use_progressive_resolution")
+        (100_000, 300_000),
+        "when the next scale begins: one fewer than there are scales",
+        unit="comma-separated iterations",
+        at_least=1,
+        commas=True,
+        part_of="use_progressive_resolution",
+    )
 
     use_color_calibration: bool = option(
-        False, "learn a small network that maps rendered to photographed colours", switch=True)
+        False, "learn a small network that maps rendered to photographed colours", switch=True
+    )
     color_net_hidden_dim: int = option(
-        16, "channels of its hidden layers", at_least=1, at_most=256, part_of="use_color_calibration")
-    color_net_layers: int = option(
-        3, "number of its layers", at_least=1, at_most=16, part_of="use_color_calibration")
+        16, "channels of its hidden layers", at_least=1, at_most=256, part_of="use_color_calibration"
+    )
+    color_net_layers: int = option(3, "number of its layers", at_least=1, at_most=16, part_of="use_color_calibration")
     lambda_color_reg: float = option(
-        0.0, "weight of the squared size of its weights", at_least=0, part_of="use_color_calibration")
+        0.0, "weight of the squared size of its weights", at_least=0, part_of="use_color_calibration"
+    )
     color_per_camera: bool = option(
-        False, "also learn the exposure and white balance of each training camera", switch=True,
-        part_of="use_color_calibration")
-    color_lr: float = _rate(1e-3, "learning rate of the colour calibration", at_least=0,
-                             part_of="use_color_calibration")
+        False,
+        "also learn the exposure and white balance of each training camera",
+        switch=True,
+        part_of="use_color_calibration",
+    )
+    color_lr: float = _rate(
+        1e-3, "learning rate of the colour calibration", at_least=0, part_of="use_color_calibration"
+    )
 
     use_amp: bool = option(False, "mixed precision where it is safe", switch=True)
 
     use_warm_start: bool = option(
-        False, "begin near the result, with colours from the images, and with FLAME rates that fit tracker noise",
-        switch=True)
+        False,
+        "begin near the result, with colours from the images, and with FLAME rates that fit tracker noise",
+        switch=True,
+    )
     warm_colors: bool = option(
-        True, "its colours: those of the training images, instead of near-black; on unless switched off", switch=True,
-        part_of="use_warm_start")
+        True,
+        "its colours: those of the training images, instead of near-black; on unless switched off",
+        switch=True,
+        part_of="use_warm_start",
+    )
     warm_opacity: float = option(
-        0.5, "its opacity; 0.1 is that of an ordinary start", unit="0 to 1", above=0, at_most=0.99,
-        part_of="use_warm_start")
+        0.5,
+        "its opacity; 0.1 is that of an ordinary start",
+        unit="0 to 1",
+        above=0,
+        at_most=0.99,
+        part_of="use_warm_start",
+    )
     warm_scale: float = option(
-        0.5, "its size of a Gaussian; 1 is that of an ordinary start", unit="triangle scales", above=0,
-        part_of="use_warm_start")
+        0.5,
+        "its size of a Gaussian; 1 is that of an ordinary start",
+        unit="triangle scales",
+        above=0,
+        part_of="use_warm_start",
+    )
     warm_skip_resets: bool = option(
-        True, "no opacity resets: a start without floating fog has nothing to reset; on unless switched off",
-        switch=True, part_of="use_warm_start")
+        True,
+        "no opacity resets: a start without floating fog has nothing to reset; on unless switched off",
+        switch=True,
+        part_of="use_warm_start",
+    )
     warm_prune_opacity: float = option(
-        0.05, "where opacities are not reset, Gaussians fainter than this are removed at every densification; 0.005 as "
-        "in an ordinary run", unit="0 to 1", at_least=0, at_most=0.99, part_of="use_warm_start")
+        0.05,
+        "where opacities are not reset, Gaussians fainter than this are removed at every densification; 0.005 as "
+        "in an ordinary run",
+        unit="0 to 1",
+        at_least=0,
+        at_most=0.99,
+        part_of="use_warm_start",
+    )
     warm_feature_lr_factor: float = _factor(2.0, "--feature_lr")
     warm_expr_lr_factor: float = _factor(3.0, "--flame_expr_lr")
     warm_trans_lr_factor: float = _factor(10.0, "--flame_trans_lr")
     warm_pose_lr_factor: float = _factor(10.0, "--flame_pose_lr")
 
     lr_cooldown: float = option(
-        0.0, "at the end of the run the learning rates of colour, opacity, size and rotation fall to a tenth over this "
-        "share of it; 0: they stay", unit="0 to 1", at_least=0, at_most=1)
+        0.0,
+        "at the end of the run the learning rates of colour, opacity, size and rotation fall to a tenth over this "
+        "share of it; 0: they stay",
+        unit="0 to 1",
+        at_least=0,
+        at_most=1,
+    )
 
-    batch_views: int = option(
-        1, "views per step, whose gradients are averaged", unit="views", at_least=1, at_most=4096)
+    batch_views: int = option(1, "views per step, whose gradients are averaged", unit="views", at_least=1, at_most=4096)
     refine_test_poses: int = _refine_steps(
         "at the end, also measure the test split with FLAME parameters fitted to the views of --refine_cameras in so "
-        "many steps; 0: as tracked only")
+        "many steps; 0: as tracked only"
+    )
     refine_cameras: tuple[int, ...] = _refine_cameras("refine_test_poses")
 
     def conflict(self) -> str | None:
         """What is wrong between the values, as a sentence; None when they fit together."""
         clone, split = self.densify_percentile_clone, self.densify_percentile_split
         if clone > split:
-            return (f"--densify_percentile_clone {clone:g} is above --densify_percentile_split {split:g}: it must not "
-                    "be larger")
+            return (
+                f"--densify_percentile_clone {clone:g} is above --densify_percentile_split {split:g}: it must not "
+                "be larger"
+            )
         scales, moments = self.resolution_schedule, self.resolution_milestones
         if not scales:
             return "--resolution_schedule must hold at least one scale"
         typed = ",".join(map(str, moments))
         if len(moments) != len(scales) - 1:
-            return (f"--resolution_schedule {','.join(f'{scale:g}' for scale in scales)} needs {len(scales) - 1} "
-                    f"--resolution_milestones, one per switch, not {typed or 'none'}")
+            return (
+                f"--resolution_schedule {','.join(f'{scale:g}' for scale in scales)} needs {len(scales) - 1} "
+                f"--resolution_milestones, one per switch, not {typed or 'none'}"
+            )
         if any(after <= before for before, after in zip(moments, moments[1:])):
             return f"--resolution_milestones must increase from one to the next, not {typed}"
         return _refinement_conflict("refine_test_poses", self.refine_test_poses, self.refine_cameras)
@@ -350,22 +479,28 @@ class RenderOptions:
     skip_test: bool = option(False, "leave out the test split (held-out sequences)")
     select_camera_id: int = option(-1, "use this camera only; -1: all of them", at_least=-1)
     source_path: str | None = option(
-        None, "folder of the capture, if it is not where it was during training", short="-s", path=True)
-    target_path: str | None = option(
-        None, "capture whose cameras and motion the avatar follows", short="-t", path=True)
+        None, "folder of the capture, if it is not where it was during training", short="-s", path=True
+    )
+    target_path: str | None = option(None, "capture whose cameras and motion the avatar follows", short="-t", path=True)
     head_model: str | None = option(
-        None, "FLAME-format head model, if it is not where it was during training", path=True)
+        None, "FLAME-format head model, if it is not where it was during training", path=True
+    )
     render_mesh: bool = option(False, "also draw the head mesh over the pictures")
     no_color_calibration: bool = option(False, "the colours without the calibration that was trained with them")
     refine_flame: int = _refine_steps(
         "fit the FLAME parameters of frames that were not trained on to the views of --refine_cameras, in so many "
-        "steps; 0: as tracked")
+        "steps; 0: as tracked"
+    )
     refine_cameras: tuple[int, ...] = _refine_cameras("refine_flame")
     export_world: int | None = option(
-        None, "write an ordinary world-space 3DGS PLY of this timestep, which any splat viewer opens", unit="timestep",
-        at_least=0)
+        None,
+        "write an ordinary world-space 3DGS PLY of this timestep, which any splat viewer opens",
+        unit="timestep",
+        at_least=0,
+    )
     rasterizer: str = option(
-        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS)
+        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS
+    )
     device: str = option("auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
     quiet: bool = option(False, "print no progress")
@@ -378,9 +513,9 @@ class RenderOptions:
 class FieldType(typing.NamedTuple):
     """The type of an option, taken apart."""
 
-    kind: type        # bool, int, float or str
-    optional: bool    # None is allowed
-    many: bool        # a tuple of `kind`
+    kind: type  # bool, int, float or str
+    optional: bool  # None is allowed
+    many: bool  # a tuple of `kind`
 
 
 @functools.cache
@@ -411,8 +546,9 @@ def groups(options: Options) -> Iterator[tuple[str, Any]]:
 
 def flatten(options: Options) -> dict[str, Any]:
     """All options by name, in the order of the groups."""
-    return {field.name: getattr(group, field.name)
-            for _, group in groups(options) for field in dataclasses.fields(group)}
+    return {
+        field.name: getattr(group, field.name) for _, group in groups(options) for field in dataclasses.fields(group)
+    }
 
 
 def validate(group: Any, where: str = "") -> None:

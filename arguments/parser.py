@@ -46,8 +46,9 @@ def _add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
             settings["action"] = "store_true"
         else:
             settings["type"] = _comma_reader(kind) if field.metadata["commas"] else kind
-            settings["metavar"] = "|".join(field.metadata["choices"]) or ("PATH" if field.metadata["path"]
-                                                                          else kind.__name__.upper())
+            settings["metavar"] = "|".join(field.metadata["choices"]) or (
+                "PATH" if field.metadata["path"] else kind.__name__.upper()
+            )
             if field.metadata["commas"]:
                 settings["metavar"] += ",..."
             elif many:
@@ -59,8 +60,12 @@ def _add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
         flags = [flag for flag in (field.metadata["short"], f"--{field.name}") if flag]
         section.add_argument(*flags, dest=field.name, help=text.replace("%", "%%"), **settings)
         if field.metadata["switch"]:
-            section.add_argument(off_flag(field.name), dest=field.name, action="store_false",
-                                 help=f"switches --{field.name} off; of the two, the last one typed wins")
+            section.add_argument(
+                off_flag(field.name),
+                dest=field.name,
+                action="store_false",
+                help=f"switches --{field.name} off; of the two, the last one typed wins",
+            )
 
 
 def _comma_reader(kind: type) -> Callable[[str], tuple[Any, ...]]:
@@ -69,6 +74,7 @@ def _comma_reader(kind: type) -> Callable[[str], tuple[Any, ...]]:
             return comma_list(kind, text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
+
     return read
 
 
@@ -143,9 +149,11 @@ def notes(options: Options) -> list[str]:
     innovations = options.innovations
     milestones = innovations.resolution_milestones
     if innovations.use_progressive_resolution and milestones and milestones[-1] > options.optimization.iterations:
-        lines.append(f"note: --resolution_milestones {_as_typed(milestones)} are beyond --iterations "
-                     f"{options.optimization.iterations}: the run ends at a smaller scale (--scale_schedule shortens "
-                     "untyped ones)")
+        lines.append(
+            f"note: --resolution_milestones {_as_typed(milestones)} are beyond --iterations "
+            f"{options.optimization.iterations}: the run ends at a smaller scale (--scale_schedule shortens "
+            "untyped ones)"
+        )
     if innovations.preset:
         lines.append(f"preset {innovations.preset}: {' '.join(preset_flags(innovations)) or 'no flags'}")
     return lines
@@ -174,6 +182,9 @@ def _without_effect(options: Options) -> Iterator[tuple[str, str]]:
         plain = scale_schedule(dataclasses.replace(options, innovations=plain)).innovations
     for field in dataclasses.fields(plain):
         needed = field.metadata["part_of"]
-        if (needed and not getattr(options.innovations, needed)
-                and getattr(options.innovations, field.name) != getattr(plain, field.name)):
+        if (
+            needed
+            and not getattr(options.innovations, needed)
+            and getattr(options.innovations, field.name) != getattr(plain, field.name)
+        ):
             yield field.name, needed

@@ -62,9 +62,9 @@ def scale_schedule(options: Options, typed: frozenset[str] = frozenset()) -> Opt
 class Moments:
     """The iterations at which one kind of event is due; call it with an iteration counted from 1."""
 
-    last: int                        # iterations of the run
-    interval: int                    # used where nothing is listed
-    listed: frozenset[int]           # replaces the interval where not empty
+    last: int  # iterations of the run
+    interval: int  # used where nothing is listed
+    listed: frozenset[int]  # replaces the interval where not empty
 
     def __call__(self, iteration: int) -> bool:
         # The last one is always due: a run that ends between two multiples of
@@ -91,5 +91,9 @@ def milestones(options: Options) -> Milestones:
     with `--test_iterations 7000 30000` also works for a short run.
     """
     run, last = options.run, options.optimization.iterations
-    return Milestones(*(Moments(last, run.interval, frozenset(listed))
-                        for listed in (run.test_iterations, run.save_iterations, run.checkpoint_iterations)))
+    return Milestones(
+        *(
+            Moments(last, run.interval, frozenset(listed))
+            for listed in (run.test_iterations, run.save_iterations, run.checkpoint_iterations)
+        )
+    )

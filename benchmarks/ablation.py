@@ -64,8 +64,10 @@ ROWS: dict[str, list[str]] = {
     "amp": ["--use_amp"],
     "progressive": ["--use_progressive_resolution"],
     "warm_start": ["--use_warm_start"],
-    **{f"warm_{part}": ["--use_warm_start", *itertools.chain(*(WITHOUT[other] for other in WITHOUT if other != part))]
-       for part in WITHOUT},
+    **{
+        f"warm_{part}": ["--use_warm_start", *itertools.chain(*(WITHOUT[other] for other in WITHOUT if other != part))]
+        for part in WITHOUT
+    },
     "cooldown": ["--lr_cooldown", "0.2"],
     "ultra": ["--preset", "ultra"],
     "balanced": ["--preset", "balanced"],
@@ -87,8 +89,17 @@ def folder_of(out: Path, row: str, seed: int) -> Path:
 
 def command_of(options: argparse.Namespace, row: str, seed: int) -> list[str]:
     """The train.py flags of a run, without its folder."""
-    return ["-s", str(options.source_path), *COMMON, *options.extra, *ROWS[row],
-            "--iterations", str(options.iterations), "--seed", str(seed)]
+    return [
+        "-s",
+        str(options.source_path),
+        *COMMON,
+        *options.extra,
+        *ROWS[row],
+        "--iterations",
+        str(options.iterations),
+        "--seed",
+        str(seed),
+    ]
 
 
 def what_to_do(folder: Path, flags: Sequence[str]) -> Todo:
@@ -101,12 +112,14 @@ def what_to_do(folder: Path, flags: Sequence[str]) -> Todo:
         return "start"
     note = _read(folder / NOTE)
     if note is not None and note["flags"] != list(flags):
-        raise UserError(f"{folder} was trained with other flags ({shlex.join(note['flags'])}): "
-                        "remove it or choose another --out")
+        raise UserError(
+            f"{folder} was trained with other flags ({shlex.join(note['flags'])}): remove it or choose another --out"
+        )
     if note is None:
         # Our own runs begin with the note: never remove a folder that is somebody else's.
-        raise UserError(f"{folder} was not made by this benchmark (it has no {NOTE}): "
-                        "remove it or choose another --out")
+        raise UserError(
+            f"{folder} was not made by this benchmark (it has no {NOTE}): remove it or choose another --out"
+        )
     if (folder / "results.json").exists():
         return "skip"
     return "continue" if any(folder.glob("chkpnt*.pth")) else "start"
@@ -129,10 +142,19 @@ def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
         UserError: it failed; with the last line it wrote.
     """
     todo = what_to_do(folder, flags)
-    words = [sys.executable, str(ROOT / "train.py"), *flags, "-m", str(folder), "--quiet",
-             # The last avatar is all that is measured; two checkpoints on the way are enough to go on from.
-             "--save_iterations", str(iterations),
-             "--checkpoint_iterations", *(str(max(1, iterations * part // 3)) for part in (1, 2, 3))]
+    words = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *flags,
+        "-m",
+        str(folder),
+        "--quiet",
+        # The last avatar is all that is measured; two checkpoints on the way are enough to go on from.
+        "--save_iterations",
+        str(iterations),
+        "--checkpoint_iterations",
+        *(str(max(1, iterations * part // 3)) for part in (1, 2, 3)),
+    ]
     if todo == "start":
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / NOTE, {"flags": list(flags)})
@@ -142,8 +164,9 @@ def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
         status = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False).returncode
     if status != 0:
         lines = (folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        raise UserError(f"the training in {folder} stopped with status {status}: {lines[-1] if lines else ''} "
-                        f"(see train.log there)")
+        raise UserError(
+            f"the training in {folder} stopped with status {status}: {lines[-1] if lines else ''} (see train.log there)"
+        )
     for checkpoint in folder.glob("chkpnt*.pth"):  # dozens of runs of them would fill the disk
         checkpoint.unlink()
 
@@ -151,8 +174,11 @@ def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
 def run_quality(options: argparse.Namespace) -> None:
     """All quality runs that are not finished yet."""
     wanted = [(row, seed) for seed in range(options.repeats) for row in options.rows]
-    missing = [(row, seed) for row, seed in wanted
-               if what_to_do(folder_of(options.out, row, seed), command_of(options, row, seed)) != "skip"]
+    missing = [
+        (row, seed)
+        for row, seed in wanted
+        if what_to_do(folder_of(options.out, row, seed), command_of(options, row, seed)) != "skip"
+    ]
     with progress(total=len(wanted), initial=len(wanted) - len(missing), desc="Quality runs", unit="run") as bar:
         for row, seed in missing:
             bar.set_postfix_str(f"{row}, seed {seed}", refresh=sys.stderr.isatty())
@@ -169,20 +195,23 @@ def run_timings(options: argparse.Namespace) -> None:
     for seed in range(options.timings):
         missing = [row for row in options.rows if not timing_is_done(options, row, seed)]
         for start in range(0, len(missing), options.together - 1):
-            group = missing[start:start + options.together - 1]
+            group = missing[start : start + options.together - 1]
             # Two baselines where the row is the baseline itself: the control.
             commands = {row: command_of(options, row, seed) for row in group}
             commands[""] = command_of(options, BASELINE, seed)
             slices = (options.iterations - 2) // SLICE
-            with progress(total=slices * len(commands), desc=f"Timing {', '.join(group)}, round {seed}",
-                          unit="slice") as bar:
+            with progress(
+                total=slices * len(commands), desc=f"Timing {', '.join(group)}, round {seed}", unit="slice"
+            ) as bar:
                 try:
                     seconds = interleave(commands, on_slice=bar.update)
                 except Failed as error:
                     raise UserError(str(error)) from error
                 for row in group:
-                    write_json(timing_of(options.out, row, seed), {
-                        "flags": commands[row], "slice": SLICE, "seconds": seconds[row], "baseline": seconds[""]})
+                    write_json(
+                        timing_of(options.out, row, seed),
+                        {"flags": commands[row], "slice": SLICE, "seconds": seconds[row], "baseline": seconds[""]},
+                    )
                     bar.write(f"{row}, round {seed}: {ratio(seconds[row], seconds['']):.3f}x the time per iteration")
 
 
@@ -194,8 +223,9 @@ def timing_is_done(options: argparse.Namespace, row: str, seed: int) -> bool:
     """Raises UserError when it was made with other flags."""
     found = _read(timing_of(options.out, row, seed))
     if found is not None and found["flags"] != command_of(options, row, seed):
-        raise UserError(f"{timing_of(options.out, row, seed)} was made with other flags: "
-                        "remove it or choose another --out")
+        raise UserError(
+            f"{timing_of(options.out, row, seed)} was made with other flags: remove it or choose another --out"
+        )
     return found is not None
 
 
@@ -241,7 +271,8 @@ def add_clock(run: dict[str, Any], timing: Mapping[str, Any] | None) -> None:
     whole = sum(timing["baseline"])
     run["curves"]["baseline_durations"] = [
         [1 + timing["slice"] * (number + 1), seconds / whole]
-        for number, seconds in enumerate(itertools.accumulate(timing["seconds"]))]
+        for number, seconds in enumerate(itertools.accumulate(timing["seconds"]))
+    ]
 
 
 def report(out: Path, judge: Judge) -> str:
@@ -253,10 +284,12 @@ def report(out: Path, judge: Judge) -> str:
     runs = collect(out, judge)
     if not runs:
         raise UserError(f"{out} holds no finished run")
-    about = About(command=(_read(out / "command.json") or {"command": "python benchmarks/ablation.py"})["command"],
-                  data=", ".join(sorted({Path(run["flags"][run["flags"].index("-s") + 1]).name for run in runs})),
-                  commits=sorted({short_commit(run["git_commit"]) for run in runs}),
-                  machines=sorted({run["device"] for run in runs}))
+    about = About(
+        command=(_read(out / "command.json") or {"command": "python benchmarks/ablation.py"})["command"],
+        data=", ".join(sorted({Path(run["flags"][run["flags"].index("-s") + 1]).name for run in runs})),
+        commits=sorted({short_commit(run["git_commit"]) for run in runs}),
+        machines=sorted({run["device"] for run in runs}),
+    )
     flags = {run["row"]: ROWS.get(run["row"], []) for run in runs}
     return write_report(out, runs, collect_timings(out), flags, about)
 
@@ -270,8 +303,9 @@ def short_commit(commit: str | None) -> str:
 def told(argv: Sequence[str], options: argparse.Namespace) -> str:
     """The command as others would type it: without the paths of this machine."""
     known = {str(options.source_path): "DATA", str(options.out): "DIR"}
-    words = [known.get(str(Path(word).absolute()), Path(word).name if Path(word).is_absolute() else word)
-             for word in argv]
+    words = [
+        known.get(str(Path(word).absolute()), Path(word).name if Path(word).is_absolute() else word) for word in argv
+    ]
     return f"python benchmarks/ablation.py {' '.join(words)}"
 
 
@@ -281,15 +315,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: an option, a row, or a flag of a row that train.py does not accept.
     """
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-s", "--source_path", type=Path, help="folder of the capture")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
     parser.add_argument("--iterations", type=int, default=6000, help="length of every run")
     parser.add_argument("--repeats", type=int, default=1, help="quality runs per row, with the seeds 0, 1, ...")
     parser.add_argument("--timings", type=int, default=1, help="timings per row")
-    parser.add_argument("--together", type=int, default=4,
-                        help="trainings in memory at once while timing, one of them the baseline")
+    parser.add_argument(
+        "--together", type=int, default=4, help="trainings in memory at once while timing, one of them the baseline"
+    )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
     parser.add_argument("--report_only", action="store_true", help="only make the report anew")
     options, extra = parser.parse_known_args(list(argv))
@@ -307,8 +343,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.iterations < 1 or options.repeats < 0 or options.timings < 0 or options.together < 2:
         raise UserError("--iterations must be at least 1, --repeats and --timings at least 0, --together at least 2")
     if options.timings and options.iterations < 2 * SLICE + 2:
-        raise UserError(f"--iterations {options.iterations} is too short to be timed in slices of {SLICE}: "
-                        "give more, or --timings 0")
+        raise UserError(
+            f"--iterations {options.iterations} is too short to be timed in slices of {SLICE}: "
+            "give more, or --timings 0"
+        )
     for row in options.rows:
         try:
             parse_train([*command_of(options, row, 0), "-m", str(options.out)])

@@ -45,9 +45,9 @@ MESH_REGIONS = {
     "eyes": ("eye_region", "right_eye_region", "left_eye_region", "right_eyeball", "left_eyeball"),
 }
 REGIONS = ("eyes", "mouth", "nose", "face", "silhouette", "rest")
-OUTLINE = 2.0            # pixels on either side of the outline
-NEARLY_BACKGROUND = 3    # grey levels; where there is no mask, what differs by more is foreground
-SAME_PICTURE = 0.02      # dB between the PSNR measured here and in results.json
+OUTLINE = 2.0  # pixels on either side of the outline
+NEARLY_BACKGROUND = 3  # grey levels; where there is no mask, what differs by more is foreground
+SAME_PICTURE = 0.02  # dB between the PSNR measured here and in results.json
 
 
 # ---- which pixel belongs to which region ------------------------------------------
@@ -69,8 +69,9 @@ def outline(foreground: np.ndarray, width: float = OUTLINE) -> np.ndarray:
     if foreground.all() or not foreground.any():
         return np.zeros_like(foreground)
     # The distance counts from pixel centre to pixel centre: to the nearest one on the other side.
-    distance = np.where(foreground, ndimage.distance_transform_edt(foreground),
-                        ndimage.distance_transform_edt(~foreground))
+    distance = np.where(
+        foreground, ndimage.distance_transform_edt(foreground), ndimage.distance_transform_edt(~foreground)
+    )
     return distance <= width
 
 
@@ -114,9 +115,14 @@ class RegionError:
         """Per region: PSNR from the mean over all its pixels (in some views it has hardly any, which would spoil a
         mean of PSNRs), its share of the squared error, and its share of the area."""
         total = max(self.sums.sum(), 1e-30)
-        return {name: {"psnr": -10 * math.log10(max(sum_ / count, metrics.SMALLEST_MSE)) if count else None,
-                       "error_share": sum_ / total, "area_share": count / max(self.pixels.sum(), 1)}
-                for name, sum_, count in zip(REGIONS, self.sums.tolist(), self.pixels.tolist())}
+        return {
+            name: {
+                "psnr": -10 * math.log10(max(sum_ / count, metrics.SMALLEST_MSE)) if count else None,
+                "error_share": sum_ / total,
+                "area_share": count / max(self.pixels.sum(), 1),
+            }
+            for name, sum_, count in zip(REGIONS, self.sums.tolist(), self.pixels.tolist())
+        }
 
 
 # ---- a run ------------------------------------------------------------------------
@@ -139,41 +145,60 @@ class Judge:
 
     def _regions(self, run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         trained = read_cfg_args(run)
-        options = RenderOptions(model_path=str(run), quiet=True, device=trained.run.device,
-                                rasterizer=trained.pipeline.rasterizer, threads=trained.run.threads)
+        options = RenderOptions(
+            model_path=str(run),
+            quiet=True,
+            device=trained.run.device,
+            rasterizer=trained.pipeline.rasterizer,
+            threads=trained.run.threads,
+        )
         device, _, rasterize = choose_device_and_rasterizer(options.device, options.rasterizer, options.threads)
         dataset = load_capture(options, trained)
         saved = run / "point_cloud" / f"iteration_{choose_iteration(run, -1)}"
         avatar = load_avatar(options, trained, saved, dataset, device)
         rows = rows_of(avatar.flame_parameters, dataset.timesteps, saved / FLAME_NAME)
-        draw = partial(render, background=torch.tensor(dataset.background, device=device), rasterize=rasterize,
-                       sh_degree=avatar.active_sh_degree, convert_SHs_python=trained.pipeline.convert_SHs_python)
+        draw = partial(
+            render,
+            background=torch.tensor(dataset.background, device=device),
+            rasterize=rasterize,
+            sh_degree=avatar.active_sh_degree,
+            convert_SHs_python=trained.pipeline.convert_SHs_python,
+        )
         splits = {name: views for name, views in (("val", dataset.val), ("test", dataset.test)) if views}
         if trained.innovations.use_color_calibration:
-            draw = calibrated(draw, ColorCalibration.load(
-                saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device))
+            draw = calibrated(
+                draw,
+                ColorCalibration.load(
+                    saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device
+                ),
+            )
         case = self._case(trained, dataset, splits)
         summaries = {}
         for name, views in splits.items():
             targets, labels = case[name]
-            cameras = [dataclasses.replace(view.camera, timestep=rows[view.camera.timestep]).to(device)
-                       for view in views]
+            cameras = [
+                dataclasses.replace(view.camera, timestep=rows[view.camera.timestep]).to(device) for view in views
+            ]
             errors = RegionError()
 
             def add(view: Evaluated) -> None:
                 errors.add(view.image.cpu().numpy(), view.target.cpu().numpy(), labels[view.index])
 
-            means = evaluate(avatar, cameras, lambda index: targets[index].to(device), draw,
-                             metrics.Suite(("psnr",)), on_image=add)
+            means = evaluate(
+                avatar, cameras, lambda index: targets[index].to(device), draw, metrics.Suite(("psnr",)), on_image=add
+            )
             told = results["metrics"][name]["psnr"]
             if abs(means["psnr"] - told) > SAME_PICTURE:
-                raise ValueError(f"{run}: {name} has {means['psnr']:.2f} dB here and {told:.2f} dB in results.json: "
-                                 "the pictures are drawn differently")
+                raise ValueError(
+                    f"{run}: {name} has {means['psnr']:.2f} dB here and {told:.2f} dB in results.json: "
+                    "the pictures are drawn differently"
+                )
             summaries[name] = errors.summary()
         return summaries
 
-    def _case(self, trained: Options, dataset: Any,
-              splits: Mapping[str, Sequence[View]]) -> dict[str, tuple[list[Tensor], list[np.ndarray]]]:
+    def _case(
+        self, trained: Options, dataset: Any, splits: Mapping[str, Sequence[View]]
+    ) -> dict[str, tuple[list[Tensor], list[np.ndarray]]]:
         """Photographs [3, H, W] and labels [H, W] of each split, on the CPU."""
         model = trained.model
         key = (model.source_path, model.resolution, model.white_background, model.select_camera_id, model.head_model)
@@ -184,13 +209,19 @@ class Judge:
             for name, views in splits.items():
                 images = ImageCache(views, dataset.background, progress=False)
                 targets = [images.image(index, "cpu") for index in range(len(views))]
-                self._cases[key][name] = targets, [label(view, foreground_of(view, target, dataset.background))
-                                                   for view, target in zip(views, targets)]
+                self._cases[key][name] = (
+                    targets,
+                    [
+                        label(view, foreground_of(view, target, dataset.background))
+                        for view, target in zip(views, targets)
+                    ],
+                )
         return self._cases[key]
 
 
-def _labeller(head: HeadModel, tracked: dict[str, np.ndarray],
-              timesteps: Sequence[int]) -> Callable[[View, np.ndarray], np.ndarray]:
+def _labeller(
+    head: HeadModel, tracked: dict[str, np.ndarray], timesteps: Sequence[int]
+) -> Callable[[View, np.ndarray], np.ndarray]:
     """(view, foreground) -> `label_pixels` of the head as tracked."""
     flame = Flame(head)
     parameters = FlameParameters(tracked, timesteps, head, trainable=False)

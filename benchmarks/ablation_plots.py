@@ -19,9 +19,12 @@ Color = tuple[int, int, int]
 
 def colors(names: Sequence[str]) -> dict[str, Color]:
     """Black for the first, which is what the others are compared with, and hues far apart for those."""
-    others = {name: tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i / max(1, len(names) - 1), 0.85,
-                                                                            (0.85, 0.6)[i % 2]))
-              for i, name in enumerate(names[1:])}
+    others = {
+        name: tuple(
+            round(255 * part) for part in colorsys.hsv_to_rgb(i / max(1, len(names) - 1), 0.85, (0.85, 0.6)[i % 2])
+        )
+        for i, name in enumerate(names[1:])
+    }
     return {**{name: BLACK for name in names[:1]}, **others}
 
 
@@ -49,8 +52,10 @@ class Canvas:
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         up = (y - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
-        return ((LEFT + across * (WIDTH - LEFT - RIGHT)) * SMOOTH,
-                (HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)) * SMOOTH)
+        return (
+            (LEFT + across * (WIDTH - LEFT - RIGHT)) * SMOOTH,
+            (HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)) * SMOOTH,
+        )
 
     def text(self, x: float, y: float, text: str, anchor: str, color: Color = BLACK) -> None:
         self.draw.text((x * SMOOTH, y * SMOOTH), text, color, self.font, anchor)
@@ -58,8 +63,11 @@ class Canvas:
     def legend(self, names: Mapping[str, Color]) -> None:
         for row, (name, color) in enumerate(names.items()):
             y = TOP + 8 + 19 * row
-            self.draw.line([((WIDTH - RIGHT + 14) * SMOOTH, y * SMOOTH), ((WIDTH - RIGHT + 34) * SMOOTH, y * SMOOTH)],
-                           color, 4 * SMOOTH)
+            self.draw.line(
+                [((WIDTH - RIGHT + 14) * SMOOTH, y * SMOOTH), ((WIDTH - RIGHT + 34) * SMOOTH, y * SMOOTH)],
+                color,
+                4 * SMOOTH,
+            )
             self.text(WIDTH - RIGHT + 42, y, name, "lm")
 
     def save(self, path: Path) -> None:
@@ -92,8 +100,13 @@ def lines(path: Path, title: str, x_label: str, curves: Mapping[str, Sequence[tu
     canvas.save(path)
 
 
-def bars(path: Path, title: str, groups: Sequence[str], values: Mapping[str, Mapping[str, float]],
-         palette: Mapping[str, Color]) -> None:
+def bars(
+    path: Path,
+    title: str,
+    groups: Sequence[str],
+    values: Mapping[str, Mapping[str, float]],
+    palette: Mapping[str, Color],
+) -> None:
     """For each group a bar per name, from zero up or down; nothing is written when there are no values."""
     every = [value for of_name in values.values() for value in of_name.values()]
     if not every:

@@ -54,7 +54,7 @@ def ratio(slices: Sequence[float], baseline: Sequence[float], *, skip: int = 1, 
     total = weights = 0.0
     for number in range(blocks):
         # The last block takes what is left over.
-        of_block = pairs[number * block:(number + 1) * block if number < blocks - 1 else None]
+        of_block = pairs[number * block : (number + 1) * block if number < blocks - 1 else None]
         weight = len(of_block) * statistics.median(base for _, base in of_block)
         total += weight * statistics.median(own / base for own, base in of_block)
         weights += weight
@@ -118,10 +118,10 @@ def train_in_turns(flags: Sequence[str], slice_length: int, connection: Connecti
 
 
 def interleave(
-    commands: Mapping[str, Sequence[str]],                                       # name -> train.py flags, without -m
+    commands: Mapping[str, Sequence[str]],  # name -> train.py flags, without -m
     *,
     slice_length: int = SLICE,
-    worker: Callable[[Sequence[str], int, Connection], None] = train_in_turns,   # tests put another one here
+    worker: Callable[[Sequence[str], int, Connection], None] = train_in_turns,  # tests put another one here
     on_slice: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of every slice of every run; the runs take turns and all have as many slices.

@@ -68,8 +68,10 @@ def copy_changed(source: Path, target: Path, strength: float) -> dict[str, np.nd
 def error_of_maps(found: dict[str, np.ndarray], changes: dict[str, np.ndarray]) -> float:
     """Root mean squared difference of the colours that both make of a grid of colours within [0.1, 0.9]."""
     grid = np.stack(np.meshgrid(*[np.linspace(0.1, 0.9, 5)] * 3), axis=-1).reshape(-1, 3)
-    squares = [(grid @ found[name][:, :3].T + found[name][:, 3] - (grid * change[:, 0] + change[:, 1])) ** 2
-               for name, change in changes.items()]
+    squares = [
+        (grid @ found[name][:, :3].T + found[name][:, 3] - (grid * change[:, 0] + change[:, 1])) ** 2
+        for name, change in changes.items()
+    ]
     return float(np.sqrt(np.mean(squares)))
 
 
@@ -82,8 +84,9 @@ def maps_of(model: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-s", "--source_path", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the changed capture and the four avatars")
     parser.add_argument("--strength", type=float, default=0.15, help="the gains are within 1 -+ this")
@@ -98,27 +101,61 @@ def main() -> None:
             model = ours.out / f"{source.name if capture == 'changed' else 'original'}_{kind}"
             if model.exists():
                 shutil.rmtree(model)
-            results = train(parse_train(["-s", str(source), "-m", str(model), "--eval", "--bind_to_mesh",
-                                         "--white_background", "--quiet", "--interval", str(2**40), *extra, *flags]))
-            row = {"points": results["points"], **{f"{split}_{name}": results["metrics"][split][name]
-                                                   for split in ("val", "test") for name in ("psnr", "ssim")}}
+            results = train(
+                parse_train(
+                    [
+                        "-s",
+                        str(source),
+                        "-m",
+                        str(model),
+                        "--eval",
+                        "--bind_to_mesh",
+                        "--white_background",
+                        "--quiet",
+                        "--interval",
+                        str(2**40),
+                        *extra,
+                        *flags,
+                    ]
+                )
+            )
+            row = {
+                "points": results["points"],
+                **{
+                    f"{split}_{name}": results["metrics"][split][name]
+                    for split in ("val", "test")
+                    for name in ("psnr", "ssim")
+                },
+            }
             if extra:
                 true = changes if capture == "changed" else {name: np.array([[1.0, 0.0]] * 3) for name in changes}
                 row["map_error"] = error_of_maps(maps_of(model), true)
             rows[f"{capture}, {kind}"] = row
     nothing = {name: np.eye(3, 4) for name in changes}
     untouched = error_of_maps(nothing, changes)
-    write_json(ours.out / "results.json", {
-        "rows": rows, "error_without_calibration": untouched, "strength": ours.strength, "flags": flags,
-        "device": device_name(torch.device("cpu")), "commit": git_commit()})
-    print(f"\nCamera gains within 1 -+ {ours.strength:g}, offsets within {OFFSET_SHARE * ours.strength:g}; "
-          f"root mean squared change of colour {untouched:.4f}\n")
+    write_json(
+        ours.out / "results.json",
+        {
+            "rows": rows,
+            "error_without_calibration": untouched,
+            "strength": ours.strength,
+            "flags": flags,
+            "device": device_name(torch.device("cpu")),
+            "commit": git_commit(),
+        },
+    )
+    print(
+        f"\nCamera gains within 1 -+ {ours.strength:g}, offsets within {OFFSET_SHARE * ours.strength:g}; "
+        f"root mean squared change of colour {untouched:.4f}\n"
+    )
     print("| capture, training | val PSNR | val SSIM | test PSNR | error of the maps found | Gaussians |")
     print("|---|---|---|---|---|---|")
     for name, row in rows.items():
         error = f"{row['map_error']:.4f}" if "map_error" in row else "–"
-        print(f"| {name} | {row['val_psnr']:.2f} | {row['val_ssim']:.4f} | {row['test_psnr']:.2f} | {error} | "
-              f"{row['points']:,} |")
+        print(
+            f"| {name} | {row['val_psnr']:.2f} | {row['val_ssim']:.4f} | {row['test_psnr']:.2f} | {error} | "
+            f"{row['points']:,} |"
+        )
 
 
 if __name__ == "__main__":

@@ -104,8 +104,10 @@ def table(title: str, times: dict[str, list[float]]) -> None:
 def compare(height: int, width: int, hidden: int, layers: int, repeats: int, device: torch.device) -> None:
     """The variants, on noise (for the native kernel the worst case: no pixel of plain background)."""
     network = trained_network(hidden, layers).to(device)
-    variants: dict[str, nn.Module] = {"linear layers per pixel": PerPixel(network).to(device),
-                                      "1x1 convolutions": Convolutions(network)}
+    variants: dict[str, nn.Module] = {
+        "linear layers per pixel": PerPixel(network).to(device),
+        "1x1 convolutions": Convolutions(network),
+    }
     if device.type == "cpu" and native.available():
         variants["native kernel"] = network
         variants["native, not learning"] = copy.deepcopy(network).requires_grad_(False)
@@ -123,8 +125,10 @@ def compare(height: int, width: int, hidden: int, layers: int, repeats: int, dev
 
     pictures = [forward(module) for module in variants.values()]
     difference = max((picture - pictures[0]).abs().max().item() for picture in pictures)
-    print(f"{width}x{height}, hidden {hidden}, {layers} layers, {torch.get_num_threads()} threads on {device}; "
-          f"pictures differ by {difference:.1e} at most")
+    print(
+        f"{width}x{height}, hidden {hidden}, {layers} layers, {torch.get_num_threads()} threads on {device}; "
+        f"pictures differ by {difference:.1e} at most"
+    )
     for title, work in (("forward", forward), ("forward and backward", both)):
         works = {name: (lambda m=module: work(m)) for name, module in variants.items()}
         table(title, interleaved(works, repeats, device))
@@ -141,17 +145,28 @@ def rates() -> None:
     gains, offsets = gains - gains.mean(dim=0) + 1, offsets - offsets.mean(dim=0)
     curve = torch.tensor([0.8, 1.0, 1.25]).view(3, 1, 1)  # a gamma for each channel
     print("rms error, at the start and after " + ", ".join(map(str, STEPS)) + " steps")
-    for part, targets in (("network", pictures ** curve), ("cameras", gains * pictures + offsets)):
+    for part, targets in (("network", pictures**curve), ("cameras", gains * pictures + offsets)):
         for rate in (3e-4, 1e-3, 2e-3, 5e-3, 1e-2):
-            color = ColorCalibration(cameras, network=part == "network", per_camera=part == "cameras", rate=rate,
-                                     generator=torch.Generator().manual_seed(1))
+            color = ColorCalibration(
+                cameras,
+                network=part == "network",
+                per_camera=part == "cameras",
+                rate=rate,
+                generator=torch.Generator().manual_seed(1),
+            )
             draws = torch.Generator().manual_seed(2)
             errors = []
             for step in range(STEPS[-1] + 1):
                 if step in (0, *STEPS):
                     with torch.no_grad():
-                        errors.append(torch.stack([(color(p, c) - t).square().mean() for p, c, t in
-                                                   zip(pictures, cameras, targets)]).mean().sqrt().item())
+                        errors.append(
+                            torch.stack(
+                                [(color(p, c) - t).square().mean() for p, c, t in zip(pictures, cameras, targets)]
+                            )
+                            .mean()
+                            .sqrt()
+                            .item()
+                        )
                 i = int(torch.randint(8, (1,), generator=draws))
                 noisy = pictures[i] + 0.05 * torch.randn(3, 64, 64, generator=draws)
                 (color(noisy, cameras[i]) - targets[i]).abs().mean().backward()
@@ -175,10 +190,18 @@ def half(height: int, width: int, hidden: int, layers: int, repeats: int) -> Non
             out = module(image)
         out.backward(cotangent)
 
-    table(f"colour network {width}x{height}, forward and backward", interleaved({
-        "1x1 convolutions, fp32": lambda: train(convolutions, False),
-        "1x1 convolutions, bf16": lambda: train(convolutions, True),
-        "native kernel, fp32": lambda: train(kernel, False)}, repeats, cpu))
+    table(
+        f"colour network {width}x{height}, forward and backward",
+        interleaved(
+            {
+                "1x1 convolutions, fp32": lambda: train(convolutions, False),
+                "1x1 convolutions, bf16": lambda: train(convolutions, True),
+                "native kernel, fp32": lambda: train(kernel, False),
+            },
+            repeats,
+            cpu,
+        ),
+    )
 
     other = torch.rand(3, height, width)
     for name in lpips.NETWORKS:
@@ -191,8 +214,10 @@ def half(height: int, width: int, hidden: int, layers: int, repeats: int) -> Non
                 return network._distance(torch.stack([image.detach(), other])).item()
 
         exact, rounded = distance(False), distance(True)
-        table(f"LPIPS {name}, {weights} weights, one pair: {exact:.5f} in fp32, {rounded:.5f} in bf16", interleaved({
-            "fp32": lambda: distance(False), "bf16": lambda: distance(True)}, max(3, repeats // 3), cpu))
+        table(
+            f"LPIPS {name}, {weights} weights, one pair: {exact:.5f} in fp32, {rounded:.5f} in bf16",
+            interleaved({"fp32": lambda: distance(False), "bf16": lambda: distance(True)}, max(3, repeats // 3), cpu),
+        )
 
 
 def main() -> None:

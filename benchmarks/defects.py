@@ -63,11 +63,25 @@ def main() -> None:
     for name in VARIANTS:
         counts: Counter[str] = Counter()
         with tempfile.TemporaryDirectory(prefix="defects-") as folder, variant(name, counts):
-            results = train(parse_train([*sys.argv[1:], "-m", f"{folder}/model", "--eval", "--bind_to_mesh",
-                                         "--white_background", "--quiet"]))
+            results = train(
+                parse_train(
+                    [
+                        *sys.argv[1:],
+                        "-m",
+                        f"{folder}/model",
+                        "--eval",
+                        "--bind_to_mesh",
+                        "--white_background",
+                        "--quiet",
+                    ]
+                )
+            )
         quality = ", ".join(f"{split} {means['psnr']:.2f} dB" for split, means in results["metrics"].items())
-        print(f"{name:<20} cloned {counts['cloned']:,}, split {counts['split']:,}, pruned {counts['pruned']:,}, "
-              f"{results['points']:,} Gaussians at the end; {quality}", flush=True)
+        print(
+            f"{name:<20} cloned {counts['cloned']:,}, split {counts['split']:,}, pruned {counts['pruned']:,}, "
+            f"{results['points']:,} Gaussians at the end; {quality}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

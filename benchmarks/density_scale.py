@@ -45,9 +45,13 @@ def main() -> None:
     device, _, rasterize = choose_device_and_rasterizer("auto", "auto")
     dataset = load_dataset(options.source_path, bind_to_mesh=True, eval_split=True, white_background=True)
     head = load_head_model(find_head_model(None, options.source_path))
-    avatar = GaussianModel.load(saved[-1], flame=Flame(head, device=device), device=device,
-                                flame_parameters=FlameParameters.load(saved[-1] / FLAME_NAME, head, device=device))
-    views = dataset.train[::max(1, len(dataset.train) // options.views)][:options.views]
+    avatar = GaussianModel.load(
+        saved[-1],
+        flame=Flame(head, device=device),
+        device=device,
+        flame_parameters=FlameParameters.load(saved[-1] / FLAME_NAME, head, device=device),
+    )
+    views = dataset.train[:: max(1, len(dataset.train) // options.views)][: options.views]
     images = ScaledImages(ImageCache(views, dataset.background, progress=False), len(views))
     background = torch.tensor(dataset.background, device=device)
 
@@ -55,8 +59,14 @@ def main() -> None:
         gradients, seen = torch.zeros(len(avatar), device=device), torch.zeros(len(avatar), device=device)
         for index, view in enumerate(views):
             camera = view.camera.to(device).scaled(scale)
-            out = render(avatar(camera.timestep)[0], camera, background, sh_degree=avatar.active_sh_degree,
-                         rasterize=rasterize, absolute=absolute)
+            out = render(
+                avatar(camera.timestep)[0],
+                camera,
+                background,
+                sh_degree=avatar.active_sh_degree,
+                rasterize=rasterize,
+                absolute=absolute,
+            )
             l1, ssim = photometric(out.image, images.image(index, scale, device))
             ((1.0 - dssim) * l1 + dssim * (1.0 - ssim)).backward()
             gradients += out.means2d.grad.norm(dim=1)
@@ -66,8 +76,11 @@ def main() -> None:
     signed = statistic(1.0, 0.2, False)
     ratio = statistic(1.0, 0.2, True)[signed > 0].quantile(0.9) / signed[signed > 0].quantile(0.9)
     print(f"absolute over signed, 90 % quantile: {ratio:.2f}")
-    for name, dssim, absolute in (("0.8 L1 + 0.2 (1 - SSIM)", 0.2, False), ("L1", 0.0, False),
-                                  ("absolute, 0.8 L1 + 0.2 (1 - SSIM)", 0.2, True)):
+    for name, dssim, absolute in (
+        ("0.8 L1 + 0.2 (1 - SSIM)", 0.2, False),
+        ("L1", 0.0, False),
+        ("absolute, 0.8 L1 + 0.2 (1 - SSIM)", 0.2, True),
+    ):
         full = statistic(1.0, dssim, absolute)
         counted = full > 0
         wanted = torch.tensor(QUANTILES, device=device)

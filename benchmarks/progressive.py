@@ -42,8 +42,10 @@ def measure(kind: SceneKind, device: torch.device, rasterize: Callable, repeats:
     gaussians, camera = make_scene(kind, device)
     background = torch.ones(3, device=device)
     random = torch.Generator().manual_seed(1)
-    targets = {scale: torch.rand(3, camera.scaled(scale).height, camera.scaled(scale).width,
-                                 generator=random).to(device) for scale in (1.0, *SCALES)}
+    targets = {
+        scale: torch.rand(3, camera.scaled(scale).height, camera.scaled(scale).width, generator=random).to(device)
+        for scale in (1.0, *SCALES)
+    }
 
     def iteration(drawn_at: float, compared_at: float) -> None:
         image = rasterize(gaussians, camera.scaled(drawn_at), background, sh_degree=3).image
@@ -70,9 +72,13 @@ def measure(kind: SceneKind, device: torch.device, rasterize: Callable, repeats:
                 torch.cuda.synchronize()
             if repeat >= 2:  # the first ones warm caches and buffers
                 times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: {"ms": statistics.median(taken),
-                   "of_full": statistics.median(mine / full for mine, full in zip(taken, times["full"]))}
-            for name, taken in times.items()}
+    return {
+        name: {
+            "ms": statistics.median(taken),
+            "of_full": statistics.median(mine / full for mine, full in zip(taken, times["full"])),
+        }
+        for name, taken in times.items()
+    }
 
 
 def main() -> None:

@@ -41,9 +41,9 @@ class SceneKind(NamedTuple):
     """A random scene, uniform over the image."""
 
     count: int
-    width: int                         # pixels
-    height: int                        # pixels
-    sigma: tuple[float, float]         # pixels, range of one standard deviation per axis
+    width: int  # pixels
+    height: int  # pixels
+    sigma: tuple[float, float]  # pixels, range of one standard deviation per axis
     opacity: tuple[float, float]
 
 
@@ -113,7 +113,7 @@ def _status(name: str) -> int:
 
 
 def measure(
-    backends: dict[str, gaussian_renderer.Rasterizer], kind: SceneKind, device: torch.device, repeats: int,
+    backends: dict[str, gaussian_renderer.Rasterizer], kind: SceneKind, device: torch.device, repeats: int
 ) -> dict[str, dict[str, float]]:
     """By backend: median milliseconds of `forward`, `forward+backward` and, for native, the stages of the kernels;
     `Mpairs/s` and `peak MB` of forward + backward."""
@@ -176,13 +176,19 @@ def main() -> None:
     device = torch.device(options.device)
     names = options.backends or [n for n in gaussian_renderer.available_backends(device) if n != "reference"]
     backends = dict(gaussian_renderer.choose_rasterizer(name, device) for name in names or ["reference"])
-    report: dict[str, object] = {"device": device_name(device), "torch": torch.__version__, "commit": git_commit(),
-                                 "threads": torch.get_num_threads()}
+    report: dict[str, object] = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "threads": torch.get_num_threads(),
+    }
     print(report["device"])
     for scene in options.scenes:
         kind = SCENES[scene]
-        print(f"{scene}: {kind.count} Gaussians, {kind.width}x{kind.height}, sigma {kind.sigma} px, "
-              f"opacity {kind.opacity}, {torch.get_num_threads()} threads; median of {options.repeats}, times in ms")
+        print(
+            f"{scene}: {kind.count} Gaussians, {kind.width}x{kind.height}, sigma {kind.sigma} px, "
+            f"opacity {kind.opacity}, {torch.get_num_threads()} threads; median of {options.repeats}, times in ms"
+        )
         report[scene] = figures = measure(backends, kind, device, max(1, options.repeats))
         for name, by_key in figures.items():
             print(f"  {name:10}" + "  ".join(f"{key} {value:.2f}" for key, value in by_key.items()))

@@ -55,7 +55,7 @@ class Series(NamedTuple):
     sizes: list[int]
     milliseconds: dict[str, list[float]]  # by pass
     fits: dict[str, tuple[float, float]]  # by pass: exponent, milliseconds at size 1
-    upper: dict[str, float]               # by pass: exponent of the larger half
+    upper: dict[str, float]  # by pass: exponent of the larger half
 
 
 def make_point(kind: SceneKind) -> Point:
@@ -92,11 +92,16 @@ def measure(sizes: list[int], kinds: list[SceneKind], rounds: int) -> Series:
             of_point.append(clock(point))
             if round_ == 0:
                 of_point.clear()  # the first round grows the buffers
-    milliseconds = {name: [statistics.median(t[i] for t in of_point) for of_point in times]
-                    for i, name in enumerate(PASSES)}
+    milliseconds = {
+        name: [statistics.median(t[i] for t in of_point) for of_point in times] for i, name in enumerate(PASSES)
+    }
     half = len(sizes) // 2
-    return Series(sizes, milliseconds, {name: fit(sizes, values) for name, values in milliseconds.items()},
-                  {name: fit(sizes[half:], values[half:])[0] for name, values in milliseconds.items()})
+    return Series(
+        sizes,
+        milliseconds,
+        {name: fit(sizes, values) for name, values in milliseconds.items()},
+        {name: fit(sizes[half:], values[half:])[0] for name, values in milliseconds.items()},
+    )
 
 
 def measure_threads(rounds: int) -> dict[str, dict[int, float]]:
@@ -111,8 +116,10 @@ def measure_threads(rounds: int) -> dict[str, dict[int, float]]:
                 of_threads.append(clock(point))
     finally:
         torch.set_num_threads(before)
-    return {name: {threads: statistics.median(t[i] for t in of_threads) for threads, of_threads in times.items()}
-            for i, name in enumerate(PASSES)}
+    return {
+        name: {threads: statistics.median(t[i] for t in of_threads) for threads, of_threads in times.items()}
+        for i, name in enumerate(PASSES)
+    }
 
 
 def show(title: str, series: Series) -> None:
@@ -165,8 +172,9 @@ def draw_panel(series: Series, title: str, label: str, ticks: dict[int, str]) ->
     canvas.text((WIDTH * SMOOTH / 2, (HEIGHT - 24) * SMOOTH), label, black, font, "ma")
     for row, name in enumerate(PASSES):
         exponent, factor = series.fits[name]
-        canvas.line([at(size, factor * size**exponent) for size in (series.sizes[0], series.sizes[-1])],
-                    COLORS[name], SMOOTH)
+        canvas.line(
+            [at(size, factor * size**exponent) for size in (series.sizes[0], series.sizes[-1])], COLORS[name], SMOOTH
+        )
         for size, value in zip(series.sizes, series.milliseconds[name]):
             x, y = at(size, value)
             canvas.ellipse([x - 4 * SMOOTH, y - 4 * SMOOTH, x + 4 * SMOOTH, y + 4 * SMOOTH], COLORS[name])
@@ -177,10 +185,15 @@ def draw_panel(series: Series, title: str, label: str, ticks: dict[int, str]) ->
 
 def draw(path: Path, counts: Series, pixels: Series) -> None:
     panels = [
-        draw_panel(counts, f"{BASE.width}x{BASE.height} pixels", "Gaussians",
-                   {10**k: short(10**k) for k in range(3, 7)}),
-        draw_panel(pixels, f"{short(BASE.count)} Gaussians", "pixels",
-                   {side**2: f"{side}x{side}" for side in (128, 256, 512, 1024)}),
+        draw_panel(
+            counts, f"{BASE.width}x{BASE.height} pixels", "Gaussians", {10**k: short(10**k) for k in range(3, 7)}
+        ),
+        draw_panel(
+            pixels,
+            f"{short(BASE.count)} Gaussians",
+            "pixels",
+            {side**2: f"{side}x{side}" for side in (128, 256, 512, 1024)},
+        ),
     ]
     image = Image.new("RGB", (WIDTH * len(panels), HEIGHT))
     for i, panel in enumerate(panels):
@@ -202,19 +215,27 @@ def main() -> None:
     counts = [count for count in COUNTS if count <= max(options.largest, COUNTS[1])]
     by_count = measure(counts, [BASE._replace(count=count) for count in counts], rounds)
     show(f"Gaussians, at {BASE.width}x{BASE.height}", by_count)
-    kinds = [BASE._replace(width=side, height=side, sigma=tuple(s * side / BASE.width for s in BASE.sigma))
-             for side in SIDES]
+    kinds = [
+        BASE._replace(width=side, height=side, sigma=tuple(s * side / BASE.width for s in BASE.sigma)) for side in SIDES
+    ]
     by_pixels = measure([side**2 for side in SIDES], kinds, rounds)
     show(f"pixels, with {BASE.count} Gaussians", by_pixels)
 
-    report = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": rounds,
-              "gaussians": by_count._asdict(), "pixels": by_pixels._asdict()}
+    report = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rounds": rounds,
+        "gaussians": by_count._asdict(),
+        "pixels": by_pixels._asdict(),
+    }
     if (os.cpu_count() or 1) > 1:
         report["by threads"] = by_threads = measure_threads(2 * rounds)
         print("\nthreads")
         for name, of_pass in by_threads.items():
-            print(f"  {name}: {of_pass[1]:.2f} ms with one, {of_pass[2]:.2f} ms with two, "
-                  f"{of_pass[1] / of_pass[2]:.2f} times as fast")
+            print(
+                f"  {name}: {of_pass[1]:.2f} ms with one, {of_pass[2]:.2f} ms with two, "
+                f"{of_pass[1] / of_pass[2]:.2f} times as fast"
+            )
     if options.json:
         write_json(options.json, report)
     if options.plot:

@@ -37,22 +37,26 @@ from utils.stages import Stages  # noqa: E402
 def time_rasterizer(stages: Stages) -> None:
     """Has the native rasterizer report itself as a stage, within those of the loop."""
     for name in ("forward", "backward"):
+
         def timed(*args: Any, inner: Callable[..., Any] = getattr(native._Rasterize, name)) -> Any:
             with stages("(rasterizer)"):
                 return inner(*args)
+
         setattr(native._Rasterize, name, staticmethod(timed))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="also write the medians here")
     ours, flags = parser.parse_known_args()
     if "--iterations" not in flags:
         flags += ["--iterations", "300"]
     with tempfile.TemporaryDirectory(prefix="stages-") as folder:
-        options = parse_train([*flags, "-m", os.path.join(folder, "model"), "--eval", "--bind_to_mesh",
-                               "--white_background"])
+        options = parse_train(
+            [*flags, "-m", os.path.join(folder, "model"), "--eval", "--bind_to_mesh", "--white_background"]
+        )
         device = choose_device_and_rasterizer(options.run.device, options.pipeline.rasterizer)[0]
         stages = Stages(True, device)
         time_rasterizer(stages)
@@ -61,10 +65,21 @@ def main() -> None:
     print(f"\n{device_name(device)}, rasterizer {results['backend']}, {results['points']:,} Gaussians at the end")
     print(stages.table(skip=half))
     if ours.json:
-        ours.json.write_text(json.dumps({
-            "milliseconds": stages.medians(skip=half), "points": results["points"], "backend": results["backend"],
-            "device": device_name(device), "torch": torch.__version__, "commit": git_commit(),
-            "flags": flags}, indent=2) + "\n")
+        ours.json.write_text(
+            json.dumps(
+                {
+                    "milliseconds": stages.medians(skip=half),
+                    "points": results["points"],
+                    "backend": results["backend"],
+                    "device": device_name(device),
+                    "torch": torch.__version__,
+                    "commit": git_commit(),
+                    "flags": flags,
+                },
+                indent=2,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

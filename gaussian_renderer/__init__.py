@@ -77,7 +77,7 @@ def _warn(text: str) -> None:
 
 
 def choose_device_and_rasterizer(
-    device_name: str, rasterizer_name: str, threads: int = 0,
+    device_name: str, rasterizer_name: str, threads: int = 0
 ) -> tuple[torch.device, str, Rasterizer]:
     """The device, the backend's name and the backend for `--device`, `--rasterizer` and `--threads`.
 
@@ -95,8 +95,10 @@ def choose_device_and_rasterizer(
             device = torch.device("cpu")
         elif available_backends(device)[0] == "reference" and native_library.available():
             device = torch.device("cpu")
-            _warn(f"the GPU is left unused, because gsplat cannot run: {_cuda_fault('gsplat')}; without it the CPU is "
-                  "faster (see requirements-cuda.txt)")
+            _warn(
+                f"the GPU is left unused, because gsplat cannot run: {_cuda_fault('gsplat')}; without it the CPU is "
+                "faster (see requirements-cuda.txt)"
+            )
     return device, *choose_rasterizer(rasterizer_name, device)
 
 
@@ -116,16 +118,21 @@ def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Raste
         name = available_backends(device)[0]
         if device.type == "cuda" and name != "gsplat":
             slow = " (slow: for checks, not for training)" if name == "reference" else ""
-            _warn(f"rendering with --rasterizer {name}{slow}, because gsplat cannot run: {_cuda_fault('gsplat')}; "
-                  "see requirements-cuda.txt")
+            _warn(
+                f"rendering with --rasterizer {name}{slow}, because gsplat cannot run: {_cuda_fault('gsplat')}; "
+                "see requirements-cuda.txt"
+            )
     elif name in _CUDA_PACKAGES:
         fault = _cuda_fault(name) if device.type == "cuda" else f"it needs a CUDA device, this is {device.type}"
         if fault:
-            raise UserError(f"--rasterizer {name} cannot run: {fault}; see requirements-cuda.txt, "
-                            "or choose --rasterizer auto")
+            raise UserError(
+                f"--rasterizer {name} cannot run: {fault}; see requirements-cuda.txt, or choose --rasterizer auto"
+            )
     elif name == "native" and name not in available_backends(device):
-        raise UserError(f"--rasterizer native cannot run on {device.type}: it needs the CPU and a C++ compiler; "
-                        "choose --device cpu or --rasterizer auto")
+        raise UserError(
+            f"--rasterizer native cannot run on {device.type}: it needs the CPU and a C++ compiler; "
+            "choose --device cpu or --rasterizer auto"
+        )
     return name, importlib.import_module(_MODULES[name]).rasterize
 
 
@@ -155,5 +162,6 @@ def render(
         colors = harmonics.colors(gaussians.sh, gaussians.means, center, sh_degree)
         gaussians = gaussians._replace(sh=harmonics.from_colors(colors)[:, None])
         sh_degree = 0
-    return rasterize(gaussians, camera, background, sh_degree=sh_degree, scale_modifier=scale_modifier,
-                     absolute=absolute)
+    return rasterize(
+        gaussians, camera, background, sh_degree=sh_degree, scale_modifier=scale_modifier, absolute=absolute
+    )

@@ -39,14 +39,18 @@ def rasterize(
         UserError: the camera's principal point is not the image centre, or `absolute` is wanted.
     """
     if absolute:
-        raise UserError("diff-gaussian-rasterization does not give absolute gradients: add --no_densify_absolute, or "
-                        "choose another --rasterizer")
+        raise UserError(
+            "diff-gaussian-rasterization does not give absolute gradients: add --no_densify_absolute, or "
+            "choose another --rasterizer"
+        )
     off_centre = max(abs(camera.cx - camera.width / 2), abs(camera.cy - camera.height / 2))
     if off_centre > CENTRE_TOLERANCE:
         name = camera.camera_id or camera.name or "(unnamed)"
-        raise UserError(f"camera {name} has its principal point {off_centre:.2f} pixels off the image centre, "
-                        "which diff-gaussian-rasterization cannot render: install gsplat (requirements-cuda.txt) and "
-                        "choose --rasterizer gsplat, or train on the CPU with --device cpu --rasterizer native")
+        raise UserError(
+            f"camera {name} has its principal point {off_centre:.2f} pixels off the image centre, "
+            "which diff-gaussian-rasterization cannot render: install gsplat (requirements-cuda.txt) and "
+            "choose --rasterizer gsplat, or train on the CPU with --device cpu --rasterizer native"
+        )
     from diff_gaussian_rasterization import GaussianRasterizer  # not everybody has it
 
     device = gaussians.means.device

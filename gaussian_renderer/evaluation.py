@@ -15,11 +15,11 @@ from utils.types import Gaussians, RenderOut
 class Evaluated(NamedTuple):
     """One view, rendered and measured; what `on_image` is given."""
 
-    index: int                        # in the list of cameras
+    index: int  # in the list of cameras
     camera: Camera
-    image: Tensor                     # [3, H, W] 0..1
-    target: Tensor | None             # [3, H, W] 0..1; None where there is no ground truth
-    vertices: Tensor | None           # [V, 3] the mesh, world space; None for a static scene
+    image: Tensor  # [3, H, W] 0..1
+    target: Tensor | None  # [3, H, W] 0..1; None where there is no ground truth
+    vertices: Tensor | None  # [V, 3] the mesh, world space; None for a static scene
     metrics: dict[str, float | None]  # of this view
 
 
@@ -69,6 +69,7 @@ def calibrated(draw: Callable[..., RenderOut], color: Callable[..., Tensor]) -> 
     Args:
         color: (image [3, H, W], camera id, alpha [1, H, W]) -> image [3, H, W].
     """
+
     def coloured(gaussians: Gaussians, camera: Camera, **settings: object) -> RenderOut:
         out = draw(gaussians, camera, **settings)
         return out._replace(image=color(out.image, camera.camera_id, out.alpha))

@@ -72,6 +72,7 @@ def rasterize(
     radii = _three_sigma_radii(meta["conics"][0].detach(), meta["radii"][0], sound)
     projected = meta["means2d"]
     if projected.requires_grad:
+
         def keep_gradient(grad: Tensor) -> None:
             # The other one is an attribute, set by the same backward before this is called.
             x, y = (projected.absgrad if absolute else grad)[0].unbind(1)

@@ -26,12 +26,15 @@ class _View(ctypes.Structure):
     """The C struct `splat::View`."""
 
     _fields_ = [
-        ("rotation", ctypes.c_float * 9),     # world to camera, row-major
+        ("rotation", ctypes.c_float * 9),  # world to camera, row-major
         ("translation", ctypes.c_float * 3),  # metres
-        ("center", ctypes.c_float * 3),       # metres, world space
-        ("fx", ctypes.c_float), ("fy", ctypes.c_float),  # pixels
-        ("cx", ctypes.c_float), ("cy", ctypes.c_float),  # pixels
-        ("width", ctypes.c_int32), ("height", ctypes.c_int32),
+        ("center", ctypes.c_float * 3),  # metres, world space
+        ("fx", ctypes.c_float),
+        ("fy", ctypes.c_float),  # pixels
+        ("cx", ctypes.c_float),
+        ("cy", ctypes.c_float),  # pixels
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
         ("scale_modifier", ctypes.c_float),
         ("sh_degree", ctypes.c_int32),
         ("sh_bases", ctypes.c_int32),
@@ -43,9 +46,20 @@ def _view(camera: Camera, scale_modifier: float, sh_degree: int, sh_bases: int) 
     rotation = [matrix[i][j] for i in range(3) for j in range(3)]
     translation = [matrix[i][3] for i in range(3)]
     center = [-sum(matrix[i][j] * matrix[i][3] for i in range(3)) for j in range(3)]
-    return _View((ctypes.c_float * 9)(*rotation), (ctypes.c_float * 3)(*translation), (ctypes.c_float * 3)(*center),
-                 camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height,
-                 scale_modifier, sh_degree, sh_bases)
+    return _View(
+        (ctypes.c_float * 9)(*rotation),
+        (ctypes.c_float * 3)(*translation),
+        (ctypes.c_float * 3)(*center),
+        camera.fx,
+        camera.fy,
+        camera.cx,
+        camera.cy,
+        camera.width,
+        camera.height,
+        scale_modifier,
+        sh_degree,
+        sh_bases,
+    )
 
 
 class Workspace:
@@ -57,7 +71,7 @@ class Workspace:
     """
 
     _pool: list[int] = []  # handles not in use; append and pop are atomic
-    _POOLED = 4            # a training loop alternates between two
+    _POOLED = 4  # a training loop alternates between two
 
     def __init__(self) -> None:
         try:
@@ -92,13 +106,13 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        means: Tensor,       # [N, 3]
-        quats: Tensor,       # [N, 4]
-        scales: Tensor,      # [N, 3]
-        opacities: Tensor,   # [N]
-        sh: Tensor,          # [N, K, 3]
+        means: Tensor,  # [N, 3]
+        quats: Tensor,  # [N, 4]
+        scales: Tensor,  # [N, 3]
+        opacities: Tensor,  # [N]
+        sh: Tensor,  # [N, K, 3]
         background: Tensor,  # [3]
-        means2d: Tensor,     # [N, 2] only a place for its gradient
+        means2d: Tensor,  # [N, 2] only a place for its gradient
         camera: Camera,
         sh_degree: int,
         scale_modifier: float,
@@ -112,10 +126,19 @@ class _Rasterize(torch.autograd.Function):
         radii = torch.empty(count, dtype=torch.int32)
         workspace = Workspace()
         view = _view(camera, scale_modifier, sh_degree, sh.shape[1])
-        check(library().splat_forward(
-            ctypes.c_void_p(workspace.handle), ctypes.byref(view), ctypes.c_int64(count),
-            *map(pointer, fields), pointer(image), pointer(alpha), pointer(radii, torch.int32), ctypes.c_int(keep)),
-            _NO_ROOM)
+        check(
+            library().splat_forward(
+                ctypes.c_void_p(workspace.handle),
+                ctypes.byref(view),
+                ctypes.c_int64(count),
+                *map(pointer, fields),
+                pointer(image),
+                pointer(alpha),
+                pointer(radii, torch.int32),
+                ctypes.c_int(keep),
+            ),
+            _NO_ROOM,
+        )
         if keep:
             ctx.workspace = workspace
             ctx.absolute = absolute
@@ -130,9 +153,18 @@ class _Rasterize(torch.autograd.Function):
         grad_image, grad_alpha = grad_image.contiguous(), grad_alpha.contiguous()
         grads = [torch.empty_like(field) for field in fields[:5]]
         grad_means2d = fields[0].new_empty(len(fields[0]), 2)
-        check(library().splat_backward(
-            ctypes.c_void_p(ctx.workspace.handle), *map(pointer, fields), pointer(grad_image), pointer(grad_alpha),
-            *map(pointer, grads), pointer(grad_means2d), ctypes.c_int(ctx.absolute)), _NO_ROOM)
+        check(
+            library().splat_backward(
+                ctypes.c_void_p(ctx.workspace.handle),
+                *map(pointer, fields),
+                pointer(grad_image),
+                pointer(grad_alpha),
+                *map(pointer, grads),
+                pointer(grad_means2d),
+                ctypes.c_int(ctx.absolute),
+            ),
+            _NO_ROOM,
+        )
         grad_background = (grad_image * (1 - alpha)).sum((1, 2)) if ctx.needs_input_grad[5] else None
         return (*grads, grad_background, grad_means2d, None, None, None, None, None)
 
@@ -167,6 +199,5 @@ def rasterize(
     keep = torch.is_grad_enabled()  # asked here: inside a Function it is always off
     means2d = torch.zeros(()).expand(count, 2).requires_grad_(keep)  # its value is nowhere read
     fields = (field.float() for field in (*gaussians, background))
-    image, alpha, radii = _Rasterize.apply(*fields, means2d, camera, sh_degree, scale_modifier, keep,
-                                        absolute)
+    image, alpha, radii = _Rasterize.apply(*fields, means2d, camera, sh_degree, scale_modifier, keep, absolute)
     return RenderOut(image, alpha, radii, means2d)

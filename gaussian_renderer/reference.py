@@ -50,11 +50,11 @@ BLOCK = 16  # pixels: side of the squares that are blended at once, which bounds
 class Projected(NamedTuple):
     """The visible Gaussians, front to back, on the image plane."""
 
-    index: Tensor      # [M] their rows in the input
-    means: Tensor      # [M, 2] pixels
-    conics: Tensor     # [M, 3] xx, xy, yy of the inverse covariance, 1 / pixel^2
-    extents: Tensor    # [M, 2] half sides in pixels of the box around alpha >= 1/255
-    radii: Tensor      # [M] int32, 3-sigma radius in pixels
+    index: Tensor  # [M] their rows in the input
+    means: Tensor  # [M, 2] pixels
+    conics: Tensor  # [M, 3] xx, xy, yy of the inverse covariance, 1 / pixel^2
+    extents: Tensor  # [M, 2] half sides in pixels of the box around alpha >= 1/255
+    radii: Tensor  # [M] int32, 3-sigma radius in pixels
     opacities: Tensor  # [M]
 
 
@@ -80,8 +80,9 @@ def project(gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifie
     """
     world = camera.world_to_camera.to(gaussians.means)
     with torch.no_grad():
-        finite = torch.isfinite(torch.cat([
-            gaussians.means, gaussians.scales, gaussians.quats, gaussians.opacities[:, None]], dim=1)).all(1)
+        finite = torch.isfinite(
+            torch.cat([gaussians.means, gaussians.scales, gaussians.quats, gaussians.opacities[:, None]], dim=1)
+        ).all(1)
         depth = gaussians.means @ world[2, :3] + world[2, 3]
         length = gaussians.quats.norm(dim=1)
         kept = finite & (length >= QUATERNION_LENGTHS[0]) & (length <= QUATERNION_LENGTHS[1])
@@ -95,7 +96,7 @@ def project(gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifie
 
 
 def _flatten(
-    gaussians: Gaussians, index: Tensor, means2d: Tensor, camera: Camera, scale_modifier: float,
+    gaussians: Gaussians, index: Tensor, means2d: Tensor, camera: Camera, scale_modifier: float
 ) -> tuple[Projected, Tensor]:
     """The Gaussians `index` on the image plane, and a mask of those that are visible."""
     world = camera.world_to_camera.to(gaussians.means)
@@ -191,12 +192,18 @@ def rasterize(
         if gaussians.means.dtype in (torch.float16, torch.bfloat16):
             gaussians = Gaussians(*(field.float() for field in gaussians))
         means2d = gaussians.means.new_zeros(len(gaussians.means), 2).requires_grad_(torch.is_grad_enabled())
-        return _rasterize(gaussians, means2d, camera, background.to(gaussians.means), sh_degree, scale_modifier,
-                          absolute)
+        return _rasterize(
+            gaussians, means2d, camera, background.to(gaussians.means), sh_degree, scale_modifier, absolute
+        )
 
 
 def _rasterize(
-    gaussians: Gaussians, means2d: Tensor, camera: Camera, background: Tensor, sh_degree: int, scale_modifier: float,
+    gaussians: Gaussians,
+    means2d: Tensor,
+    camera: Camera,
+    background: Tensor,
+    sh_degree: int,
+    scale_modifier: float,
     absolute: bool = False,
 ) -> RenderOut:
     projected = project(gaussians, means2d.detach() if absolute else means2d, camera, scale_modifier)

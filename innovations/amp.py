@@ -109,8 +109,12 @@ class MixedPrecision:
 def _gradients_of(optimizer: Any) -> list[Tensor]:
     if not hasattr(optimizer, "param_groups"):
         return list(optimizer.gradients())
-    return [parameter.grad for group in optimizer.param_groups for parameter in group["params"]
-            if parameter.grad is not None]
+    return [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
 
 
 def _clear(gradients: Iterable[Tensor], bad: Tensor | bool) -> None:

@@ -27,7 +27,7 @@ FILE_NAME = "color_calibration.pt"  # beside the PLY
 FORMAT = "efficient-gaussian-avatars colour calibration"
 VERSION = 1
 MAX_PARAMETERS = 10_000  # of the network
-RESIDUAL_LIMIT = 10.0    # of a shift of the logit; kLimit in csrc/color_net.cpp
+RESIDUAL_LIMIT = 10.0  # of a shift of the logit; kLimit in csrc/color_net.cpp
 # Found with benchmarks/color_network.py --rates; see doc/color_calibration.md.
 RATE = 1e-3
 # The network learns in one iteration of so many, which saves more than a quarter of its cost
@@ -70,11 +70,12 @@ class ColorCalibrationNetwork(nn.Module):
         self.widths = (3, *[hidden_dim] * (num_layers - 1), 3)
         count = sum(m * (n + 1) for n, m in zip(self.widths, self.widths[1:]))
         if count >= MAX_PARAMETERS:
-            raise UserError(f"the colour network would have {count:,} parameters, not under {MAX_PARAMETERS:,}: "
-                            "lower --color_net_hidden_dim or --color_net_layers")
+            raise UserError(
+                f"the colour network would have {count:,} parameters, not under {MAX_PARAMETERS:,}: "
+                "lower --color_net_hidden_dim or --color_net_layers"
+            )
         self.hidden_dim, self.num_layers = hidden_dim, num_layers
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(n, m, kernel_size=1) for n, m in zip(self.widths, self.widths[1:]))
+        self.convolutions = nn.ModuleList(nn.Conv2d(n, m, kernel_size=1) for n, m in zip(self.widths, self.widths[1:]))
         with torch.no_grad():
             for convolution in self.convolutions[:-1]:
                 # He et al. 2015; the biases spread the kinks of the ReLUs over the colours that occur.
@@ -86,7 +87,7 @@ class ColorCalibrationNetwork(nn.Module):
     def forward(
         self,
         image: Tensor,  # [3, H, W] or [B, 3, H, W]  0..1, or outside as a rendering may be
-    ) -> Tensor:        # as image, within 0..1
+    ) -> Tensor:  # as image, within 0..1
         """The calibrated picture.
 
         Raises:
@@ -168,9 +169,17 @@ class _NativeNetwork(torch.autograd.Function):
         if ctx.needs_input_grad[0] and not ctx.trained:
             count = _library().color_net_active_bytes(*ctx.size, ctx.widths, len(widths) - 1)
             kept = [torch.empty_like(image), torch.empty(count, dtype=torch.uint8)]
-        native.check(_library().color_net_forward(
-            native.pointer(image), *ctx.size, native.pointer(flat), ctx.widths, len(widths) - 1, native.pointer(out),
-            *_kept_pointers(kept)))
+        native.check(
+            _library().color_net_forward(
+                native.pointer(image),
+                *ctx.size,
+                native.pointer(flat),
+                ctx.widths,
+                len(widths) - 1,
+                native.pointer(out),
+                *_kept_pointers(kept),
+            )
+        )
         ctx.save_for_backward(image, flat, *kept)
         return out
 
@@ -181,9 +190,19 @@ class _NativeNetwork(torch.autograd.Function):
         gradient = gradient.contiguous()
         g_image = torch.empty_like(image) if ctx.needs_input_grad[0] else None
         g_flat = torch.empty_like(flat) if ctx.trained else None
-        native.check(_library().color_net_backward(
-            native.pointer(image), native.pointer(gradient), *ctx.size, native.pointer(flat), ctx.widths,
-            len(ctx.widths) - 1, *_kept_pointers(kept), native.pointer(g_image), native.pointer(g_flat)))
+        native.check(
+            _library().color_net_backward(
+                native.pointer(image),
+                native.pointer(gradient),
+                *ctx.size,
+                native.pointer(flat),
+                ctx.widths,
+                len(ctx.widths) - 1,
+                *_kept_pointers(kept),
+                native.pointer(g_image),
+                native.pointer(g_flat),
+            )
+        )
         if g_flat is None:
             return g_image, None, *[None] * len(ctx.shapes)
         parts = g_flat.split([shape.numel() for shape in ctx.shapes])
@@ -238,11 +257,11 @@ class CameraAffine(nn.Module):
 
     def forward(
         self,
-        image: Tensor,                     # [3, H, W]  over the background
+        image: Tensor,  # [3, H, W]  over the background
         camera_id: str,
-        alpha: Tensor | None = None,       # [1, H, W]  coverage, 0..1
+        alpha: Tensor | None = None,  # [1, H, W]  coverage, 0..1
         background: Tensor | None = None,  # [3]        what shows where nothing covers
-    ) -> Tensor:                           # [3, H, W]  not clamped
+    ) -> Tensor:  # [3, H, W]  not clamped
         """The picture as this camera would have taken it.
 
         With `alpha` and `background` only the subject is mapped: a background
@@ -272,13 +291,13 @@ class ColorCalibration:
 
     def __init__(
         self,
-        camera_ids: Sequence[str] = (),    # of the training views; used when `per_camera`
+        camera_ids: Sequence[str] = (),  # of the training views; used when `per_camera`
         *,
-        network: bool = True,              # the network shared by all cameras
+        network: bool = True,  # the network shared by all cameras
         hidden_dim: int = 16,
         num_layers: int = 3,
-        per_camera: bool = False,          # an affine map for each camera
-        rate: float = RATE,                # learning rate
+        per_camera: bool = False,  # an affine map for each camera
+        rate: float = RATE,  # learning rate
         background: Tensor | None = None,  # [3] composited behind the subject after the picture was taken
         generator: torch.Generator | None = None,  # on the CPU
         device: torch.device | str = "cpu",
@@ -328,8 +347,11 @@ class ColorCalibration:
     def description(self) -> dict[str, Any]:
         """What has to agree before weights can be taken over: plain numbers and strings."""
         network, cameras = (self.parts[name] if name in self.parts else None for name in ("network", "cameras"))
-        return {"hidden_dim": network.hidden_dim if network else 0, "num_layers": network.num_layers if network else 0,
-                "camera_ids": list(cameras.camera_ids) if cameras else []}
+        return {
+            "hidden_dim": network.hidden_dim if network else 0,
+            "num_layers": network.num_layers if network else 0,
+            "camera_ids": list(cameras.camera_ids) if cameras else [],
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values for a checkpoint."""
@@ -368,8 +390,9 @@ class ColorCalibration:
         save_tensors(path, content)
 
     @classmethod
-    def load(cls, path: str | Path, *, background: Tensor | None = None,
-             device: torch.device | str = "cpu") -> ColorCalibration:
+    def load(
+        cls, path: str | Path, *, background: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> ColorCalibration:
         """Reads a file of `save`, without running code from it.
 
         Raises:
@@ -380,8 +403,11 @@ class ColorCalibration:
             raise UserError(f"{path} does not exist: render with --no_color_calibration to do without it")
         try:
             content = load_tensors(path)
-            if (not isinstance(content, dict) or type(content["format"]) is not str
-                    or type(content["version"]) is not int):
+            if (
+                not isinstance(content, dict)
+                or type(content["format"]) is not str
+                or type(content["version"]) is not int
+            ):
                 raise ValueError("no format and version")
             if content["format"] != FORMAT or content["version"] != VERSION:
                 raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
@@ -390,11 +416,22 @@ class ColorCalibration:
             size, layers, cameras = (content[name] for name in ("hidden_dim", "num_layers", "camera_ids"))
             # The file's own sizes are built before its weights are compared with them.
             held = sum(weight.numel() for weight in content["weights"].values())
-            if not (type(size) is type(layers) is int and max(size, layers) <= held
-                    and isinstance(cameras, list) and all(type(camera) is str for camera in cameras)):
+            if not (
+                type(size) is type(layers) is int
+                and max(size, layers) <= held
+                and isinstance(cameras, list)
+                and all(type(camera) is str for camera in cameras)
+            ):
                 raise ValueError("sizes that do not fit its weights")
-            calibration = cls(cameras, network=layers > 0, hidden_dim=size, num_layers=layers,
-                              per_camera=bool(cameras), background=background, device=device)
+            calibration = cls(
+                cameras,
+                network=layers > 0,
+                hidden_dim=size,
+                num_layers=layers,
+                per_camera=bool(cameras),
+                background=background,
+                device=device,
+            )
             calibration._load_weights(content)
         # A damaged or hostile file can fail anywhere in the unpickler and after it.
         except Exception as error:

@@ -24,13 +24,13 @@ from utils.errors import UserError
 
 # A tracker's typical error, one standard deviation. Only the ratios matter much;
 # they are about those of training's learning rates as the warm start sets them.
-EXPRESSION_ERROR = 0.03    # per coefficient
-POSE_ERROR = 0.005         # radians
-TRANSLATION_ERROR = 3e-4   # metres
-RATE = 0.4                 # units that a parameter may move in the first step
-LAST_RATE = 0.04           # ... and in the last one; in between, linear
+EXPRESSION_ERROR = 0.03  # per coefficient
+POSE_ERROR = 0.005  # radians
+TRANSLATION_ERROR = 3e-4  # metres
+RATE = 0.4  # units that a parameter may move in the first step
+LAST_RATE = 0.04  # ... and in the last one; in between, linear
 BETA1, BETA2, EPSILON = 0.8, 0.99, 1e-15  # a short memory, for a run of a few dozen steps
-SSIM_WEIGHT = 0.2          # as in training; L1 takes the rest
+SSIM_WEIGHT = 0.2  # as in training; L1 takes the rest
 
 
 class Timed(Protocol):
@@ -50,14 +50,14 @@ class SplitViews(NamedTuple):
     """Views of a split by their part in a refinement; the rest of the split has neither."""
 
     looked_at: list[int]  # what the parameters are fitted to
-    measured: list[int]   # the same timesteps, seen by other cameras
+    measured: list[int]  # the same timesteps, seen by other cameras
 
 
 class Fit(NamedTuple):
     """How the refinement of one timestep went."""
 
     before: float  # the photometric loss over the views looked at, as tracked
-    after: float   # ... and refined; never larger
+    after: float  # ... and refined; never larger
 
 
 G = TypeVar("G")
@@ -65,11 +65,11 @@ C = TypeVar("C", bound=Timed)
 
 
 def split_views(
-    timesteps: Sequence[int],       # [n] of each view of the split
+    timesteps: Sequence[int],  # [n] of each view of the split
     camera_indices: Sequence[int],  # [n] as the capture numbers its cameras
     *,
-    trained: Collection[int],       # the timesteps that were trained on: they need no refinement
-    allowed: Collection[int],       # the cameras that may be looked at
+    trained: Collection[int],  # the timesteps that were trained on: they need no refinement
+    allowed: Collection[int],  # the cameras that may be looked at
 ) -> SplitViews:
     """Which views of a held-out split to fit, and which to measure.
 
@@ -79,8 +79,10 @@ def split_views(
     known = sorted(set(camera_indices))
     for camera in allowed:
         if camera not in known:
-            raise UserError(f"--refine_cameras {camera}: the test split has no view of this camera, only of "
-                            f"{', '.join(map(str, known)) or 'none'}")
+            raise UserError(
+                f"--refine_cameras {camera}: the test split has no view of this camera, only of "
+                f"{', '.join(map(str, known)) or 'none'}"
+            )
     fresh = [i for i, timestep in enumerate(timesteps) if timestep not in trained]
     if not fresh:
         raise UserError("there is no pose to refine: every timestep of the test split was trained on")
@@ -88,15 +90,20 @@ def split_views(
     fitted = {timesteps[i] for i in looked_at}
     measured = [i for i in fresh if camera_indices[i] not in allowed and timesteps[i] in fitted]
     if not measured:
-        raise UserError("--refine_cameras leaves no view to measure: name fewer of the cameras "
-                        f"{', '.join(map(str, known))}")
+        raise UserError(
+            f"--refine_cameras leaves no view to measure: name fewer of the cameras {', '.join(map(str, known))}"
+        )
     return SplitViews(looked_at, measured)
 
 
 def refinable_views(test: Sequence[Recorded], train: Sequence[Recorded], allowed: Collection[int]) -> SplitViews:
     """`split_views` of the `test` views of a capture that was trained on its `train` views."""
-    return split_views([view.timestep_index for view in test], [view.camera_index for view in test],
-                       trained={view.timestep_index for view in train}, allowed=allowed)
+    return split_views(
+        [view.timestep_index for view in test],
+        [view.camera_index for view in test],
+        trained={view.timestep_index for view in train},
+        allowed=allowed,
+    )
 
 
 def parameter_units(columns: Mapping[str, slice], device: torch.device | str = "cpu") -> Tensor:
@@ -109,14 +116,14 @@ def parameter_units(columns: Mapping[str, slice], device: torch.device | str = "
 
 
 def refine_poses(
-    avatar: Callable[[int], tuple[G, Any]],   # timestep -> Gaussians in world space, and the mesh
-    row: Callable[[int], Tensor],             # timestep -> [D] its parameters, an autograd leaf; moved in place
-    cameras: Sequence[C],                     # the views
-    photograph: Callable[[int], Tensor],      # index of a view -> [3, H, W] 0..1
-    render: Callable[[G, C], Any],            # Gaussians and camera -> what has an `image` [3, H, W]
-    units: Tensor,                            # [D] of `parameter_units`
+    avatar: Callable[[int], tuple[G, Any]],  # timestep -> Gaussians in world space, and the mesh
+    row: Callable[[int], Tensor],  # timestep -> [D] its parameters, an autograd leaf; moved in place
+    cameras: Sequence[C],  # the views
+    photograph: Callable[[int], Tensor],  # index of a view -> [3, H, W] 0..1
+    render: Callable[[G, C], Any],  # Gaussians and camera -> what has an `image` [3, H, W]
+    units: Tensor,  # [D] of `parameter_units`
     *,
-    indices: Sequence[int],                   # the views that may be looked at
+    indices: Sequence[int],  # the views that may be looked at
     steps: int,
     on_timestep: Callable[[int], None] | None = None,
 ) -> dict[int, Fit]:
@@ -162,8 +169,8 @@ def _descend(row: Tensor, loss: Callable[[int], Tensor], views: int, units: Tens
             first.lerp_(gradient, 1.0 - BETA1)
             second.lerp_(gradient.square(), 1.0 - BETA2)
             rate = RATE + (LAST_RATE - RATE) * (step - 1) / max(1, steps - 1)
-            denominator = (second / (1.0 - BETA2 ** step)).sqrt_().add_(EPSILON)
-            row.addcdiv_(first * units, denominator, value=-rate / (1.0 - BETA1 ** step))
+            denominator = (second / (1.0 - BETA2**step)).sqrt_().add_(EPSILON)
+            row.addcdiv_(first * units, denominator, value=-rate / (1.0 - BETA1**step))
     after = _mean(loss, views)
     if after <= before and bool(row.isfinite().all()):
         return Fit(before, after)
@@ -181,6 +188,8 @@ def _mean(loss: Callable[[int], Tensor], views: int) -> float:
 def summary(fits: Mapping[int, Fit]) -> dict[str, float]:
     """Means over the timesteps, for the report."""
     count = len(fits)
-    return {"timesteps": count,
-            "loss_as_tracked": math.fsum(fit.before for fit in fits.values()) / count,
-            "loss_refined": math.fsum(fit.after for fit in fits.values()) / count}
+    return {
+        "timesteps": count,
+        "loss_as_tracked": math.fsum(fit.before for fit in fits.values()) / count,
+        "loss_refined": math.fsum(fit.after for fit in fits.values()) / count,
+    }

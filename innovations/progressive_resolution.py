@@ -24,8 +24,8 @@ class ProgressiveResolution:
     may show gaps there.
     """
 
-    scales: tuple[float, ...] = (1.0,)   # of the full width and height, in order of use
-    milestones: tuple[int, ...] = ()     # iterations, counted from 1: the first at each further scale
+    scales: tuple[float, ...] = (1.0,)  # of the full width and height, in order of use
+    milestones: tuple[int, ...] = ()  # iterations, counted from 1: the first at each further scale
 
     def __post_init__(self) -> None:
         """
@@ -36,13 +36,17 @@ class ProgressiveResolution:
             if not (math.isfinite(scale) and 0.0 < scale <= 1.0):
                 raise UserError(f"--resolution_schedule must hold scales above 0 and at most 1, not {scale:g}")
         if len(self.milestones) != len(self.scales) - 1:
-            raise UserError(f"--resolution_schedule has {len(self.scales)} scales and --resolution_milestones "
-                            f"{len(self.milestones)}: give one milestone less than scales, where each but the first "
-                            "begins")
+            raise UserError(
+                f"--resolution_schedule has {len(self.scales)} scales and --resolution_milestones "
+                f"{len(self.milestones)}: give one milestone less than scales, where each but the first "
+                "begins"
+            )
         for before, after in zip((0, *self.milestones), self.milestones):
             if after <= before:
-                raise UserError("--resolution_milestones must be iterations from 1 on that increase, not "
-                                + ",".join(map(str, self.milestones)))
+                raise UserError(
+                    "--resolution_milestones must be iterations from 1 on that increase, not "
+                    + ",".join(map(str, self.milestones))
+                )
 
     def scale(self, step: int) -> float:
         """The resolution of iteration `step`, relative to the full one."""

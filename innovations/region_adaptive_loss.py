@@ -40,8 +40,13 @@ CELLS = 64
 
 # The heuristic map without a mesh: (region, centre x, y, radius x, y) in fractions of the image's width and
 # height, for a face that fills the frame as portraits do.
-_PORTRAIT = (("face", 0.5, 0.52, 0.30, 0.36), ("nose", 0.5, 0.53, 0.07, 0.11), ("mouth", 0.5, 0.69, 0.13, 0.07),
-             ("eyes", 0.37, 0.42, 0.10, 0.06), ("eyes", 0.63, 0.42, 0.10, 0.06))
+_PORTRAIT = (
+    ("face", 0.5, 0.52, 0.30, 0.36),
+    ("nose", 0.5, 0.53, 0.07, 0.11),
+    ("mouth", 0.5, 0.69, 0.13, 0.07),
+    ("eyes", 0.37, 0.42, 0.10, 0.06),
+    ("eyes", 0.63, 0.42, 0.10, 0.06),
+)
 
 
 class RegionAdaptiveLoss(nn.Module):
@@ -60,7 +65,7 @@ class RegionAdaptiveLoss(nn.Module):
         weight_nose: float = 1.5,
         weight_face: float = 1.2,
         *,
-        faces: Tensor | None = None,                # [F, 3]  int64, counter-clockwise from outside
+        faces: Tensor | None = None,  # [F, 3]  int64, counter-clockwise from outside
         masks: Mapping[str, Tensor] | None = None,  # name -> vertex ids, of the head model
     ) -> None:
         """Without `faces` there is no mesh and `weights` gives the heuristic map.
@@ -73,7 +78,7 @@ class RegionAdaptiveLoss(nn.Module):
         super().__init__()
         self._weights: dict[str, float] = {}
         self._tables: dict[torch.device, Tensor] = {}  # [256] weight of every combination of regions
-        self._grids: dict[int, Tensor] = {}            # view -> [rows, columns] uint8, bits of the regions seen
+        self._grids: dict[int, Tensor] = {}  # view -> [rows, columns] uint8, bits of the regions seen
         self.weight_eyes, self.weight_mouth = weight_eyes, weight_mouth
         self.weight_nose, self.weight_face = weight_nose, weight_face
         self.note = ""
@@ -88,8 +93,10 @@ class RegionAdaptiveLoss(nn.Module):
             if not ids or not self._mark(region, torch.cat([part.to(faces.device) for part in ids])):
                 missing.append(region)
         if missing:
-            self.note = (f"The head model has no masks for {', '.join(missing)}: "
-                         "the region-adaptive loss leaves them at the weight of what is around them")
+            self.note = (
+                f"The head model has no masks for {', '.join(missing)}: "
+                "the region-adaptive loss leaves them at the weight of what is around them"
+            )
 
     weight_eyes = property(lambda self: self._weights["eyes"], lambda self, value: self._set("eyes", value))
     weight_mouth = property(lambda self: self._weights["mouth"], lambda self, value: self._set("mouth", value))
@@ -160,9 +167,9 @@ class RegionAdaptiveLoss(nn.Module):
 
     def forward(
         self,
-        image: Tensor,                # [C, H, W]  0..1
-        target: Tensor,               # [C, H, W]
-        weights_map: Tensor | None,   # [1, H, W]  of `weights` or `create_simple_weight_map`; None weights evenly
+        image: Tensor,  # [C, H, W]  0..1
+        target: Tensor,  # [C, H, W]
+        weights_map: Tensor | None,  # [1, H, W]  of `weights` or `create_simple_weight_map`; None weights evenly
     ) -> tuple[Tensor, Tensor]:
         """(sum of w|d| / sum of w, sum of w (1 - SSIM) / sum of w): the two terms to be minimised."""
         l1, ssim = losses.photometric(image, target, weights_map)
@@ -179,14 +186,22 @@ class RegionAdaptiveLoss(nn.Module):
         content = b"".join(grid.cpu().numpy().tobytes() for grid in self._grids.values())
         shapes = [[view, *grid.shape] for view, grid in self._grids.items()]
         packed = torch.frombuffer(bytearray(zlib.compress(content, 1)), dtype=torch.uint8)
-        return {"regions": self._fingerprint(), "packed": packed,
-                "views": torch.tensor(shapes, dtype=torch.int64).reshape(-1, 3)}
+        return {
+            "regions": self._fingerprint(),
+            "packed": packed,
+            "views": torch.tensor(shapes, dtype=torch.int64).reshape(-1, 3),
+        }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Raises KeyError or ValueError for a state that does not fit; one of other regions is passed over."""
         views, packed = state["views"], state["packed"]
-        if views.ndim != 2 or views.shape[1] != 3 or views.dtype != torch.int64 or packed.dtype != torch.uint8 \
-                or (len(views) and not 1 <= int(views[:, 1:].min()) <= int(views[:, 1:].max()) <= CELLS):
+        if (
+            views.ndim != 2
+            or views.shape[1] != 3
+            or views.dtype != torch.int64
+            or packed.dtype != torch.uint8
+            or (len(views) and not 1 <= int(views[:, 1:].min()) <= int(views[:, 1:].max()) <= CELLS)
+        ):
             raise ValueError("the grids of the region-adaptive loss are damaged")
         expected = int(views[:, 1:].prod(dim=1).sum())
         try:  # asked for no more than is expected, so that damaged data cannot fill the memory
@@ -200,7 +215,7 @@ class RegionAdaptiveLoss(nn.Module):
             return  # new regions are looked for at the next visits
         cells, start = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8), 0
         for view, rows, columns in views.tolist():
-            grid = cells[start:start + rows * columns].clone().view(rows, columns)
+            grid = cells[start : start + rows * columns].clone().view(rows, columns)
             self._grids[view] = grid.to(self.faces.device)
             start += rows * columns
 
@@ -221,8 +236,9 @@ class RegionAdaptiveLoss(nn.Module):
         count = int(self.faces.max()) + 1 if len(self.faces) else 0
         if ids.dtype.is_floating_point or (ids.numel() and int(ids.min()) < 0):
             raise UserError(f"region '{region}' must be a list of vertex numbers of the head model")
-        inside = torch.zeros(max(count, int(ids.max()) + 1 if ids.numel() else 0), dtype=torch.int64,
-                             device=self.faces.device)
+        inside = torch.zeros(
+            max(count, int(ids.max()) + 1 if ids.numel() else 0), dtype=torch.int64, device=self.faces.device
+        )
         inside[ids.long()] = 1
         member = inside[self.faces].sum(dim=1) >= 2  # the border runs between the vertices inside and those outside
         self._bits |= member.to(torch.uint8) << list(self._weights).index(region)
@@ -249,8 +265,10 @@ class RegionAdaptiveLoss(nn.Module):
         table = self._tables.get(device)
         if table is None:
             values = list(self._weights.values())
-            combined = [max((w for bit, w in enumerate(values) if index >> bit & 1), default=1.0)
-                        for index in range(1 << MAX_REGIONS)]
+            combined = [
+                max((w for bit, w in enumerate(values) if index >> bit & 1), default=1.0)
+                for index in range(1 << MAX_REGIONS)
+            ]
             table = self._tables[device] = torch.tensor(combined).to(device)
         return table
 
@@ -277,19 +295,27 @@ class NoRegionWeights:
 
 
 def soft_map(
-    bits: Tensor,   # [rows, columns]  uint8
+    bits: Tensor,  # [rows, columns]  uint8
     table: Tensor,  # [256]            float32 weight of every value of `bits`, >= 0
     height: int,
     width: int,
-) -> Tensor:        # [1, H, W]        float32, mean 1
+) -> Tensor:  # [1, H, W]        float32, mean 1
     """The weights of a grid, blurred over a cell (1 2 1 both ways), enlarged bilinearly and scaled to mean 1.
 
     A map without contrast becomes exactly 1.
     """
     if bits.device.type == "cpu" and native.available():
         out = torch.empty(1, height, width)
-        native.check(_library().region_map(native.pointer(bits, torch.uint8), native.pointer(table), *bits.shape,
-                                           height, width, native.pointer(out)))
+        native.check(
+            _library().region_map(
+                native.pointer(bits, torch.uint8),
+                native.pointer(table),
+                *bits.shape,
+                height,
+                width,
+                native.pointer(out),
+            )
+        )
         return out
     return _soft_map_torch(bits, table, height, width)
 

@@ -48,14 +48,14 @@ class SmartDensification:
     def __init__(
         self,
         *,
-        gradient_threshold: float,           # --densify_grad_threshold, NDC units
-        until_iter: int,                     # --densify_until_iter: densification ends before this
-        interval: int,                       # --densification_interval
-        percentile_clone: float = 75.0,      # of the non-zero statistic of the Gaussians seen
+        gradient_threshold: float,  # --densify_grad_threshold, NDC units
+        until_iter: int,  # --densify_until_iter: densification ends before this
+        interval: int,  # --densification_interval
+        percentile_clone: float = 75.0,  # of the non-zero statistic of the Gaussians seen
         percentile_split: float = 90.0,
-        max_gaussians: int = 150_000,        # 0: no limit
+        max_gaussians: int = 150_000,  # 0: no limit
         floor_share: float = FLOOR_SHARE,
-        absolute: bool = True,               # the statistic is of absolute gradients
+        absolute: bool = True,  # the statistic is of absolute gradients
         split_radius: float = SPLIT_RADIUS,  # pixels of the full image; infinity: by the size in the scene alone
     ) -> None:
         """
@@ -66,8 +66,10 @@ class SmartDensification:
             if not 0.0 <= value <= 100.0:
                 raise UserError(f"--densify_percentile_{name} must be between 0 and 100, not {value:g}")
         if percentile_clone > percentile_split:
-            raise UserError(f"--densify_percentile_clone {percentile_clone:g} is above --densify_percentile_split "
-                            f"{percentile_split:g}: splitting must be the stricter of the two")
+            raise UserError(
+                f"--densify_percentile_clone {percentile_clone:g} is above --densify_percentile_split "
+                f"{percentile_split:g}: splitting must be the stricter of the two"
+            )
         if max_gaussians < 0:
             raise UserError(f"--max_gaussians must be at least 0 (0: no limit), not {max_gaussians}")
         self.percentiles = (percentile_clone, percentile_split)
@@ -81,7 +83,8 @@ class SmartDensification:
         statistic = candidates.statistic
         eligible = candidates.seen & (statistic > 0) & torch.isfinite(statistic)
         clone_threshold, split_threshold = (
-            max(value, self.floor) for value in percentiles(statistic[eligible], self.percentiles))
+            max(value, self.floor) for value in percentiles(statistic[eligible], self.percentiles)
+        )
         large = candidates.large | (candidates.radii > self.split_radius)
         clone = eligible & ~large & (statistic >= clone_threshold)
         split = eligible & large & (statistic >= split_threshold)
@@ -111,8 +114,7 @@ def percentiles(values: Tensor, wanted: tuple[float, ...]) -> list[float]:
     ranks = [percentile / 100.0 * (len(values) - 1) for percentile in wanted]
     rows = [row for rank in ranks for row in (math.floor(rank), math.ceil(rank))]
     found = values.sort().values[torch.tensor(rows, device=values.device)].tolist()
-    return [low + (high - low) * (rank - math.floor(rank))
-            for rank, low, high in zip(ranks, found[0::2], found[1::2])]
+    return [low + (high - low) * (rank - math.floor(rank)) for rank, low, high in zip(ranks, found[0::2], found[1::2])]
 
 
 def strongest(statistic: Tensor, wanted: Tensor, room: int) -> Tensor:

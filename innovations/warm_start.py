@@ -21,11 +21,11 @@ from utils.mesh_overlay import Pinhole
 from utils.sh import C0
 from utils.visibility import grid_size, see
 
-MAX_VIEWS = 48            # more of them change the colours by less than a grey level
-GRID_CELLS = 64           # along the longer side; only the speed depends on it
-GREY = 0.5                # where nothing at all is known
+MAX_VIEWS = 48  # more of them change the colours by less than a grey level
+GRID_CELLS = 64  # along the longer side; only the speed depends on it
+GREY = 0.5  # where nothing at all is known
 BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's colour is background
-COLOUR_SCALE = 0.1        # residuals larger than this (highlights, a strand of hair, tracking errors) count little
+COLOUR_SCALE = 0.1  # residuals larger than this (highlights, a strand of hair, tracking errors) count little
 # Where a triangle is sampled, as weights of its corners: the centroid and the middles of its three thirds.
 _SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3))
 
@@ -41,13 +41,13 @@ class Shot(Pinhole, Protocol):
 class WarmStart:
     """How a run on a head mesh begins. Every part can be switched off by its classical value."""
 
-    colors: bool = True              # of the photographs; else near black
-    opacity: float = 0.5             # of every Gaussian, 0..1; classical 0.1
-    scale: float = 0.5               # one standard deviation in units of the triangle; classical 1
-    skip_resets: bool = True         # of the opacities: a start without floating fog has nothing to reset
-    prune_opacity: float = 0.05      # without resets, what is fainter is removed at once; classical 0.005
-    feature_factor: float = 2.0      # of the learning rate of the colours
-    flame_expr_factor: float = 3.0   # of the learning rates of FLAME's parameters: the defaults fit
+    colors: bool = True  # of the photographs; else near black
+    opacity: float = 0.5  # of every Gaussian, 0..1; classical 0.1
+    scale: float = 0.5  # one standard deviation in units of the triangle; classical 1
+    skip_resets: bool = True  # of the opacities: a start without floating fog has nothing to reset
+    prune_opacity: float = 0.05  # without resets, what is fainter is removed at once; classical 0.005
+    feature_factor: float = 2.0  # of the learning rate of the colours
+    flame_expr_factor: float = 3.0  # of the learning rates of FLAME's parameters: the defaults fit
     flame_pose_factor: float = 10.0  # 600,000 iterations, and hardly move in a short run
     flame_trans_factor: float = 10.0
 
@@ -62,8 +62,17 @@ class WarmStart:
         return math.log(self.scale)
 
 
-CLASSICAL_START = WarmStart(colors=False, opacity=0.1, scale=1.0, skip_resets=False, feature_factor=1.0,
-                            prune_opacity=0.005, flame_expr_factor=1.0, flame_pose_factor=1.0, flame_trans_factor=1.0)
+CLASSICAL_START = WarmStart(
+    colors=False,
+    opacity=0.1,
+    scale=1.0,
+    skip_resets=False,
+    feature_factor=1.0,
+    prune_opacity=0.005,
+    flame_expr_factor=1.0,
+    flame_pose_factor=1.0,
+    flame_trans_factor=1.0,
+)
 
 
 def spread_views(shots: Sequence[Shot], limit: int = MAX_VIEWS) -> list[int]:
@@ -88,8 +97,8 @@ def spread_views(shots: Sequence[Shot], limit: int = MAX_VIEWS) -> list[int]:
 @torch.no_grad()
 def triangle_colors(
     views: Iterable[tuple[Pinhole, Tensor, Tensor]],  # (camera, image [3, H, W] 0..1, vertices [V, 3] metres)
-    faces: Tensor,                                    # [F, 3]  int64, counter-clockwise from outside
-    background: Sequence[float] | None = None,        # RGB 0..1, what the images are composited over
+    faces: Tensor,  # [F, 3]  int64, counter-clockwise from outside
+    background: Sequence[float] | None = None,  # RGB 0..1, what the images are composited over
 ) -> tuple[Tensor, Tensor]:
     """The colour of every triangle as the images show it: ([F, 3] in 0..1, [F] bool whether it was seen).
 

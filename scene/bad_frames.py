@@ -19,10 +19,10 @@ NAMED = 20  # so many are named in the note
 class BadFrames:
     """Takes note of frames that cannot be used; without `skip` the first one is raised as it always was.
 
-        bad = BadFrames(skip)
-        with bad.instead_of("timestep 7"):
-            ... read what belongs to it ...
-        bad.conclude(source, left_out, views)
+    bad = BadFrames(skip)
+    with bad.instead_of("timestep 7"):
+        ... read what belongs to it ...
+    bad.conclude(source, left_out, views)
     """
 
     def __init__(self, skip: bool) -> None:
@@ -61,18 +61,28 @@ class BadFrames:
             return
         first = next(iter(self.problems.values()))
         if 2 * left_out > total:
-            raise UserError(f"--skip_bad_frames would leave out {left_out} of the {total} views of {source}, more than "
-                            f"half; the first error: {first}")
+            raise UserError(
+                f"--skip_bad_frames would leave out {left_out} of the {total} views of {source}, more than "
+                f"half; the first error: {first}"
+            )
         names = ", ".join(list(self.problems)[:NAMED])
         more = f" and {len(self.problems) - NAMED} more" if len(self.problems) > NAMED else ""
-        print(f"note: --skip_bad_frames leaves out {left_out} of the {total} views of {source}: {names}{more}; "
-              f"the first error: {first}", file=sys.stderr)
+        print(
+            f"note: --skip_bad_frames leaves out {left_out} of the {total} views of {source}: {names}{more}; "
+            f"the first error: {first}",
+            file=sys.stderr,
+        )
 
 
 def _image_problem(view: View) -> str | None:
     try:
-        image_decode.verify({"image": str(view.image_path), "mask": view.mask_path and str(view.mask_path),
-                             "source_size": view.source_size})
+        image_decode.verify(
+            {
+                "image": str(view.image_path),
+                "mask": view.mask_path and str(view.mask_path),
+                "source_size": view.source_size,
+            }
+        )
         return None
     except image_decode.DecodeError as error:
         return str(error)

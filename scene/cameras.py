@@ -23,15 +23,15 @@ class Camera:
     """
 
     world_to_camera: Tensor  # [4, 4] float32, metres
-    fx: float                # pixels
-    fy: float                # pixels
-    cx: float                # pixels
-    cy: float                # pixels
-    width: int               # pixels
-    height: int              # pixels
-    timestep: int = 0        # row of the FLAME parameters (not the id in the files); 0 for a static scene
-    camera_id: str = ""      # as the capture names it
-    name: str = ""           # of the image, for messages and output files
+    fx: float  # pixels
+    fy: float  # pixels
+    cx: float  # pixels
+    cy: float  # pixels
+    width: int  # pixels
+    height: int  # pixels
+    timestep: int = 0  # row of the FLAME parameters (not the id in the files); 0 for a static scene
+    camera_id: str = ""  # as the capture names it
+    name: str = ""  # of the image, for messages and output files
 
     @property
     def center(self) -> Tensor:
@@ -43,8 +43,7 @@ class Camera:
         """The same view on a grid of `width` x `height` pixels; intrinsics follow."""
         sx, sy = width / self.width, height / self.height
         return dataclasses.replace(
-            self, width=width, height=height,
-            fx=self.fx * sx, cx=self.cx * sx, fy=self.fy * sy, cy=self.cy * sy,
+            self, width=width, height=height, fx=self.fx * sx, cx=self.cx * sx, fy=self.fy * sy, cy=self.cy * sy
         )
 
     def scaled(self, scale: float) -> "Camera":
@@ -67,8 +66,16 @@ def write_cameras_json(path: Path, cameras: Sequence[Camera]) -> None:
     entries = []
     for index, camera in enumerate(cameras):
         rotation = camera.world_to_camera[:3, :3].T
-        entries.append({
-            "id": index, "img_name": camera.name, "width": camera.width, "height": camera.height,
-            "position": camera.center.tolist(), "rotation": rotation.tolist(), "fy": camera.fy, "fx": camera.fx,
-        })
+        entries.append(
+            {
+                "id": index,
+                "img_name": camera.name,
+                "width": camera.width,
+                "height": camera.height,
+                "position": camera.center.tolist(),
+                "rotation": rotation.tolist(),
+                "fy": camera.fy,
+                "fx": camera.fx,
+            }
+        )
     write_json(path, entries)

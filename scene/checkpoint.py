@@ -53,8 +53,9 @@ def load(path: str | Path) -> dict[str, Any]:
     # A damaged or hostile file can fail in any way; whichever it is, it is not a checkpoint of ours.
     except Exception as error:
         reason = one_line(error)[:200] or type(error).__name__
-        raise UserError(f"{path} is cut short, damaged or not a checkpoint ({reason}); name another checkpoint"
-                        ) from error
+        raise UserError(
+            f"{path} is cut short, damaged or not a checkpoint ({reason}); name another checkpoint"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), str) or content["format"] != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this program")
     version = content.get("version")
@@ -141,11 +142,12 @@ def _plain(value: Any, name: str, done: dict[int, Any] | None = None) -> Any:
                     raise TypeError(f"{name} has a key of type {type(key).__name__}")
             done[id(value)] = {key: _plain(item, f"{name}[{key!r}]", done) for key, item in value.items()}
         elif type(value) in (list, tuple):
-            done[id(value)] = type(value)(_plain(item, f"{name}[{index}]", done)
-                                          for index, item in enumerate(value))
+            done[id(value)] = type(value)(_plain(item, f"{name}[{index}]", done) for index, item in enumerate(value))
         else:
-            raise TypeError(f"{name} is of type {type(value).__name__}; allowed are tensors, numbers, strings, None, "
-                            "lists, tuples and dicts")
+            raise TypeError(
+                f"{name} is of type {type(value).__name__}; allowed are tensors, numbers, strings, None, "
+                "lists, tuples and dicts"
+            )
     return done[id(value)]
 
 

@@ -18,9 +18,19 @@ from utils.errors import UserError
 __all__ = ["Dataset", "View", "load_dataset", "scene_extent", "training_size"]
 
 
-def load_dataset(source: Path, *, bind_to_mesh: bool, eval_split: bool, white_background: bool,
-                 target: Path | None = None, images: str = "images", resolution: float = -1,
-                 select_camera_id: int = -1, skip_bad_frames: bool = False, seed: int = 0) -> Dataset:
+def load_dataset(
+    source: Path,
+    *,
+    bind_to_mesh: bool,
+    eval_split: bool,
+    white_background: bool,
+    target: Path | None = None,
+    images: str = "images",
+    resolution: float = -1,
+    select_camera_id: int = -1,
+    skip_bad_frames: bool = False,
+    seed: int = 0,
+) -> Dataset:
     """Reads the cameras, splits, motion and start points of a capture; decodes no image.
 
     Args:
@@ -46,8 +56,15 @@ def load_dataset(source: Path, *, bind_to_mesh: bool, eval_split: bool, white_ba
         if target is not None:
             target = _folder(target, "--target_path")
             _require_rigged(target, "--target_path")
-        return read_rigged(source, eval_split=eval_split, background=background, target=target, resolution=resolution,
-                           select_camera_id=select_camera_id, skip_bad_frames=skip_bad_frames)
+        return read_rigged(
+            source,
+            eval_split=eval_split,
+            background=background,
+            target=target,
+            resolution=resolution,
+            select_camera_id=select_camera_id,
+            skip_bad_frames=skip_bad_frames,
+        )
     if target is not None:
         raise UserError("--target_path replaces the motion of a rigged avatar: it needs --bind_to_mesh")
     if (source / CANONICAL).exists():
@@ -60,8 +77,10 @@ def load_dataset(source: Path, *, bind_to_mesh: bool, eval_split: bool, white_ba
         return read_colmap(source, eval_split=eval_split, background=background, images=images, resolution=resolution)
     if (source / "transforms_train.json").exists():
         return read_blender(source, eval_split=eval_split, background=background, resolution=resolution, seed=seed)
-    raise UserError(f"{source} is no data set that is known here: it has neither {CANONICAL} (rigged capture), "
-                    "nor sparse/0/cameras.bin or .txt (COLMAP), nor transforms_train.json (Blender)")
+    raise UserError(
+        f"{source} is no data set that is known here: it has neither {CANONICAL} (rigged capture), "
+        "nor sparse/0/cameras.bin or .txt (COLMAP), nor transforms_train.json (Blender)"
+    )
 
 
 def _folder(path: Path, option: str) -> Path:
@@ -75,5 +94,7 @@ def _folder(path: Path, option: str) -> Path:
 
 def _require_rigged(folder: Path, option: str) -> None:
     if not (folder / CANONICAL).exists():
-        raise UserError(f"{option} {folder} is not a rigged capture: it has no {CANONICAL}, "
-                        "which --bind_to_mesh needs; leave --bind_to_mesh out for a static scene")
+        raise UserError(
+            f"{option} {folder} is not a rigged capture: it has no {CANONICAL}, "
+            "which --bind_to_mesh needs; leave --bind_to_mesh out for a static scene"
+        )

@@ -12,11 +12,12 @@ from scene.ply import read_vertices
 from utils.errors import UserError
 
 RANDOM_POINTS = 100_000
-RANDOM_REACH = 1.3   # scene units; the objects of NeRF-synthetic lie within +-1.3
+RANDOM_REACH = 1.3  # scene units; the objects of NeRF-synthetic lie within +-1.3
 
 
-def read_blender(source: Path, *, eval_split: bool, background: tuple[float, float, float], resolution: float,
-                 seed: int) -> Dataset:
+def read_blender(
+    source: Path, *, eval_split: bool, background: tuple[float, float, float], resolution: float, seed: int
+) -> Dataset:
     """The scene in `source` (absolute): `transforms_train.json`, and `_val` and `_test` where they exist.
 
     Raises:
@@ -64,4 +65,3 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(over="ignore"):
         channels = channels.astype(np.float32)
     return points, np.clip(np.nan_to_num(channels) / full, 0.0, 1.0)
-

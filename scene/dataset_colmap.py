@@ -19,18 +19,39 @@ import numpy as np
 import torch
 
 from scene.cameras import Camera
-from scene.dataset_common import (LARGEST_POSITION, MAX_PIXELS, Dataset, View, find_image, image_size, locate,
-                                  scene_extent, short, training_size)
+from scene.dataset_common import (
+    LARGEST_POSITION,
+    MAX_PIXELS,
+    Dataset,
+    View,
+    find_image,
+    image_size,
+    locate,
+    scene_extent,
+    short,
+    training_size,
+)
 from scene.dataset_transforms import MAX_FOCAL
 from utils.errors import UserError
 from utils.untrusted import open_regular
 
-MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "FOV",
-          "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE")
+MODELS = (
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "OPENCV_FISHEYE",
+    "FULL_OPENCV",
+    "FOV",
+    "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE",
+    "THIN_PRISM_FISHEYE",
+)
 # COLMAP's largest scenes stay far below; a sparse file of a terabyte takes no room on a stranger's disk.
 MAX_RECORDS = 20_000_000
 LONGEST_LINE = 64 << 20  # bytes; the 2-D points of one image
-TEST_EVERY = 8   # under --eval every 8th image, sorted by name, is held out
+TEST_EVERY = 8  # under --eval every 8th image, sorted by name, is held out
 
 
 class Intrinsics(NamedTuple):
@@ -49,7 +70,7 @@ class Pose(NamedTuple):
 
     name: str
     camera: int
-    quaternion: tuple[float, ...]   # wxyz
+    quaternion: tuple[float, ...]  # wxyz
     translation: tuple[float, ...]
 
 
@@ -61,8 +82,9 @@ def model_folder(source: Path) -> Path | None:
     return None
 
 
-def read_colmap(source: Path, *, eval_split: bool, background: tuple[float, float, float], images: str,
-                resolution: float) -> Dataset:
+def read_colmap(
+    source: Path, *, eval_split: bool, background: tuple[float, float, float], images: str, resolution: float
+) -> Dataset:
     """The reconstruction in `source` (absolute) with its pictures in the folder `images`.
 
     The pictures may be smaller than COLMAP's (`-i images_4`): the intrinsics
@@ -100,8 +122,7 @@ def _model_file(folder: Path, name: str) -> Path:
     raise UserError(f"{folder} has no {name}.bin or {name}.txt")
 
 
-def _view(pose: Pose, cameras: dict[int, Intrinsics], poses_file: Path, image_folder: Path,
-          resolution: float) -> View:
+def _view(pose: Pose, cameras: dict[int, Intrinsics], poses_file: Path, image_folder: Path, resolution: float) -> View:
     where = f"image {short(pose.name)} of {poses_file}"
     if pose.camera not in cameras:
         raise UserError(f"{where} names the camera {pose.camera}, which the reconstruction does not have")
@@ -110,10 +131,21 @@ def _view(pose: Pose, cameras: dict[int, Intrinsics], poses_file: Path, image_fo
     width, height = image_size(path)
     # Reduced copies are rounded to whole pixels, so the proportions may differ by one.
     if abs(width * known.height / known.width - height) > 1.5:
-        raise UserError(f"{path} is {width}x{height} pixels, but COLMAP's camera has {known.width}x{known.height}: "
-                        "use the images that the reconstruction was made from")
-    camera = Camera(_matrix(pose, where), known.fx, known.fy, known.cx, known.cy, known.width, known.height,
-                    camera_id=str(pose.camera), name=path.stem)
+        raise UserError(
+            f"{path} is {width}x{height} pixels, but COLMAP's camera has {known.width}x{known.height}: "
+            "use the images that the reconstruction was made from"
+        )
+    camera = Camera(
+        _matrix(pose, where),
+        known.fx,
+        known.fy,
+        known.cx,
+        known.cy,
+        known.width,
+        known.height,
+        camera_id=str(pose.camera),
+        name=path.stem,
+    )
     camera = camera.resized(*training_size(width, height, resolution))
     return View(camera, path, camera_index=pose.camera, source_size=(width, height))
 
@@ -127,9 +159,11 @@ def _matrix(pose: Pose, where: str) -> torch.Tensor:
         raise UserError(f"{where} has no valid pose")
     w, x, y, z = quaternion / norm
     matrix = np.eye(4)
-    matrix[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-                      [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-                      [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]]
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
     matrix[:3, 3] = translation
     return torch.from_numpy(matrix.astype(np.float32))
 
@@ -188,8 +222,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with open_regular(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
                 if len(line) == LONGEST_LINE or number > 2 * MAX_RECORDS:
-                    raise UserError(f"{path} has a line longer than {LONGEST_LINE >> 20} MiB or more than "
-                                    f"{2 * MAX_RECORDS:,} lines: it is no file of COLMAP")
+                    raise UserError(
+                        f"{path} has a line longer than {LONGEST_LINE >> 20} MiB or more than "
+                        f"{2 * MAX_RECORDS:,} lines: it is no file of COLMAP"
+                    )
                 if not line.startswith(b"#"):
                     yield number, line.decode("utf-8", errors="surrogateescape").strip()
     except OSError as error:
@@ -202,23 +238,32 @@ def _bad_line(path: Path, number: int, line: str) -> UserError:
 
 def _intrinsics(path: Path, model: str, width: int, height: int, params: tuple[float, ...]) -> Intrinsics:
     fx, fy, cx, cy = params if model == "PINHOLE" else (params[0], *params)
-    if not (0 < width * height <= MAX_PIXELS and width > 0 and 0 < fx <= MAX_FOCAL and 0 < fy <= MAX_FOCAL
-            and abs(cx) <= MAX_FOCAL and abs(cy) <= MAX_FOCAL):
-        raise UserError(f"{path} has a camera without valid size and intrinsics: {short(width)}x{short(height)}, "
-                        f"{params}")
+    if not (
+        0 < width * height <= MAX_PIXELS
+        and width > 0
+        and 0 < fx <= MAX_FOCAL
+        and 0 < fy <= MAX_FOCAL
+        and abs(cx) <= MAX_FOCAL
+        and abs(cy) <= MAX_FOCAL
+    ):
+        raise UserError(
+            f"{path} has a camera without valid size and intrinsics: {short(width)}x{short(height)}, {params}"
+        )
     return Intrinsics(width, height, fx, fy, cx, cy)
 
 
 def _require_pinhole(path: Path, model: str) -> None:
     if model not in MODELS[:2]:
-        raise UserError(f"{path} has a camera of the model {model[:40]}, which bends lines: undistort the images with "
-                        "`colmap image_undistorter` and use the folder that it writes")
+        raise UserError(
+            f"{path} has a camera of the model {model[:40]}, which bends lines: undistort the images with "
+            "`colmap image_undistorter` and use the folder that it writes"
+        )
 
 
 def _id(word: str) -> int:
     """A camera's number, 32 bits as in the binary files; `ValueError` otherwise."""
     number = int(word)
-    if not -2 ** 31 <= number < 2 ** 32:
+    if not -(2**31) <= number < 2**32:
         raise ValueError("number of a camera")
     return number
 
@@ -311,6 +356,8 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
             colors.extend(values[3:])
     points, shades = (np.frombuffer(values, np.float64).reshape(-1, 3) for values in (positions, colors))
     if not len(points) or not (np.abs(points) < LARGEST_POSITION).all():
-        raise UserError(f"{path} must hold at least one point, and only finite positions below {LARGEST_POSITION:g}: "
-                        "without points there is nothing to start from")
+        raise UserError(
+            f"{path} must hold at least one point, and only finite positions below {LARGEST_POSITION:g}: "
+            "without points there is nothing to start from"
+        )
     return points.astype(np.float32), np.clip(np.nan_to_num(shades) / 255.0, 0.0, 1.0).astype(np.float32)

@@ -19,22 +19,22 @@ from utils.errors import UserError, one_line
 from utils.untrusted import open_regular, read_regular
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".PNG", ".JPG", ".JPEG")
-DEFAULT_MAX_WIDTH = 1600       # pixels; wider images are reduced to this unless -r says otherwise
-MAX_PIXELS = 178_956_970       # per image, Pillow's own limit against decompression bombs
-MAX_JSON_BYTES = 256 << 20     # 15,000 frames take about 30 MB
-MAX_JSON_VALUES = 10_000_000   # a frame has about 40
-LARGEST_POSITION = 1e15        # scene units; its square still fits float32
+DEFAULT_MAX_WIDTH = 1600  # pixels; wider images are reduced to this unless -r says otherwise
+MAX_PIXELS = 178_956_970  # per image, Pillow's own limit against decompression bombs
+MAX_JSON_BYTES = 256 << 20  # 15,000 frames take about 30 MB
+MAX_JSON_VALUES = 10_000_000  # a frame has about 40
+LARGEST_POSITION = 1e15  # scene units; its square still fits float32
 
 
 @dataclass(frozen=True)
 class View:
     """One image of the capture and the camera that took it."""
 
-    camera: Camera                             # at training size, on the CPU
+    camera: Camera  # at training size, on the CPU
     image_path: Path
-    mask_path: Path | None = None              # 8-bit alpha beside an RGB image
-    timestep_index: int = 0                    # as in the files; `camera.timestep` is the row
-    camera_index: int = -1                     # as in the files, -1 where they have none
+    mask_path: Path | None = None  # 8-bit alpha beside an RGB image
+    timestep_index: int = 0  # as in the files; `camera.timestep` is the row
+    camera_index: int = -1  # as in the files, -1 where they have none
     source_size: tuple[int, int] | None = None  # (width, height) the file must have; None = any
 
 
@@ -45,15 +45,15 @@ class Dataset:
     train: list[View]
     val: list[View]
     test: list[View]
-    extent: float                              # metres (scene units), see `scene_extent`
-    background: tuple[float, float, float]     # RGB 0..1, what the images are composited over
+    extent: float  # metres (scene units), see `scene_extent`
+    background: tuple[float, float, float]  # RGB 0..1, what the images are composited over
     timesteps: list[int] = field(default_factory=list)  # file id of each row of `flame`, ascending
     # float32: shape (n,), expr (T, n), rotation/neck_pose/jaw_pose/translation (T, 3), eyes_pose (T, 6),
     # static_offset (V, 3) and, only where the capture has it, dynamic_offset (T, V, 3). Radians, metres.
     flame: dict[str, np.ndarray] | None = None
-    flame_file: Path | None = None             # where shape and static_offset are from, for messages
-    points: np.ndarray | None = None           # [P, 3] float32, start of an unbound scene
-    colors: np.ndarray | None = None           # [P, 3] float32, RGB 0..1
+    flame_file: Path | None = None  # where shape and static_offset are from, for messages
+    points: np.ndarray | None = None  # [P, 3] float32, start of an unbound scene
+    colors: np.ndarray | None = None  # [P, 3] float32, RGB 0..1
 
 
 def short(value: object) -> str:
@@ -77,14 +77,18 @@ def training_size(width: int, height: int, resolution: float) -> tuple[int, int]
     elif 1 <= resolution <= 65536:
         target = round(resolution)
     else:
-        raise UserError(f"--resolution {resolution:g} means nothing: give 1, 2, 4 or 8 to divide the size, "
-                        "-1 to keep it, or the width in pixels")
+        raise UserError(
+            f"--resolution {resolution:g} means nothing: give 1, 2, 4 or 8 to divide the size, "
+            "-1 to keep it, or the width in pixels"
+        )
     if target == width:
         return width, height
     size = target, max(1, round(height * target / width))
     if size[0] * size[1] > MAX_PIXELS:
-        raise UserError(f"--resolution {resolution:g} would enlarge {width}x{height} images to {size[0]}x{size[1]}: "
-                        "give a smaller width")
+        raise UserError(
+            f"--resolution {resolution:g} would enlarge {width}x{height} images to {size[0]}x{size[1]}: "
+            "give a smaller width"
+        )
     return size
 
 

@@ -35,8 +35,10 @@ def read_npz(path: Path, names: tuple[str, ...], limit: int = MAX_FILE_BYTES) ->
             for name, entry in wanted.items():
                 total += entry.file_size
                 if total > limit:
-                    raise UserError(f"{path}: with '{name}' its arrays are larger than {limit >> 20} MiB: "
-                                    "not a file of FLAME parameters")
+                    raise UserError(
+                        f"{path}: with '{name}' its arrays are larger than {limit >> 20} MiB: "
+                        "not a file of FLAME parameters"
+                    )
             return {name: _parse(read_entry(archive, entry)) for name, entry in wanted.items()}
     except UserError:
         raise
@@ -51,7 +53,7 @@ def read_npz(path: Path, names: tuple[str, ...], limit: int = MAX_FILE_BYTES) ->
 
 def _parse(data: bytearray) -> np.ndarray:
     """The array of one .npy file; any exception for anything but plain numbers."""
-    stream = io.BytesIO(memoryview(data)[:1 << 16])  # headers have some 100 bytes
+    stream = io.BytesIO(memoryview(data)[: 1 << 16])  # headers have some 100 bytes
     version = np.lib.format.read_magic(stream)
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if header is None:
@@ -61,7 +63,7 @@ def _parse(data: bytearray) -> np.ndarray:
         shape, fortran, dtype = header(stream)
     if dtype.kind not in "fiu":
         raise ValueError(f"an array of {dtype} instead of numbers")
-    body = memoryview(data)[stream.tell():]
+    body = memoryview(data)[stream.tell() :]
     if math.prod(shape) * dtype.itemsize != len(body):
         raise ValueError(f"an array announced as {shape} {dtype} holds {len(body)} bytes")
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")

@@ -20,7 +20,7 @@ SPLITS = ("train", "val", "test")
 POSES = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6}
 IDENTITY = ("shape", "static_offset")
 FIELDS = (*POSES, "expr", *IDENTITY, "dynamic_offset")
-MAX_MOTION_BYTES = 4 << 30   # 65,000 timesteps with a dynamic offset of FLAME's 5143 vertices
+MAX_MOTION_BYTES = 4 << 30  # 65,000 timesteps with a dynamic offset of FLAME's 5143 vertices
 
 
 def read_flame_file(path: Path, timestep: int | None = None) -> dict[str, np.ndarray]:
@@ -44,8 +44,10 @@ def read_flame_file(path: Path, timestep: int | None = None) -> dict[str, np.nda
             value = np.ascontiguousarray(value, dtype=np.float32)
         if not np.isfinite(value).all():
             when = "" if timestep is None else f" at timestep {timestep}"
-            raise UserError(f"{path}: '{name}' holds NaN or infinite values{when}: track it again, or leave its "
-                            "frames out with --skip_bad_frames")
+            raise UserError(
+                f"{path}: '{name}' holds NaN or infinite values{when}: track it again, or leave its "
+                "frames out with --skip_bad_frames"
+            )
         fields[name] = value
     return fields
 
@@ -88,8 +90,10 @@ def flame_files(frames: dict[str, list[Frame]], source: Path) -> dict[int, Path]
             path = locate(frame.own["flame_param_path"], source, source, where)
             timestep = frame.integer("timestep_index")
             if files.setdefault(timestep, path) != path:
-                raise UserError(f"{where} names {path}, but another frame of timestep {timestep} names "
-                                f"{files[timestep]}: give every moment its own timestep_index")
+                raise UserError(
+                    f"{where} names {path}, but another frame of timestep {timestep} names "
+                    f"{files[timestep]}: give every moment its own timestep_index"
+                )
     return dict(sorted(files.items()))
 
 
@@ -118,8 +122,10 @@ def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict
         # Compressed, a file of zeros is a thousand times smaller, and any number of timesteps may name one file.
         size += sum(field.nbytes for field in rows[timestep].values())
         if size > MAX_MOTION_BYTES:
-            raise UserError(f"{path}: up to this timestep the FLAME parameters take more than "
-                            f"{MAX_MOTION_BYTES >> 30} GiB: leave dynamic_offset out of the files")
+            raise UserError(
+                f"{path}: up to this timestep the FLAME parameters take more than "
+                f"{MAX_MOTION_BYTES >> 30} GiB: leave dynamic_offset out of the files"
+            )
     if not rows:
         raise UserError(next(iter(bad.problems.values())))
     motion = {}
@@ -128,19 +134,24 @@ def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict
         for timestep, fields in rows.items():
             columns.append(fields[name])
             if columns[-1].shape != columns[0].shape:
-                raise UserError(f"{files[timestep]}: '{name}' has {columns[-1].size} coefficients, "
-                                f"but {first_path} has {columns[0].size}")
+                raise UserError(
+                    f"{files[timestep]}: '{name}' has {columns[-1].size} coefficients, "
+                    f"but {first_path} has {columns[0].size}"
+                )
         motion[name] = np.stack(columns)
     offsets = {timestep: fields["dynamic_offset"] for timestep, fields in rows.items() if "dynamic_offset" in fields}
     if offsets:
         known, shape = next((files[timestep], offset.shape) for timestep, offset in offsets.items())
         for timestep, offset in offsets.items():
             if offset.shape != shape:
-                raise UserError(f"{files[timestep]}: 'dynamic_offset' has {offset.shape[0]} vertices, "
-                                f"but {known} has {shape[0]}")
+                raise UserError(
+                    f"{files[timestep]}: 'dynamic_offset' has {offset.shape[0]} vertices, but {known} has {shape[0]}"
+                )
         if len(rows) * math.prod(shape) * 4 > MAX_MOTION_BYTES:  # a single file may have one
-            raise UserError(f"{known}: 'dynamic_offset' for {len(rows)} timesteps takes more than "
-                            f"{MAX_MOTION_BYTES >> 30} GiB: leave it out of the files")
+            raise UserError(
+                f"{known}: 'dynamic_offset' for {len(rows)} timesteps takes more than "
+                f"{MAX_MOTION_BYTES >> 30} GiB: leave it out of the files"
+            )
         zero = np.zeros(shape, dtype=np.float32)
         motion["dynamic_offset"] = np.stack([offsets.get(timestep, zero) for timestep in rows])
     first = next(iter(rows.values()))
@@ -171,8 +182,16 @@ def identity(source: Path, first: dict[str, np.ndarray]) -> dict[str, np.ndarray
     return {name: found[name] for name in IDENTITY}
 
 
-def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, float, float], target: Path | None,
-                resolution: float, select_camera_id: int, skip_bad_frames: bool = False) -> Dataset:
+def read_rigged(
+    source: Path,
+    *,
+    eval_split: bool,
+    background: tuple[float, float, float],
+    target: Path | None,
+    resolution: float,
+    select_camera_id: int,
+    skip_bad_frames: bool = False,
+) -> Dataset:
     """The rigged capture in `source`; with `target`, moved and seen as that capture is.
 
     With `skip_bad_frames` a view whose image or camera cannot be used is left out, and so are all views of a timestep
@@ -214,15 +233,19 @@ def read_rigged(source: Path, *, eval_split: bool, background: tuple[float, floa
     bad.conclude(moving, total - sum(map(len, splits.values())), total)
     if missing_masks:
         # People delete fg_masks to save space, and other trainers never open them.
-        print(f"note: {missing_masks} of the masks that {moving} names are missing; "
-              "those images keep the background they have", file=sys.stderr)
+        print(
+            f"note: {missing_masks} of the masks that {moving} names are missing; "
+            "those images keep the background they have",
+            file=sys.stderr,
+        )
     if not eval_split:
         splits = {"train": splits["train"] + splits["val"] + splits["test"], "val": [], "test": []}
     extent = scene_extent(splits["train"])
     if select_camera_id != -1:
         splits = _select_camera(splits, select_camera_id, moving)
-    return Dataset(**splits, extent=extent, background=background, timesteps=timesteps, flame=flame,
-                   flame_file=first_path)
+    return Dataset(
+        **splits, extent=extent, background=background, timesteps=timesteps, flame=flame, flame_file=first_path
+    )
 
 
 def _select_camera(splits: dict[str, list[View]], camera_index: int, source: Path) -> dict[str, list[View]]:
@@ -230,6 +253,8 @@ def _select_camera(splits: dict[str, list[View]], camera_index: int, source: Pat
     chosen = {split: [view for view in views if view.camera_index == camera_index] for split, views in splits.items()}
     if not any(chosen.values()):
         known = sorted({view.camera_index for views in splits.values() for view in views})
-        raise UserError(f"--select_camera_id {camera_index}: {source} has no such camera_index, only "
-                        f"{', '.join(map(str, known[:40]))}")
+        raise UserError(
+            f"--select_camera_id {camera_index}: {source} has no such camera_index, only "
+            f"{', '.join(map(str, known[:40]))}"
+        )
     return chosen

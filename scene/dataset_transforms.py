@@ -10,11 +10,21 @@ import numpy as np
 import torch
 
 from scene.cameras import Camera
-from scene.dataset_common import (LARGEST_POSITION, MAX_PIXELS, View, existing_image, find_image, image_size, locate,
-                                  read_json, short, training_size)
+from scene.dataset_common import (
+    LARGEST_POSITION,
+    MAX_PIXELS,
+    View,
+    existing_image,
+    find_image,
+    image_size,
+    locate,
+    read_json,
+    short,
+    training_size,
+)
 from utils.errors import UserError
 
-MAX_FOCAL = 1e9      # pixels; a camera far beyond any, whose projection still fits float32
+MAX_FOCAL = 1e9  # pixels; a camera far beyond any, whose projection still fits float32
 DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
@@ -74,8 +84,10 @@ class Frame:
         for key in DISTORTION_KEYS:
             value = self.get(key)
             if value is not None and self.number(key, value) != 0.0:
-                raise UserError(f"{self.where(key)} is a lens distortion, which is not supported: "
-                                "undistort the images and write it as 0")
+                raise UserError(
+                    f"{self.where(key)} is a lens distortion, which is not supported: "
+                    "undistort the images and write it as 0"
+                )
         fx = fy = None
         for fields in (self.own, self.shared):
             if fields.get("fl_x") is not None:
@@ -85,20 +97,27 @@ class Frame:
             if fields.get("camera_angle_x") is not None:
                 angle = self.number("camera_angle_x", fields["camera_angle_x"])
                 if not 1e-6 < angle < math.pi:
-                    raise UserError(f"{self.where('camera_angle_x')} must be an angle between 0.000001 and pi radians, "
-                                    f"not {angle:g}")
+                    raise UserError(
+                        f"{self.where('camera_angle_x')} must be an angle between 0.000001 and pi radians, "
+                        f"not {angle:g}"
+                    )
                 fx = fy = 0.5 * width / math.tan(0.5 * angle)
                 break
         if fx is None or fy is None:
             raise UserError(f"{self.where('fl_x')} and 'camera_angle_x' are both missing: one of them is needed")
         if not (0.0 < fx <= MAX_FOCAL and 0.0 < fy <= MAX_FOCAL):
-            raise UserError(f"{self.where('fl_x')} and 'fl_y' must be positive and at most {MAX_FOCAL:g} pixels, "
-                            f"not {fx:g} and {fy:g}")
-        center = [self.number(key, self.get(key)) if self.get(key) is not None else 0.5 * side
-                  for key, side in (("cx", width), ("cy", height))]
+            raise UserError(
+                f"{self.where('fl_x')} and 'fl_y' must be positive and at most {MAX_FOCAL:g} pixels, "
+                f"not {fx:g} and {fy:g}"
+            )
+        center = [
+            self.number(key, self.get(key)) if self.get(key) is not None else 0.5 * side
+            for key, side in (("cx", width), ("cy", height))
+        ]
         if max(map(abs, center)) > MAX_FOCAL:
-            raise UserError(f"{self.where('cx')} and 'cy' must be within {MAX_FOCAL:g} pixels, "
-                            f"not {center[0]:g} and {center[1]:g}")
+            raise UserError(
+                f"{self.where('cx')} and 'cy' must be within {MAX_FOCAL:g} pixels, not {center[0]:g} and {center[1]:g}"
+            )
         return fx, fy, center[0], center[1]
 
     def world_to_camera(self) -> torch.Tensor:
@@ -109,13 +128,17 @@ class Frame:
         except (TypeError, ValueError, OverflowError, RecursionError):
             matrix = np.empty(0)
         if matrix.shape != (4, 4) or not (np.abs(matrix) < LARGEST_POSITION).all():
-            raise UserError(f"{self.where('transform_matrix')} must be 4x4 finite numbers below {LARGEST_POSITION:g}, "
-                            f"not {short(value)}")
+            raise UserError(
+                f"{self.where('transform_matrix')} must be 4x4 finite numbers below {LARGEST_POSITION:g}, "
+                f"not {short(value)}"
+            )
         rotation = matrix[:3, :3]
         rigid = np.abs(rotation.T @ rotation - np.eye(3)).max() < 1e-2 and np.linalg.det(rotation) > 0
         if not rigid or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            raise UserError(f"{self.where('transform_matrix')} is not a rotation and a translation "
-                            "(camera-to-world, last row 0 0 0 1)")
+            raise UserError(
+                f"{self.where('transform_matrix')} is not a rotation and a translation "
+                "(camera-to-world, last row 0 0 0 1)"
+            )
         # OpenGL cameras look along -z with y up; OpenCV's along +z with y down.
         matrix[:3, 1:3] *= -1.0
         return torch.from_numpy(np.linalg.inv(matrix).astype(np.float32))
@@ -137,8 +160,17 @@ class Frame:
         camera_id = self.own.get("camera_id")
         if not isinstance(camera_id, (str, int, float, type(None))):
             raise UserError(f"{self.where('camera_id')} must be a name, not {short(camera_id)}")
-        camera = Camera(self.world_to_camera(), fx, fy, cx, cy, width, height,
-                        camera_id=str(camera_index) if camera_id is None else str(camera_id), name=image_path.stem)
+        camera = Camera(
+            self.world_to_camera(),
+            fx,
+            fy,
+            cx,
+            cy,
+            width,
+            height,
+            camera_id=str(camera_index) if camera_id is None else str(camera_id),
+            name=image_path.stem,
+        )
         camera = camera.resized(*training_size(width, height, resolution))
         view = View(camera, image_path, mask_path, timestep_index, camera_index, (width, height))
         return view, mask is not None and mask_path is None

@@ -29,10 +29,10 @@ from utils.rotations import rotate
 from utils.selection import Candidates, Selection
 from utils.types import RenderOut
 
-CHILDREN = 2             # Gaussians that a split leaves in place of one
+CHILDREN = 2  # Gaussians that a split leaves in place of one
 SHRINK = 0.8 * CHILDREN  # children are this much smaller than their parent (Kerbl et al. 2023, section 5.2)
-MAX_SCREEN_RADIUS = 20   # pixels; larger ones are pruned once opacities have been reset
-MAX_WORLD_SCALE = 0.1    # of the scene extent; likewise
+MAX_SCREEN_RADIUS = 20  # pixels; larger ones are pruned once opacities have been reset
+MAX_WORLD_SCALE = 0.1  # of the scene extent; likewise
 RESET_OPACITY = 0.01
 
 # Bytes. What a Gaussian takes as long as it lives (parameters, gradients, moments and what a step computes from them;
@@ -54,9 +54,9 @@ class DensitySchedule:
     densify_until_iter: int
     densification_interval: int
     opacity_reset_interval: int
-    percent_dense: float       # of the scene extent: larger Gaussians are split, smaller ones cloned
-    white_background: bool     # then opacities are also reset at densify_from_iter
-    resets: bool = True        # whether opacities are ever reset
+    percent_dense: float  # of the scene extent: larger Gaussians are split, smaller ones cloned
+    white_background: bool  # then opacities are also reset at densify_from_iter
+    resets: bool = True  # whether opacities are ever reset
     prune_opacity: float = 0.005  # fainter ones are removed
 
 
@@ -70,42 +70,57 @@ class DensityReport:
     total: int
     clone_threshold: float = 0.0  # NDC units
     split_threshold: float = 0.0  # NDC units
-    policy: str = ""              # name of a policy that wants to be told, else empty
+    policy: str = ""  # name of a policy that wants to be told, else empty
 
     @property
     def line(self) -> str:
         """What to print and log; empty for a silent policy."""
         if not self.policy:
             return ""
-        return (f"[{self.policy}] Clone threshold: {self.clone_threshold:.3g} "
-                f"Split threshold: {self.split_threshold:.3g} "
-                f"(cloned {self.cloned:,}, split {self.split:,}, pruned {self.pruned:,}, total {self.total:,})")
+        return (
+            f"[{self.policy}] Clone threshold: {self.clone_threshold:.3g} "
+            f"Split threshold: {self.split_threshold:.3g} "
+            f"(cloned {self.cloned:,}, split {self.split:,}, pruned {self.pruned:,}, total {self.total:,})"
+        )
 
     @property
     def scalars(self) -> dict[str, float]:
         """The same as curves, by their TensorBoard names."""
-        return {"points/cloned": self.cloned, "points/split": self.split, "points/pruned": self.pruned,
-                "densify/clone_threshold": self.clone_threshold, "densify/split_threshold": self.split_threshold}
+        return {
+            "points/cloned": self.cloned,
+            "points/split": self.split,
+            "points/pruned": self.pruned,
+            "densify/clone_threshold": self.clone_threshold,
+            "densify/split_threshold": self.split_threshold,
+        }
 
 
 class DensityControl:
     """Adaptive density control (Kerbl et al. 2023, section 5), bound or unbound."""
 
-    def __init__(self, model: GaussianModel, optimizer: Optimizer, schedule: DensitySchedule, policy: Policy,
-                 *, extent: float, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: GaussianModel,
+        optimizer: Optimizer,
+        schedule: DensitySchedule,
+        policy: Policy,
+        *,
+        extent: float,
+        generator: torch.Generator,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
         self.policy = policy
-        self.extent = extent          # metres
-        self.generator = generator    # on the CPU, so that every device draws the same children
+        self.extent = extent  # metres
+        self.generator = generator  # on the CPU, so that every device draws the same children
         self._clear()
 
     def _clear(self) -> None:
         count, device = len(self.model), self.model.device
         self.gradient_sum = torch.zeros(count, device=device)  # of NDC gradient norms
-        self.seen = torch.zeros(count, device=device)          # views in which it was visible
-        self.max_radii = torch.zeros(count, device=device)     # pixels of the full image, largest since then
+        self.seen = torch.zeros(count, device=device)  # views in which it was visible
+        self.max_radii = torch.zeros(count, device=device)  # pixels of the full image, largest since then
 
     def observe(self, out: RenderOut, scale: float = 1.0, views: int = 1, *, skip: Tensor | bool = False) -> None:
         """Adds one rendered view to the statistics; call after backward. No host synchronisation.
@@ -122,8 +137,9 @@ class DensityControl:
         if gradient is None:
             raise ValueError("observe() needs the gradient of means2d: call it after backward()")
         if not len(gradient) == len(radii) == len(self.seen):
-            raise ValueError(f"observe() got {len(gradient)} gradients and {len(radii)} radii for "
-                             f"{len(self.seen)} Gaussians")
+            raise ValueError(
+                f"observe() got {len(gradient)} gradients and {len(radii)} radii for {len(self.seen)} Gaussians"
+            )
         if isinstance(skip, Tensor):
             radii = radii * ~skip  # seen by nobody
         elif skip:
@@ -136,8 +152,13 @@ class DensityControl:
         if self.model.device.type == "cpu" and native.available():
             gradient, radii = gradient.float().contiguous(), radii.int().contiguous()
             native.library().density_observe(
-                ctypes.c_int64(len(radii)), native.pointer(gradient), native.pointer(radii, torch.int32),
-                native.pointer(self.gradient_sum), native.pointer(self.seen), native.pointer(self.max_radii))
+                ctypes.c_int64(len(radii)),
+                native.pointer(gradient),
+                native.pointer(radii, torch.int32),
+                native.pointer(self.gradient_sum),
+                native.pointer(self.seen),
+                native.pointer(self.max_radii),
+            )
         else:
             self.gradient_sum += torch.linalg.vector_norm(gradient, dim=1)
             self.seen += radii > 0
@@ -146,8 +167,7 @@ class DensityControl:
     def due(self, step: int) -> bool:
         """Whether `step` is an iteration at which Gaussians are added and removed."""
         plan = self.schedule
-        return (plan.densify_from_iter < step < plan.densify_until_iter
-                and step % plan.densification_interval == 0)
+        return plan.densify_from_iter < step < plan.densify_until_iter and step % plan.densification_interval == 0
 
     def reset_due(self, step: int) -> bool:
         """Whether `step` is an iteration at which opacities are lowered."""
@@ -155,8 +175,7 @@ class DensityControl:
         if step >= plan.densify_until_iter or not plan.resets:
             return False
         # On white the classical near-black start has to be torn down once before anything grows from it.
-        return (step % plan.opacity_reset_interval == 0
-                or (plan.white_background and step == plan.densify_from_iter))
+        return step % plan.opacity_reset_interval == 0 or (plan.white_background and step == plan.densify_from_iter)
 
     def step(self, step: int, world_scales: Tensor) -> DensityReport | None:
         """Does what is due at iteration `step`, after the optimizer's step.
@@ -176,9 +195,15 @@ class DensityControl:
     def _densify(self, step: int, world_scales: Tensor) -> DensityReport:
         model = self.model
         size = world_scales.amax(dim=1)
-        selected = self.policy(step, Candidates(
-            statistic=self.gradient_sum / self.seen.clamp(min=1.0), seen=self.seen > 0,
-            large=size > self.schedule.percent_dense * self.extent, radii=self.max_radii))
+        selected = self.policy(
+            step,
+            Candidates(
+                statistic=self.gradient_sum / self.seen.clamp(min=1.0),
+                seen=self.seen > 0,
+                large=size > self.schedule.percent_dense * self.extent,
+                radii=self.max_radii,
+            ),
+        )
 
         kept = torch.nonzero(~selected.split).squeeze(1)
         cloned = torch.nonzero(selected.clone).squeeze(1)
@@ -209,19 +234,28 @@ class DensityControl:
         if step > self.schedule.opacity_reset_interval:
             drop |= (radii > MAX_SCREEN_RADIUS) | (size > MAX_WORLD_SCALE * self.extent)
         if model.binding is not None:
-            drop &= ~last_of_triangle(drop, model.binding[source], model.opacity[source].squeeze(1),
-                                      model.flame.faces.shape[0])
+            drop &= ~last_of_triangle(
+                drop, model.binding[source], model.opacity[source].squeeze(1), model.flame.faces.shape[0]
+            )
 
         keep = torch.nonzero(~drop).squeeze(1)
         source = source[keep]
         model.replace_rows(
-            gather_rows(model.parameters(), self.optimizer, source, fresh[keep],
-                        {"xyz": xyz[keep], "scaling": scaling[keep]}),
-            binding=None if model.binding is None else model.binding[source])
+            gather_rows(
+                model.parameters(), self.optimizer, source, fresh[keep], {"xyz": xyz[keep], "scaling": scaling[keep]}
+            ),
+            binding=None if model.binding is None else model.binding[source],
+        )
         self._clear()
-        return DensityReport(cloned=len(cloned), split=len(parents) // CHILDREN,
-                             pruned=len(drop) - len(keep), total=len(keep), policy=selected.name,
-                             clone_threshold=selected.clone_threshold, split_threshold=selected.split_threshold)
+        return DensityReport(
+            cloned=len(cloned),
+            split=len(parents) // CHILDREN,
+            pruned=len(drop) - len(keep),
+            total=len(keep),
+            policy=selected.name,
+            clone_threshold=selected.clone_threshold,
+            split_threshold=selected.split_threshold,
+        )
 
     def _jitter(self, parents: Tensor) -> Tensor:
         """[M, 3] offsets of split children: a draw from the parent's own distribution.
@@ -241,8 +275,12 @@ class DensityControl:
         return rotate(quats, noise * model.scaling[parents].exp())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"gradient_sum": self.gradient_sum, "seen": self.seen, "max_radii": self.max_radii,
-                "generator": self.generator.get_state()}
+        return {
+            "gradient_sum": self.gradient_sum,
+            "seen": self.seen,
+            "max_radii": self.max_radii,
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         device = self.model.device
@@ -256,10 +294,16 @@ class DensityControl:
 
 def fixed_threshold(value: float) -> Policy:
     """The classical policy: whatever passes one gradient threshold; small ones are cloned, large ones split."""
+
     def select(step: int, candidates: Candidates) -> Selection:
         passes = candidates.statistic >= value
-        return Selection(clone=passes & ~candidates.large, split=passes & candidates.large,
-                         clone_threshold=value, split_threshold=value)
+        return Selection(
+            clone=passes & ~candidates.large,
+            split=passes & candidates.large,
+            clone_threshold=value,
+            split_threshold=value,
+        )
+
     return select
 
 
@@ -280,10 +324,13 @@ def while_memory_lasts(policy: Policy, device: torch.device, warn: Callable[[str
             return chosen
         if grown and not told:
             told = True
-            warn(f"warning: iteration {step}: {grown:,} Gaussians are not added, because only {free / 1e6:,.0f} MB of "
-                 f"memory are free and {needed / 1e6:,.0f} MB would be needed; training goes on with the "
-                 f"{len(chosen.clone):,} there are")
+            warn(
+                f"warning: iteration {step}: {grown:,} Gaussians are not added, because only {free / 1e6:,.0f} MB of "
+                f"memory are free and {needed / 1e6:,.0f} MB would be needed; training goes on with the "
+                f"{len(chosen.clone):,} there are"
+            )
         return chosen._replace(clone=torch.zeros_like(chosen.clone), split=torch.zeros_like(chosen.split))
+
     return select
 
 

@@ -28,18 +28,18 @@ from utils.rotations import axis_angle_to_matrix
 
 __all__ = ["Flame", "FlameParameters", "RowAdam"]
 
-_LANES = 16               # vertices per block of the native kernel
-_MAX_NATIVE_EXPR = 4000   # the native kernel keeps the coefficients in a fixed array
+_LANES = 16  # vertices per block of the native kernel
+_MAX_NATIVE_EXPR = 4000  # the native kernel keeps the coefficients in a fixed array
 
 
 @dataclass(frozen=True)
 class _Identity:
     """The part of FLAME that one avatar never changes."""
 
-    shape: Tensor          # as given; the cache is valid for these two tensors only
+    shape: Tensor  # as given; the cache is valid for these two tensors only
     static_offset: Tensor
-    base: Tensor           # [V, 3]  template + identity + static offset
-    joints: Tensor         # [5, 3]  their joints
+    base: Tensor  # [V, 3]  template + identity + static offset
+    joints: Tensor  # [5, 3]  their joints
     packed: Tensor | None  # [blocks, 3, 16]  `base` for the native kernel
 
 
@@ -47,18 +47,17 @@ class _Identity:
 class _Packed:
     """The head model in the layout of `csrc/flame.cpp`."""
 
-    joint_modes: Tensor    # [n_expr, 5, 3] float64
-    mode_start: Tensor     # [blocks + 1] int32
-    mode_id: Tensor        # [entries] int32
-    basis: Tensor          # [entries, 3, 16]
-    weights: Tensor        # [blocks, 5, 16]
+    joint_modes: Tensor  # [n_expr, 5, 3] float64
+    mode_start: Tensor  # [blocks + 1] int32
+    mode_id: Tensor  # [entries] int32
+    basis: Tensor  # [entries, 3, 16]
+    weights: Tensor  # [blocks, 5, 16]
 
 
 class Flame(nn.Module):
     """A head model as a differentiable function, on one device."""
 
-    def __init__(self, head: HeadModel, device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, head: HeadModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.device = torch.device(device)
         self.dtype = dtype
@@ -69,21 +68,21 @@ class Flame(nn.Module):
         self.masks = {name: ids.to(self.device) for name, ids in head.masks.items()}
         self._identity: _Identity | None = None
         self._packed: _Packed | None = None
-        self._basis: Tensor | None = None        # [3V, n_expr + 36]
+        self._basis: Tensor | None = None  # [3V, n_expr + 36]
         self._joint_modes: Tensor | None = None  # [5, 3, n_expr]
 
     # ---- every input differentiable, batched --------------------------------
 
     def forward(
         self,
-        shape: Tensor,                         # [n_shape] or [B, n_shape]
-        expr: Tensor,                          # [B, n_expr]
-        rotation: Tensor,                      # [B, 3]  axis-angle, radians, about the root joint
-        neck_pose: Tensor,                     # [B, 3]
-        jaw_pose: Tensor,                      # [B, 3]
-        eyes_pose: Tensor,                     # [B, 6]  left, right
-        translation: Tensor,                   # [B, 3]  metres
-        static_offset: Tensor | None = None,   # [V, 3] or [B, V, 3]  metres, before posing
+        shape: Tensor,  # [n_shape] or [B, n_shape]
+        expr: Tensor,  # [B, n_expr]
+        rotation: Tensor,  # [B, 3]  axis-angle, radians, about the root joint
+        neck_pose: Tensor,  # [B, 3]
+        jaw_pose: Tensor,  # [B, 3]
+        eyes_pose: Tensor,  # [B, 6]  left, right
+        translation: Tensor,  # [B, 3]  metres
+        static_offset: Tensor | None = None,  # [V, 3] or [B, V, 3]  metres, before posing
         dynamic_offset: Tensor | None = None,  # [B, V, 3]            metres, before posing
     ) -> Tensor:
         """Vertices [B, V, 3] in metres. Offsets move the joints too, as in the tracker."""
@@ -125,8 +124,12 @@ class Flame(nn.Module):
         row = parameters.row(timestep)
         if parameters.dynamic_offset is not None:
             part = parameters.split(row[None])
-            return self(parameters.shape, static_offset=parameters.static_offset,
-                        dynamic_offset=parameters.dynamic_row(timestep)[None], **part)[0]
+            return self(
+                parameters.shape,
+                static_offset=parameters.static_offset,
+                dynamic_offset=parameters.dynamic_row(timestep)[None],
+                **part,
+            )[0]
         return self.from_row(row, parameters.shape, parameters.static_offset)
 
     def from_row(self, row: Tensor, shape: Tensor, static_offset: Tensor) -> Tensor:
@@ -161,7 +164,7 @@ class Flame(nn.Module):
 
     def _pack(self) -> _Packed:
         modes = _into_blocks(torch.cat([self.exprdirs, self.posedirs], dim=2))  # [blocks, 3, 16, n_expr + 36]
-        moves = modes.abs().amax(dim=(1, 2)) > 0                                # [blocks, n_expr + 36]
+        moves = modes.abs().amax(dim=(1, 2)) > 0  # [blocks, n_expr + 36]
         start = torch.zeros(len(moves) + 1, dtype=torch.int32)
         start[1:] = moves.sum(1).cumsum(0)
         joint_modes = torch.einsum("jv,vce->ejc", self.joint_regressor.double(), self.exprdirs.double())
@@ -176,7 +179,7 @@ class Flame(nn.Module):
     def _from_row_torch(self, row: Tensor, identity: _Identity) -> Tensor:
         """The twin of the native kernel, for other devices and types."""
         n_expr = self.exprdirs.shape[2]
-        expr, pose, translation = row[:n_expr], row[n_expr:n_expr + 15], row[n_expr + 15:]
+        expr, pose, translation = row[:n_expr], row[n_expr : n_expr + 15], row[n_expr + 15 :]
         matrices = axis_angle_to_matrix(pose.reshape(1, 5, 3))
         coefficients = torch.cat([expr, self._pose_feature(matrices)[0]])
         posed = identity.base + (self._basis @ coefficients).reshape(-1, 3)
@@ -203,11 +206,19 @@ class _NativeFlame(torch.autograd.Function):
         shaped = torch.empty_like(identity.packed)
         double, whole = torch.float64, torch.int32
         native.library().flame_forward(
-            ctypes.c_int64(vertices), ctypes.c_int64(packed.joint_modes.shape[0]),
-            native.pointer(identity.joints, double), native.pointer(packed.joint_modes, double),
-            native.pointer(identity.packed), native.pointer(packed.mode_start, whole),
-            native.pointer(packed.mode_id, whole), native.pointer(packed.basis), native.pointer(packed.weights),
-            native.pointer(row), native.pointer(out), native.pointer(shaped))
+            ctypes.c_int64(vertices),
+            ctypes.c_int64(packed.joint_modes.shape[0]),
+            native.pointer(identity.joints, double),
+            native.pointer(packed.joint_modes, double),
+            native.pointer(identity.packed),
+            native.pointer(packed.mode_start, whole),
+            native.pointer(packed.mode_id, whole),
+            native.pointer(packed.basis),
+            native.pointer(packed.weights),
+            native.pointer(row),
+            native.pointer(out),
+            native.pointer(shaped),
+        )
         ctx.save_for_backward(row, shaped)
         ctx.identity, ctx.packed = identity, packed
         return out
@@ -220,10 +231,20 @@ class _NativeFlame(torch.autograd.Function):
         grad_row = torch.empty_like(row)
         double, whole = torch.float64, torch.int32
         grad = grad.contiguous()
-        native.check(native.library().flame_backward(
-            ctypes.c_int64(grad.shape[0]), ctypes.c_int64(packed.joint_modes.shape[0]),
-            native.pointer(identity.joints, double), native.pointer(packed.joint_modes, double),
-            native.pointer(packed.mode_start, whole), native.pointer(packed.mode_id, whole),
-            native.pointer(packed.basis), native.pointer(packed.weights), native.pointer(row),
-            native.pointer(shaped), native.pointer(grad), native.pointer(grad_row)))
+        native.check(
+            native.library().flame_backward(
+                ctypes.c_int64(grad.shape[0]),
+                ctypes.c_int64(packed.joint_modes.shape[0]),
+                native.pointer(identity.joints, double),
+                native.pointer(packed.joint_modes, double),
+                native.pointer(packed.mode_start, whole),
+                native.pointer(packed.mode_id, whole),
+                native.pointer(packed.basis),
+                native.pointer(packed.weights),
+                native.pointer(row),
+                native.pointer(shaped),
+                native.pointer(grad),
+                native.pointer(grad_row),
+            )
+        )
         return grad_row, None, None, None

@@ -48,8 +48,10 @@ def fit_coefficients(values: np.ndarray, width: int, label: str) -> np.ndarray:
         UserError: there are more than `width`, and the surplus is not all zero.
     """
     if values.shape[-1] > width and np.any(values[..., width:]):
-        raise UserError(f"{label} has {values.shape[-1]} coefficients, but the head model has {width}: "
-                        "use the head model that the capture was tracked with")
+        raise UserError(
+            f"{label} has {values.shape[-1]} coefficients, but the head model has {width}: "
+            "use the head model that the capture was tracked with"
+        )
     fitted = np.zeros((*values.shape[:-1], width), dtype=np.float32)
     shared = min(width, values.shape[-1])
     fitted[..., :shared] = values[..., :shared]
@@ -67,8 +69,10 @@ def fit_offset(offset: np.ndarray, vertices: int, label: str) -> np.ndarray:
         padding = np.zeros((*offset.shape[:-2], teeth.TEETH_VERTICES, 3), dtype=offset.dtype)
         offset = np.concatenate([offset, padding], axis=-2)
     elif count != vertices:
-        raise UserError(f"{label} has {count} vertices, but the head model has {vertices}: "
-                        "use the head model that the capture was tracked with")
+        raise UserError(
+            f"{label} has {count} vertices, but the head model has {vertices}: "
+            "use the head model that the capture was tracked with"
+        )
     return np.ascontiguousarray(offset, dtype=np.float32)
 
 
@@ -81,8 +85,8 @@ class FlameParameters:
 
     def __init__(
         self,
-        flame: Mapping[str, np.ndarray],   # as in a data set: shape (n,), expr (T, n), ... (T, 3), static_offset (V, 3)
-        timesteps: Sequence[int] | None,   # [T] the number of each row in the capture; None = 0..T-1
+        flame: Mapping[str, np.ndarray],  # as in a data set: shape (n,), expr (T, n), ... (T, 3), static_offset (V, 3)
+        timesteps: Sequence[int] | None,  # [T] the number of each row in the capture; None = 0..T-1
         head: HeadModel,
         *,
         device: torch.device | str = "cpu",
@@ -97,6 +101,7 @@ class FlameParameters:
         Raises:
             UserError: a field is missing, not finite, or of a shape that does not fit.
         """
+
         def read(key: str, *shape: int | None) -> np.ndarray:
             if key not in flame:
                 raise UserError(f"{source}: '{key}' is missing")
@@ -126,8 +131,7 @@ class FlameParameters:
             static = fit_offset(read("static_offset", None, 3), head.n_vertices, f"{source}: 'static_offset'")
         dynamic = None
         if "dynamic_offset" in flame and np.any(flame["dynamic_offset"]):
-            dynamic = fit_offset(read("dynamic_offset", count, None, 3), head.n_vertices,
-                                 f"{source}: 'dynamic_offset'")
+            dynamic = fit_offset(read("dynamic_offset", count, None, 3), head.n_vertices, f"{source}: 'dynamic_offset'")
         ids = list(range(count)) if timesteps is None else [int(t) for t in timesteps]
         if len(ids) != count:
             raise UserError(f"{source}: {len(ids)} timestep numbers for {count} rows")
@@ -138,8 +142,8 @@ class FlameParameters:
         self.n_expr = head.n_expr
         self.columns = row_columns(head.n_expr)
         self.values = torch.from_numpy(np.concatenate(parts, axis=1)).to(self.device)  # [T, D]
-        self.shape = torch.from_numpy(shape).to(self.device)                           # [n_shape]
-        self.static_offset = torch.from_numpy(static).to(self.device)                  # [V, 3] metres
+        self.shape = torch.from_numpy(shape).to(self.device)  # [n_shape]
+        self.static_offset = torch.from_numpy(static).to(self.device)  # [V, 3] metres
         self.dynamic_offset = None if dynamic is None else torch.from_numpy(dynamic).to(self.device)  # [T, V, 3]
         self.dynamic_trainable = False
         self._leaves: dict[tuple[str, int], Tensor] = {}  # (table, timestep) -> its leaf
@@ -214,8 +218,9 @@ class FlameParameters:
             temporary.write_bytes(content.getbuffer())
 
     @classmethod
-    def load(cls, path: str | Path, head: HeadModel, *, device: torch.device | str = "cpu",
-             trainable: bool = True) -> FlameParameters:
+    def load(
+        cls, path: str | Path, head: HeadModel, *, device: torch.device | str = "cpu", trainable: bool = True
+    ) -> FlameParameters:
         """Reads a `flame_param.npz`, ours or another trainer's.
 
         Raises:
@@ -227,15 +232,19 @@ class FlameParameters:
         ids = arrays.pop("timestep_index", None)
         if ids is not None and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
             raise UserError(f"{path}: 'timestep_index' has shape {ids.shape} of {ids.dtype}, expected whole numbers")
-        return cls(arrays, None if ids is None else ids.tolist(), head, device=device, trainable=trainable,
-                   source=path)
+        return cls(arrays, None if ids is None else ids.tolist(), head, device=device, trainable=trainable, source=path)
 
     # ---- checkpoint ---------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and lists for a checkpoint."""
-        return {"values": self.values.detach(), "shape": self.shape, "static_offset": self.static_offset,
-                "dynamic_offset": self.dynamic_offset, "timesteps": list(self.timesteps)}
+        return {
+            "values": self.values.detach(),
+            "shape": self.shape,
+            "static_offset": self.static_offset,
+            "dynamic_offset": self.dynamic_offset,
+            "timesteps": list(self.timesteps),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`.
@@ -246,8 +255,10 @@ class FlameParameters:
         for name in ("values", "shape", "static_offset"):
             mine, theirs = getattr(self, name), state[name]
             if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-                raise UserError(f"the checkpoint's FLAME '{name}' has shape {tuple(theirs.shape)}, the data set's "
-                                f"{tuple(mine.shape)}: the data or the head model changed")
+                raise UserError(
+                    f"the checkpoint's FLAME '{name}' has shape {tuple(theirs.shape)}, the data set's "
+                    f"{tuple(mine.shape)}: the data or the head model changed"
+                )
         if list(state["timesteps"]) != self.timesteps:
             raise UserError("the checkpoint's timesteps are not the data set's: the data changed")
         self.clear_gradients()
@@ -257,8 +268,10 @@ class FlameParameters:
         dynamic = state["dynamic_offset"]
         if dynamic is not None:
             if dynamic.shape != (len(self), *self.static_offset.shape) or dynamic.dtype != torch.float32:
-                raise UserError(f"the checkpoint's FLAME 'dynamic_offset' has shape {tuple(dynamic.shape)}: "
-                                "the data or the head model changed")
+                raise UserError(
+                    f"the checkpoint's FLAME 'dynamic_offset' has shape {tuple(dynamic.shape)}: "
+                    "the data or the head model changed"
+                )
             self.dynamic_offset = dynamic.to(self.device)
 
 
@@ -287,10 +300,10 @@ class RowAdam:
         self,
         parameters: FlameParameters,
         *,
-        expr_lr: float,               # per coefficient
-        translation_lr: float,        # metres
-        pose_lr: float,               # radians; rotation, neck, jaw and eyes
-        dynamic_lr: float = 0.0,      # metres; used when the dynamic offset is trained
+        expr_lr: float,  # per coefficient
+        translation_lr: float,  # metres
+        pose_lr: float,  # radians; rotation, neck, jaw and eyes
+        dynamic_lr: float = 0.0,  # metres; used when the dynamic offset is trained
         beta2: float = 0.999,
         eps: float = 1e-15,
     ) -> None:
@@ -317,7 +330,7 @@ class RowAdam:
             second.mul_(beta2 ** (iteration - self._visited[name][timestep]))
             second.addcmul_(gradient, gradient, value=1 - beta2)
             self._visited[name][timestep] = iteration
-            denominator = (second / (1 - beta2 ** iteration)).sqrt_().add_(self.eps)
+            denominator = (second / (1 - beta2**iteration)).sqrt_().add_(self.eps)
             tables[name][timestep].addcdiv_(gradient * self._rates[name], denominator, value=-1.0)
 
     def gradients(self) -> list[Tensor]:
@@ -330,8 +343,10 @@ class RowAdam:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors for a checkpoint; learning rates are options of the run and not part of it."""
-        return {"second": self._second,
-                "visited": {name: torch.tensor(visited) for name, visited in self._visited.items()}}
+        return {
+            "second": self._second,
+            "visited": {name: torch.tensor(visited) for name, visited in self._visited.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; a table that the checkpoint did not train starts fresh.
@@ -342,8 +357,10 @@ class RowAdam:
         for name in self._second.keys() & state["second"].keys():
             theirs, mine = state["second"][name], self._second[name]
             if theirs.shape != mine.shape:
-                raise UserError(f"the checkpoint's FLAME optimizer state ({name}) has shape {tuple(theirs.shape)}, "
-                                f"expected {tuple(mine.shape)}: the data or the head model changed")
+                raise UserError(
+                    f"the checkpoint's FLAME optimizer state ({name}) has shape {tuple(theirs.shape)}, "
+                    f"expected {tuple(mine.shape)}: the data or the head model changed"
+                )
             mine.copy_(theirs)
             visited = state["visited"][name].tolist()
             if len(visited) != len(self._visited[name]) or not all(type(step) is int and step >= 0 for step in visited):

@@ -37,10 +37,10 @@ class GaussianModel:
 
     def __init__(
         self,
-        fields: dict[str, Tensor],            # the raw parameters, see `scene/ply.py`
+        fields: dict[str, Tensor],  # the raw parameters, see `scene/ply.py`
         *,
         sh_degree: int,
-        binding: Tensor | None = None,        # [N] int64, the triangle of each Gaussian
+        binding: Tensor | None = None,  # [N] int64, the triangle of each Gaussian
         flame: Flame | None = None,
         flame_parameters: FlameParameters | None = None,
         device: torch.device | str = "cpu",
@@ -51,14 +51,15 @@ class GaussianModel:
         self.flame = flame
         self.flame_parameters = flame_parameters
         self.binding = None if binding is None else binding.to(self.device)
-        self.xyz = self._parameter(fields["xyz"])                      # [N, 3]
+        self.xyz = self._parameter(fields["xyz"])  # [N, 3]
         # One tensor, as the rasterizers want it: joining two in every iteration, and
         # splitting their gradient, costs more than the projection of the Gaussians.
-        self.features = self._parameter(                               # [N, (sh_degree+1)^2, 3]
-            torch.cat([fields["features_dc"], fields["features_rest"]], dim=1))
-        self.opacity = self._parameter(fields["opacity"])              # [N, 1] logit
-        self.scaling = self._parameter(fields["scaling"])              # [N, 3] log
-        self.rotation = self._parameter(fields["rotation"])            # [N, 4] wxyz
+        self.features = self._parameter(  # [N, (sh_degree+1)^2, 3]
+            torch.cat([fields["features_dc"], fields["features_rest"]], dim=1)
+        )
+        self.opacity = self._parameter(fields["opacity"])  # [N, 1] logit
+        self.scaling = self._parameter(fields["scaling"])  # [N, 3] log
+        self.rotation = self._parameter(fields["rotation"])  # [N, 4] wxyz
 
     def _parameter(self, value: Tensor) -> Parameter:
         return Parameter(value.detach().to(self.device, torch.float32).contiguous())
@@ -66,19 +67,33 @@ class GaussianModel:
     # ---- construction -------------------------------------------------------
 
     @classmethod
-    def from_mesh(cls, flame: Flame, flame_parameters: FlameParameters, *, sh_degree: int,
-                  generator: torch.Generator, device: torch.device | str) -> GaussianModel:
+    def from_mesh(
+        cls,
+        flame: Flame,
+        flame_parameters: FlameParameters,
+        *,
+        sh_degree: int,
+        generator: torch.Generator,
+        device: torch.device | str,
+    ) -> GaussianModel:
         """One Gaussian per triangle: centred, filling it, almost transparent, near black."""
         count = flame.faces.shape[0]
         # Near black, but not equal: identical colours would get identical gradients.
         colors = torch.rand(count, 3, generator=generator) / 255.0
         fields = _start(torch.zeros(count, 3), torch.zeros(count, 3), colors, sh_degree)
-        return cls(fields, sh_degree=sh_degree, binding=torch.arange(count), flame=flame,
-                   flame_parameters=flame_parameters, device=device)
+        return cls(
+            fields,
+            sh_degree=sh_degree,
+            binding=torch.arange(count),
+            flame=flame,
+            flame_parameters=flame_parameters,
+            device=device,
+        )
 
     @classmethod
-    def from_points(cls, points: np.ndarray, colors: np.ndarray, *, sh_degree: int,
-                    device: torch.device | str) -> GaussianModel:
+    def from_points(
+        cls, points: np.ndarray, colors: np.ndarray, *, sh_degree: int, device: torch.device | str
+    ) -> GaussianModel:
         """One isotropic Gaussian per point, as large as the distance to its neighbours.
 
         Args:
@@ -93,7 +108,7 @@ class GaussianModel:
         neighbours = min(4, len(points))  # the nearest is the point itself
         distances = cKDTree(points).query(points, k=neighbours)[0][:, 1:]
         # Coinciding points would give scale zero and with it an infinite logarithm.
-        scale = np.sqrt(np.maximum((distances ** 2).mean(axis=1), 1e-7))
+        scale = np.sqrt(np.maximum((distances**2).mean(axis=1), 1e-7))
         log_scales = torch.from_numpy(np.log(scale)).float()[:, None].repeat(1, 3)
         fields = _start(torch.from_numpy(points).float(), log_scales, torch.from_numpy(colors).float(), sh_degree)
         return cls(fields, sh_degree=sh_degree, device=device)
@@ -114,8 +129,14 @@ class GaussianModel:
         write_ply(folder / PLY_NAME, fields)
 
     @classmethod
-    def load(cls, folder: Path, *, flame: Flame | None = None, flame_parameters: FlameParameters | None = None,
-             device: torch.device | str = "cpu") -> GaussianModel:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        flame: Flame | None = None,
+        flame_parameters: FlameParameters | None = None,
+        device: torch.device | str = "cpu",
+    ) -> GaussianModel:
         """Reads an avatar written by `save` or by another program of this family.
 
         Raises:
@@ -129,11 +150,19 @@ class GaussianModel:
                 raise UserError(f"{path} is bound to a head mesh (binding_0), but no head model was given")
             faces = flame.faces.shape[0]
             if len(binding) and int(binding.max()) >= faces:
-                raise UserError(f"{path}: binding_0 names triangle {int(binding.max())}, but the head model has "
-                                f"{faces}; give the head model of this avatar with --head_model")
+                raise UserError(
+                    f"{path}: binding_0 names triangle {int(binding.max())}, but the head model has "
+                    f"{faces}; give the head model of this avatar with --head_model"
+                )
         degree = round((fields["features_rest"].shape[1] + 1) ** 0.5) - 1
-        model = cls(fields, sh_degree=degree, binding=binding, flame=flame if binding is not None else None,
-                    flame_parameters=flame_parameters if binding is not None else None, device=device)
+        model = cls(
+            fields,
+            sh_degree=degree,
+            binding=binding,
+            flame=flame if binding is not None else None,
+            flame_parameters=flame_parameters if binding is not None else None,
+            device=device,
+        )
         model.active_sh_degree = degree
         return model
 
@@ -141,8 +170,13 @@ class GaussianModel:
 
     def parameters(self) -> dict[str, Parameter]:
         """The trainable rows by name, in the order of the optimizer's groups."""
-        return {"xyz": self.xyz, "features": self.features, "opacity": self.opacity, "scaling": self.scaling,
-                "rotation": self.rotation}
+        return {
+            "xyz": self.xyz,
+            "features": self.features,
+            "opacity": self.opacity,
+            "scaling": self.scaling,
+            "rotation": self.rotation,
+        }
 
     def fields(self) -> dict[str, Tensor]:
         """The raw values by their names in the files; views of the parameters, without gradient."""
@@ -166,11 +200,13 @@ class GaussianModel:
         """
         if self.binding is None:
             quats = torch.nn.functional.normalize(self.rotation, dim=1)
-            return Gaussians(self.xyz, quats, self.scaling.exp(), self.opacity.sigmoid().squeeze(1),
-                             self.features), None
+            return Gaussians(
+                self.xyz, quats, self.scaling.exp(), self.opacity.sigmoid().squeeze(1), self.features
+            ), None
         vertices = self.flame.vertices(self.flame_parameters, timestep)
         means, quats, scales, opacities = rig.bind(
-            vertices, self.flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding)
+            vertices, self.flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding
+        )
         return Gaussians(means, quats, scales, opacities, self.features), vertices
 
     def triangle_scales(self, vertices: Tensor) -> Tensor:
@@ -187,8 +223,14 @@ class GaussianModel:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], *, flame: Flame | None, flame_parameters: FlameParameters | None,
-                   device: torch.device | str) -> GaussianModel:
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        *,
+        flame: Flame | None,
+        flame_parameters: FlameParameters | None,
+        device: torch.device | str,
+    ) -> GaussianModel:
         """The inverse of `state_dict`.
 
         Raises:
@@ -198,17 +240,33 @@ class GaussianModel:
         if type(degree) is not int or not 0 <= degree <= 3 or state["active_sh_degree"] not in range(degree + 1):
             raise ValueError("the degree of the view-dependent colour is not 0 to 3")
         count = len(fields["xyz"])
-        for name, shape in {"xyz": (3,), "features_dc": (1, 3), "features_rest": ((degree + 1) ** 2 - 1, 3),
-                            "opacity": (1,), "scaling": (3,), "rotation": (4,)}.items():
+        for name, shape in {
+            "xyz": (3,),
+            "features_dc": (1, 3),
+            "features_rest": ((degree + 1) ** 2 - 1, 3),
+            "opacity": (1,),
+            "scaling": (3,),
+            "rotation": (4,),
+        }.items():
             if fields[name].shape != (count, *shape) or not fields[name].is_floating_point():
                 raise ValueError(f"{name} has shape {tuple(fields[name].shape)}, expected {(count, *shape)}")
         if (binding is None) != (flame is None):
             raise ValueError("only one of the saved and this run is bound to a head mesh")
-        if binding is not None and (binding.dtype != torch.int64 or binding.shape != (count,) or count and not (
-                0 <= int(binding.min()) and int(binding.max()) < flame.faces.shape[0])):
+        if binding is not None and (
+            binding.dtype != torch.int64
+            or binding.shape != (count,)
+            or count
+            and not (0 <= int(binding.min()) and int(binding.max()) < flame.faces.shape[0])
+        ):
             raise ValueError("it names triangles that the head model does not have")
-        model = cls(state["fields"], sh_degree=state["sh_degree"], binding=state["binding"],
-                    flame=flame, flame_parameters=flame_parameters, device=device)
+        model = cls(
+            state["fields"],
+            sh_degree=state["sh_degree"],
+            binding=state["binding"],
+            flame=flame,
+            flame_parameters=flame_parameters,
+            device=device,
+        )
         model.active_sh_degree = state["active_sh_degree"]
         return model
 

@@ -32,13 +32,13 @@ _MOST_MASKS, _MOST_REPEATS = 1000, 4
 class HeadModel:
     """A linear head model with five joints; all tensors float32 or int64 on the CPU, metres."""
 
-    v_template: Tensor       # [V, 3]
-    faces: Tensor            # [F, 3]  int64, vertex ids
-    shapedirs: Tensor        # [V, 3, n_shape]  metres per unit of an identity coefficient
-    exprdirs: Tensor         # [V, 3, n_expr]   metres per unit of an expression coefficient
-    posedirs: Tensor         # [V, 3, 36]       metres per unit of an entry of R_j - I, joints 1..4
+    v_template: Tensor  # [V, 3]
+    faces: Tensor  # [F, 3]  int64, vertex ids
+    shapedirs: Tensor  # [V, 3, n_shape]  metres per unit of an identity coefficient
+    exprdirs: Tensor  # [V, 3, n_expr]   metres per unit of an expression coefficient
+    posedirs: Tensor  # [V, 3, 36]       metres per unit of an entry of R_j - I, joints 1..4
     joint_regressor: Tensor  # [5, V]
-    weights: Tensor          # [V, 5]  skinning weights
+    weights: Tensor  # [V, 5]  skinning weights
     parents: tuple[int, ...] = PARENTS
     masks: dict[str, Tensor] = field(default_factory=dict)  # region -> vertex ids, int64
 
@@ -84,8 +84,10 @@ def _field(content: dict[str, Any], path: Path, key: str, shape: tuple[int | Non
 def _check_ids(ids: np.ndarray, count: int, path: Path, key: str) -> np.ndarray:
     ids = ids.astype(np.int64)
     if ids.size and (ids.min() < 0 or ids.max() >= count):
-        raise UserError(f"{path}: '{key}' names vertex {int(ids.min() if ids.min() < 0 else ids.max())}, "
-                        f"but the model has vertices 0 to {count - 1}")
+        raise UserError(
+            f"{path}: '{key}' names vertex {int(ids.min() if ids.min() < 0 else ids.max())}, "
+            f"but the model has vertices 0 to {count - 1}"
+        )
     return ids
 
 
@@ -93,8 +95,10 @@ def _check_chain(table: np.ndarray, path: Path) -> None:
     # The root's parent is -1, which the official files store as unsigned 2^32 - 1.
     parents = tuple(int(p) if 0 <= int(p) < 5 else -1 for p in table[0])
     if parents != PARENTS or tuple(int(j) for j in table[1]) != (0, 1, 2, 3, 4):
-        raise UserError(f"{path}: 'kintree_table' gives the joints {table[1].tolist()} the parents {list(parents)}, "
-                        f"expected FLAME's five joints (root, neck, jaw, eyes) with parents {list(PARENTS)}")
+        raise UserError(
+            f"{path}: 'kintree_table' gives the joints {table[1].tolist()} the parents {list(parents)}, "
+            f"expected FLAME's five joints (root, neck, jaw, eyes) with parents {list(PARENTS)}"
+        )
 
 
 def _shape_columns(content: dict[str, Any], columns: int, path: Path) -> int:
@@ -108,8 +112,10 @@ def _shape_columns(content: dict[str, Any], columns: int, path: Path) -> int:
             raise UserError(f"{path}: 'n_shape' is {count}, but 'shapedirs' has {columns} columns")
         return count
     if columns != FLAME_SHAPE + FLAME_EXPR:
-        raise UserError(f"{path}: 'shapedirs' has {columns} columns; expected 400 (300 identity, 100 expression), "
-                        "or a key 'n_shape' that says how many are identity")
+        raise UserError(
+            f"{path}: 'shapedirs' has {columns} columns; expected 400 (300 identity, 100 expression), "
+            "or a key 'n_shape' that says how many are identity"
+        )
     return FLAME_SHAPE
 
 

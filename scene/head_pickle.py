@@ -133,10 +133,17 @@ class _Sparse(_Opaque):
         outer, inner = (columns, rows) if self.by_column else (rows, columns)
         if rows < 0 or columns < 0 or rows * columns > _MOST_DENSE:
             raise ValueError(f"sparse matrix of impossible shape {reprlib.repr(shape)}")
-        if (pointers.shape != (outer + 1,) or values.ndim != 1 or values.shape != indices.shape
-                or indices.dtype.kind not in "iu" or pointers.dtype.kind not in "iu"
-                or pointers[0] != 0 or pointers[-1] != len(indices) or (np.diff(pointers.astype(np.int64)) < 0).any()
-                or (len(indices) and (indices.min() < 0 or indices.max() >= inner))):
+        if (
+            pointers.shape != (outer + 1,)
+            or values.ndim != 1
+            or values.shape != indices.shape
+            or indices.dtype.kind not in "iu"
+            or pointers.dtype.kind not in "iu"
+            or pointers[0] != 0
+            or pointers[-1] != len(indices)
+            or (np.diff(pointers.astype(np.int64)) < 0).any()
+            or (len(indices) and (indices.min() < 0 or indices.max() >= inner))
+        ):
             raise ValueError("sparse matrix whose indices do not fit its shape")
         dense = np.zeros((outer, inner), dtype=np.float64)
         row = np.repeat(np.arange(outer), np.diff(pointers.astype(np.int64)))
@@ -276,8 +283,10 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     try:
         value = _HeadUnpickler(content, encoding="latin1").load()
     except Refused as error:
-        raise UserError(f"{path} refused: it asks for {error}, which no head model needs, so it may be malicious "
-                        "(nothing of it was run)") from error
+        raise UserError(
+            f"{path} refused: it asks for {error}, which no head model needs, so it may be malicious "
+            "(nothing of it was run)"
+        ) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path} is not a readable pickle ({type(error).__name__}: {one_line(error)[:200]})") from error
     if not isinstance(value, dict):

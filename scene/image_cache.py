@@ -41,9 +41,9 @@ from utils.files import atomic_path, locked, remove_leftovers
 from utils.memory import available_memory
 
 MAX_WORKERS = 32
-CUDA_SHARE = 0.5          # of the free GPU memory may hold images
-SUFFIX = ".images"        # of the memory-mapped file
-LAYOUT = 1                # raise when the content of that file changes its meaning
+CUDA_SHARE = 0.5  # of the free GPU memory may hold images
+SUFFIX = ".images"  # of the memory-mapped file
+LAYOUT = 1  # raise when the content of that file changes its meaning
 
 
 class ImageCache:
@@ -64,9 +64,17 @@ class ImageCache:
         nbytes: size of all images.
     """
 
-    def __init__(self, views: Sequence[View], background: tuple[float, float, float], *,
-                 device: torch.device | str = "cpu", ram_share: float = 0.5, folder: Path | None = None,
-                 workers: int | None = None, progress: bool = True) -> None:
+    def __init__(
+        self,
+        views: Sequence[View],
+        background: tuple[float, float, float],
+        *,
+        device: torch.device | str = "cpu",
+        ram_share: float = 0.5,
+        folder: Path | None = None,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
         """Decodes, or reuses the file of an earlier run.
 
         Args:
@@ -115,8 +123,13 @@ class ImageCache:
             # PyTorch's own operations bring their threads with them.
             threads = len(os.sched_getaffinity(0)) if native.available() and self.where != "cuda" else 1
             with ThreadPoolExecutor(threads) as pool:
-                for _ in tqdm(pool.map(reduce, range(len(scaled))), total=len(scaled), unit="img",
-                              desc=f"Images at scale {scale:g}", disable=not self._progress):
+                for _ in tqdm(
+                    pool.map(reduce, range(len(scaled))),
+                    total=len(scaled),
+                    unit="img",
+                    desc=f"Images at scale {scale:g}",
+                    disable=not self._progress,
+                ):
                     pass
 
         scaled._store(fill, lambda: f"{_key(scaled._jobs)}-{scale!r}")
@@ -134,8 +147,10 @@ class ImageCache:
             self.where = "mmap"
             self._bytes = _in_file(Path(self._folder) / f"{key()}{SUFFIX}", self.nbytes, count, fill)
         else:
-            raise UserError(f"{count} images take {self.nbytes / 1e9:.1f} GB of memory, which is not free: "
-                            "train at a smaller --resolution")
+            raise UserError(
+                f"{count} images take {self.nbytes / 1e9:.1f} GB of memory, which is not free: "
+                "train at a smaller --resolution"
+            )
         device = self._device
         if device.type == "cuda" and self.nbytes <= CUDA_SHARE * torch.cuda.mem_get_info(device)[0]:
             self.where = "cuda"
@@ -156,7 +171,7 @@ class ImageCache:
     def _planar(self, index: int) -> Tensor:
         camera = self._cameras[index]  # an IndexError ends iteration over the cache
         start = self._offsets[index % len(self._cameras)]
-        return self._bytes[start:start + 3 * camera.height * camera.width].view(3, camera.height, camera.width)
+        return self._bytes[start : start + 3 * camera.height * camera.width].view(3, camera.height, camera.width)
 
 
 def _device(name: torch.device | str) -> torch.device:
@@ -172,9 +187,17 @@ def _device(name: torch.device | str) -> torch.device:
 def _jobs(views: Sequence[View], background: tuple[float, float, float]) -> list[dict[str, Any]]:
     """What the workers are to do."""
     offsets = _offsets([view.camera for view in views])
-    return [{"image": str(view.image_path), "mask": str(view.mask_path) if view.mask_path else None,
-             "source_size": view.source_size, "size": (view.camera.width, view.camera.height),
-             "background": background, "offset": offset} for view, offset in zip(views, offsets)]
+    return [
+        {
+            "image": str(view.image_path),
+            "mask": str(view.mask_path) if view.mask_path else None,
+            "source_size": view.source_size,
+            "size": (view.camera.width, view.camera.height),
+            "background": background,
+            "offset": offset,
+        }
+        for view, offset in zip(views, offsets)
+    ]
 
 
 def _offsets(cameras: Sequence[Camera]) -> list[int]:
@@ -200,15 +223,16 @@ def _in_memory(nbytes: int, fill: Callable[[int], None]) -> Tensor:
 
 
 def _in_file(path: Path, nbytes: int, count: int, fill: Callable[[int], None]) -> Tensor:
-    """[nbytes] uint8 of `count` images, mapped read-only from the file `path`, which `fill` writes unless it is there.
-    """
+    """[nbytes] uint8 of `count` images, mapped read-only from the file `path`, which `fill` writes unless it is there."""
     folder = path.parent
     with locked(folder, wait=True):
         if not path.exists() or path.stat().st_size != nbytes:
             remove_leftovers(folder)
             if nbytes > shutil.disk_usage(folder).free:
-                raise UserError(f"{count} images take {nbytes / 1e9:.1f} GB, more than is free in memory and in "
-                                f"{folder}: train at a smaller --resolution or make room")
+                raise UserError(
+                    f"{count} images take {nbytes / 1e9:.1f} GB, more than is free in memory and in "
+                    f"{folder}: train at a smaller --resolution or make room"
+                )
             with atomic_path(path) as temporary, open(temporary, "rb+") as file:
                 os.ftruncate(file.fileno(), nbytes)
                 fill(file.fileno())
@@ -237,7 +261,7 @@ def _copy_in_pieces(source: Tensor, device: torch.device, piece: int = 256 << 20
     """`source` on `device`, without ever having all of a mapped file in memory."""
     copy = torch.empty(source.numel(), dtype=torch.uint8, device=device)
     for start in range(0, source.numel(), piece):
-        copy[start:start + piece].copy_(source[start:start + piece])
+        copy[start : start + piece].copy_(source[start : start + piece])
     return copy
 
 
@@ -259,8 +283,14 @@ def _worker(file: int) -> Iterator[subprocess.Popen]:
     """
     # The workers share the cores already; -P keeps the modules of this folder from shadowing libraries.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-P", image_decode.__file__, str(file)], pass_fds=(file,), text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-P", image_decode.__file__, str(file)],
+        pass_fds=(file,),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
     try:
         yield process
     finally:
@@ -271,7 +301,7 @@ def _worker(file: int) -> Iterator[subprocess.Popen]:
 def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check: bool, progress: bool) -> None:
     """Hands `jobs` out in small batches, so that the workers end together; one thread waits for each worker."""
     size = max(1, min(64 if check else 8, math.ceil(len(jobs) / len(processes))))
-    batches = iter([jobs[start:start + size] for start in range(0, len(jobs), size)])
+    batches = iter([jobs[start : start + size] for start in range(0, len(jobs), size)])
     lock, failures = threading.Lock(), []
 
     def feed(process: subprocess.Popen) -> None:
@@ -308,6 +338,7 @@ def _request(process: subprocess.Popen, batch: list[dict[str, Any]], check: bool
         answer = ""
     if not answer:
         status = process.wait()
-        return (f"the process that decoded {batch[0]['image']} ended with status {status}"
-                + (": probably too little memory, try a smaller --resolution" if status == -9 else ""))
+        return f"the process that decoded {batch[0]['image']} ended with status {status}" + (
+            ": probably too little memory, try a smaller --resolution" if status == -9 else ""
+        )
     return next((error for error in json.loads(answer) if error), None)

@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's others are little tested; EPS runs a program
-ROWS = 64                  # composited at a time, so that a large image needs no several of floats beside it
-SAMPLES = 4096             # pixels from which the existing background is judged
-NEARLY_UNIFORM = 8         # grey levels from the median, leaves room for JPEG noise
-UNIFORM_SHARE = 0.95       # of the sampled background must be that close
+ROWS = 64  # composited at a time, so that a large image needs no several of floats beside it
+SAMPLES = 4096  # pixels from which the existing background is judged
+NEARLY_UNIFORM = 8  # grey levels from the median, leaves room for JPEG noise
+UNIFORM_SHARE = 0.95  # of the sampled background must be that close
 
 
 class DecodeError(Exception):
@@ -117,7 +117,7 @@ def recomposite(rgb: np.ndarray, alpha: np.ndarray, background: list[float]) -> 
     outside = rgb.reshape(-1, 3)[np.flatnonzero(alpha.reshape(-1) == 0)]
     if not len(outside):
         return composite(rgb, alpha, background)
-    sample = outside[::max(1, len(outside) // SAMPLES)].astype(np.float32)
+    sample = outside[:: max(1, len(outside) // SAMPLES)].astype(np.float32)
     old = np.median(sample, axis=0)
     if (np.abs(sample - old).max(axis=1) <= NEARLY_UNIFORM).mean() < UNIFORM_SHARE:
         return composite(rgb, alpha, background)
@@ -125,7 +125,7 @@ def recomposite(rgb: np.ndarray, alpha: np.ndarray, background: list[float]) -> 
     if np.abs(change).max() < 0.5:
         return rgb
     share = 1.0 - np.arange(256)[:, None] / 255.0
-    added = np.rint(change * share).astype(np.int16)   # [256, 3] by alpha: a table is several times faster here
+    added = np.rint(change * share).astype(np.int16)  # [256, 3] by alpha: a table is several times faster here
     result = np.empty(rgb.shape, np.uint8)
     for top in range(0, len(rgb), ROWS):
         rows = slice(top, top + ROWS)
@@ -165,8 +165,9 @@ def _open(path: str, size: tuple[int, int] | None, according_to: str) -> Image.I
         raise DecodeError(f"cannot read the image {path}: {_reason(error)}") from error
     if size is not None and image.size != size:
         image.close()
-        raise DecodeError(f"the image {path} is {image.size[0]}x{image.size[1]} pixels, "
-                          f"but {according_to} {size[0]}x{size[1]}")
+        raise DecodeError(
+            f"the image {path} is {image.size[0]}x{image.size[1]} pixels, but {according_to} {size[0]}x{size[1]}"
+        )
     return image
 
 
@@ -218,7 +219,7 @@ def write(file: int, data: np.ndarray, offset: int) -> None:
 def _serve(file: int) -> None:
     """Answers requests until the standard input ends, which it also does when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    warnings.simplefilter("ignore")               # of Pillow, about images near its size limit
+    warnings.simplefilter("ignore")  # of Pillow, about images near its size limit
     for line in sys.stdin:
         request = json.loads(line)
         answers: list[str | None] = []

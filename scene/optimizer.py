@@ -28,14 +28,22 @@ class _Slot(ctypes.Structure):
     """The C struct `Slot` of csrc/adam.cpp: one parameter, its gradient and state."""
 
     _fields_ = [
-        ("value", ctypes.c_void_p), ("gradient", ctypes.c_void_p),
-        ("mean", ctypes.c_void_p), ("square", ctypes.c_void_p), ("step", ctypes.c_void_p),
-        ("factors", ctypes.c_void_p), ("count", ctypes.c_int64), ("row", ctypes.c_int64),
-        ("rate", ctypes.c_double), ("beta1", ctypes.c_double), ("beta2", ctypes.c_double), ("eps", ctypes.c_double),
+        ("value", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("square", ctypes.c_void_p),
+        ("step", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("row", ctypes.c_int64),
+        ("rate", ctypes.c_double),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("eps", ctypes.c_double),
     ]
 
 
-COOL = 0.1             # what the cool-down leaves of a learning rate
+COOL = 0.1  # what the cool-down leaves of a learning rate
 _EVEN = torch.ones(1)  # the factors of a group without any
 
 
@@ -61,16 +69,23 @@ class Adam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = [(group, parameter) for group in self.param_groups for parameter in group["params"]
-                  if parameter.grad is not None]
+        moving = [
+            (group, parameter)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
         plain = all(_is_plain(tensor) for _, parameter in moving for tensor in (parameter, parameter.grad))
         # `found_inf` is how a gradient scaler asks PyTorch's kernel for more than ours does.
         if plain and not hasattr(self, "found_inf") and native.available():
             self._native_step(moving)
             return loss
         # One rate per tensor is all that PyTorch's kernel takes: afterwards part of the way is gone back.
-        uneven = [(parameter, parameter.clone(), group["factors"]) for group, parameter in moving
-                  if group["factors"] is not None]
+        uneven = [
+            (parameter, parameter.clone(), group["factors"])
+            for group, parameter in moving
+            if group["factors"] is not None
+        ]
         super().step()
         for parameter, before, factors in uneven:
             parameter.copy_(before.lerp(parameter, factors.view(parameter.shape[1:])))
@@ -81,12 +96,21 @@ class Adam(torch.optim.Adam):
         for group, parameter in moving:
             state = self.state[parameter]
             if not state:
-                state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(parameter),
-                             exp_avg_sq=torch.zeros_like(parameter))
+                state.update(
+                    step=torch.zeros(()), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+                )
             factors = _EVEN if group["factors"] is None else group["factors"]
             tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], factors)
-            slots.append(_Slot(*map(native.pointer, tensors), parameter.numel(), len(factors), group["lr"],
-                               *group["betas"], group["eps"]))
+            slots.append(
+                _Slot(
+                    *map(native.pointer, tensors),
+                    parameter.numel(),
+                    len(factors),
+                    group["lr"],
+                    *group["betas"],
+                    group["eps"],
+                )
+            )
         native.check(native.library().adam_step((_Slot * len(slots))(*slots), ctypes.c_int64(len(slots))))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -117,7 +141,7 @@ class GaussianOptimizer(Adam):
         self,
         model: GaussianModel,
         *,
-        extent: float,                  # metres; positions learn in units of the scene
+        extent: float,  # metres; positions learn in units of the scene
         position_lr_init: float,
         position_lr_final: float,
         position_lr_max_steps: int,
@@ -125,8 +149,8 @@ class GaussianOptimizer(Adam):
         opacity_lr: float,
         scaling_lr: float,
         rotation_lr: float,
-        iterations: int = 0,            # of the run; for the cool-down
-        cooldown: float = 0.0,          # share of the run at its end
+        iterations: int = 0,  # of the run; for the cool-down
+        cooldown: float = 0.0,  # share of the run at its end
     ) -> None:
         """
         Args:
@@ -140,8 +164,9 @@ class GaussianOptimizer(Adam):
             "scaling": scaling_lr,
             "rotation": rotation_lr,
         }
-        groups = [{"params": [parameter], "lr": rates[name], "name": name}
-                  for name, parameter in model.parameters().items()]
+        groups = [
+            {"params": [parameter], "lr": rates[name], "name": name} for name, parameter in model.parameters().items()
+        ]
         # View-dependent colour moves twenty times slower than the base colour (the
         # first three of a row), or it explains away what belongs in the latter.
         factors = torch.full((3 * model.features.shape[1],), 1 / 20)

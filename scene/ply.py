@@ -35,16 +35,49 @@ _MOST_ELEMENTS = 50_000_000  # a dozen GB of Gaussians
 _MOST_LISTS = 5_000_000
 # Triangle numbers are stored as float32, which counts exactly up to here.
 _LARGEST_EXACT = 2**24
-_SIZES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2, "int16": 2, "uint16": 2,
-          "int": 4, "uint": 4, "int32": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8}
+_SIZES = {
+    "char": 1,
+    "uchar": 1,
+    "int8": 1,
+    "uint8": 1,
+    "short": 2,
+    "ushort": 2,
+    "int16": 2,
+    "uint16": 2,
+    "int": 4,
+    "uint": 4,
+    "int32": 4,
+    "uint32": 4,
+    "float": 4,
+    "float32": 4,
+    "double": 8,
+    "float64": 8,
+}
 
 
 def _names(rest: int, bound: bool) -> list[str]:
     """The properties in file order; `rest` counts the f_rest columns."""
-    return ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2",
-            *(f"f_rest_{i}" for i in range(rest)),
-            "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3",
-            *(["binding_0"] if bound else [])]
+    return [
+        "x",
+        "y",
+        "z",
+        "nx",
+        "ny",
+        "nz",
+        "f_dc_0",
+        "f_dc_1",
+        "f_dc_2",
+        *(f"f_rest_{i}" for i in range(rest)),
+        "opacity",
+        "scale_0",
+        "scale_1",
+        "scale_2",
+        "rot_0",
+        "rot_1",
+        "rot_2",
+        "rot_3",
+        *(["binding_0"] if bound else []),
+    ]
 
 
 def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
@@ -83,8 +116,14 @@ def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
     # Every column has the same type, so the records are the rows of one matrix.
     rows = np.concatenate(blocks, axis=1, dtype="<f4", casting="unsafe")
     assert rows.shape == (count, len(names)), f"{rows.shape} values for {len(names)} properties"
-    header = "".join(["ply\nformat binary_little_endian 1.0\n", f"element vertex {count}\n",
-                      *(f"property float {name}\n" for name in names), "end_header\n"])
+    header = "".join(
+        [
+            "ply\nformat binary_little_endian 1.0\n",
+            f"element vertex {count}\n",
+            *(f"property float {name}\n" for name in names),
+            "end_header\n",
+        ]
+    )
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         stream.write(header.encode("ascii"))
         stream.write(rows.data)
@@ -101,15 +140,18 @@ def export_world(path: str | Path, gaussians: Gaussians) -> None:
     """
     # An opacity of exactly 0 or 1, or a scale of 0, has no finite raw value.
     opacity = gaussians.opacities.detach().double().clamp(1e-6, 1 - 1e-6)
-    write_ply(path, {
-        "xyz": gaussians.means,
-        "features_dc": gaussians.sh[:, :1],
-        "features_rest": gaussians.sh[:, 1:],
-        "opacity": torch.logit(opacity)[:, None],
-        "scaling": gaussians.scales.detach().clamp_min(1e-12).log(),
-        "rotation": gaussians.quats,
-        "binding": None,
-    })
+    write_ply(
+        path,
+        {
+            "xyz": gaussians.means,
+            "features_dc": gaussians.sh[:, :1],
+            "features_rest": gaussians.sh[:, 1:],
+            "opacity": torch.logit(opacity)[:, None],
+            "scaling": gaussians.scales.detach().clamp_min(1e-12).log(),
+            "rotation": gaussians.quats,
+            "binding": None,
+        },
+    )
 
 
 def read_ply(path: str | Path) -> dict[str, Tensor | None]:
@@ -150,8 +192,11 @@ def read_ply(path: str | Path) -> dict[str, Tensor | None]:
     coefficients = rest // 3 + 1
     if rest % 3 or math.isqrt(coefficients) ** 2 != coefficients:
         raise UserError(f"{path} has {rest} f_rest properties; degrees 0 to 3 have 0, 9, 24 and 45")
-    features_rest = (block(*(f"f_rest_{i}" for i in range(rest))).reshape(-1, 3, coefficients - 1)
-                     if rest else torch.zeros(len(vertices), 3, 0))
+    features_rest = (
+        block(*(f"f_rest_{i}" for i in range(rest))).reshape(-1, 3, coefficients - 1)
+        if rest
+        else torch.zeros(len(vertices), 3, 0)
+    )
     return {
         "xyz": block("x", "y", "z"),
         "features_dc": block("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
@@ -167,8 +212,10 @@ def _binding(path: Path, values: np.ndarray) -> Tensor:
     """Checked triangle numbers [N] int64; whether the head has so many triangles is the caller's to know."""
     wrong = np.flatnonzero((values < 0) | (values >= _LARGEST_EXACT) | (values != np.floor(values)))
     if len(wrong):
-        raise UserError(f"{path}: property binding_0 of vertex {wrong[0]} is {values[wrong[0]]:g}, "
-                        "which is not the number of a triangle")
+        raise UserError(
+            f"{path}: property binding_0 of vertex {wrong[0]} is {values[wrong[0]]:g}, "
+            "which is not the number of a triangle"
+        )
     return torch.from_numpy(values.astype(np.int64))
 
 

@@ -35,10 +35,10 @@ _MIN_SINE = 1e-6
 class Frames(NamedTuple):
     """The frame of every triangle, in world space."""
 
-    origin: Tensor    # [F, 3]     metres, the centroid
-    quat: Tensor      # [F, 4]     wxyz, unit; the rotation as a quaternion
+    origin: Tensor  # [F, 3]     metres, the centroid
+    quat: Tensor  # [F, 4]     wxyz, unit; the rotation as a quaternion
     rotation: Tensor  # [F, 3, 3]  columns: first edge, normal, and the third axis
-    scale: Tensor     # [F]        metres
+    scale: Tensor  # [F]        metres
 
 
 def triangle_frames(vertices: Tensor, faces: Tensor) -> Frames:
@@ -71,26 +71,24 @@ def triangle_frames(vertices: Tensor, faces: Tensor) -> Frames:
 def local_to_world(
     frames: Frames,
     binding: Tensor,  # [N] int64, the triangle of each Gaussian
-    means: Tensor,    # [N, 3] in triangle units
-    quats: Tensor,    # [N, 4] wxyz, unit, in the triangle's frame
-    scales: Tensor,   # [N, 3] in triangle units
+    means: Tensor,  # [N, 3] in triangle units
+    quats: Tensor,  # [N, 4] wxyz, unit, in the triangle's frame
+    scales: Tensor,  # [N, 3] in triangle units
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Means, quaternions and scales in world space (metres), differentiable in everything."""
     scale = frames.scale[binding][:, None]
     turned = (frames.rotation[binding] @ means[..., None]).squeeze(-1)
-    return (scale * turned + frames.origin[binding],
-            quaternion_multiply(frames.quat[binding], quats),
-            scale * scales)
+    return (scale * turned + frames.origin[binding], quaternion_multiply(frames.quat[binding], quats), scale * scales)
 
 
 def bind(
     vertices: Tensor,  # [V, 3] metres
-    faces: Tensor,     # [F, 3] int64
-    xyz: Tensor,       # [N, 3] in triangle units
+    faces: Tensor,  # [F, 3] int64
+    xyz: Tensor,  # [N, 3] in triangle units
     rotation: Tensor,  # [N, 4] wxyz, of any length
-    scaling: Tensor,   # [N, 3] log of triangle units
-    opacity: Tensor,   # [N, 1] or [N] logit
-    binding: Tensor,   # [N] int64, the triangle of each Gaussian, 0 <= binding < F
+    scaling: Tensor,  # [N, 3] log of triangle units
+    opacity: Tensor,  # [N, 1] or [N] logit
+    binding: Tensor,  # [N] int64, the triangle of each Gaussian, 0 <= binding < F
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """World-space means [N, 3], unit quats [N, 4], scales [N, 3] and opacities [N], from raw parameters.
 
@@ -107,8 +105,9 @@ def bind(
     return means, quats, scales, opacities
 
 
-def _bind_torch(vertices: Tensor, faces: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor,
-                binding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _bind_torch(
+    vertices: Tensor, faces: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor, binding: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The twin of the native kernel, for other devices and types."""
     unit = torch.nn.functional.normalize(rotation, dim=1)
     return local_to_world(triangle_frames(vertices, faces), binding, xyz, unit, scaling.exp())
@@ -118,19 +117,28 @@ class _NativeRig(torch.autograd.Function):
     """`csrc/rig.cpp`: float32 on the CPU."""
 
     @staticmethod
-    def forward(ctx, vertices: Tensor, faces: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor,
-                binding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        vertices, faces, xyz, rotation, binding = (
-            t.contiguous() for t in (vertices, faces, xyz, rotation, binding))
+    def forward(
+        ctx, vertices: Tensor, faces: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor, binding: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        vertices, faces, xyz, rotation, binding = (t.contiguous() for t in (vertices, faces, xyz, rotation, binding))
         scales = scaling.exp().contiguous()  # PyTorch's exp is vectorised
         frames = vertices.new_empty(faces.shape[0], 20)
         means, quats, world_scales = torch.empty_like(xyz), torch.empty_like(rotation), torch.empty_like(scales)
         whole = torch.int64
         native.library().rig_forward(
-            ctypes.c_int64(faces.shape[0]), ctypes.c_int64(xyz.shape[0]), native.pointer(vertices),
-            native.pointer(faces, whole), native.pointer(xyz), native.pointer(rotation), native.pointer(scales),
-            native.pointer(binding, whole), native.pointer(frames), native.pointer(means), native.pointer(quats),
-            native.pointer(world_scales))
+            ctypes.c_int64(faces.shape[0]),
+            ctypes.c_int64(xyz.shape[0]),
+            native.pointer(vertices),
+            native.pointer(faces, whole),
+            native.pointer(xyz),
+            native.pointer(rotation),
+            native.pointer(scales),
+            native.pointer(binding, whole),
+            native.pointer(frames),
+            native.pointer(means),
+            native.pointer(quats),
+            native.pointer(world_scales),
+        )
         ctx.save_for_backward(faces, xyz, rotation, scales, binding, frames)
         ctx.n_vertices = vertices.shape[0]
         return means, quats, world_scales
@@ -143,10 +151,24 @@ class _NativeRig(torch.autograd.Function):
         g_xyz, g_rotation, g_scaling = torch.empty_like(xyz), torch.empty_like(rotation), torch.empty_like(scales)
         g_means, g_quats, g_scales = g_means.contiguous(), g_quats.contiguous(), g_scales.contiguous()
         whole = torch.int64
-        native.check(native.library().rig_backward(
-            ctypes.c_int64(ctx.n_vertices), ctypes.c_int64(faces.shape[0]), ctypes.c_int64(xyz.shape[0]),
-            native.pointer(faces, whole), native.pointer(xyz), native.pointer(rotation), native.pointer(scales),
-            native.pointer(binding, whole), native.pointer(frames), native.pointer(g_means), native.pointer(g_quats),
-            native.pointer(g_scales), native.pointer(g_xyz), native.pointer(g_rotation), native.pointer(g_scaling),
-            native.pointer(g_vertices)))
+        native.check(
+            native.library().rig_backward(
+                ctypes.c_int64(ctx.n_vertices),
+                ctypes.c_int64(faces.shape[0]),
+                ctypes.c_int64(xyz.shape[0]),
+                native.pointer(faces, whole),
+                native.pointer(xyz),
+                native.pointer(rotation),
+                native.pointer(scales),
+                native.pointer(binding, whole),
+                native.pointer(frames),
+                native.pointer(g_means),
+                native.pointer(g_quats),
+                native.pointer(g_scales),
+                native.pointer(g_xyz),
+                native.pointer(g_rotation),
+                native.pointer(g_scaling),
+                native.pointer(g_vertices),
+            )
+        )
         return g_vertices, None, g_xyz, g_rotation, g_scaling, None

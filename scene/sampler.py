@@ -30,8 +30,12 @@ class ShuffledSampler:
         return index
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "order": torch.tensor(self.order, dtype=torch.int64),
-                "position": self.position, "generator": self.generator.get_state()}
+        return {
+            "count": self.count,
+            "order": torch.tensor(self.order, dtype=torch.int64),
+            "position": self.position,
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError when the state belongs to another number of views, or is not one."""

@@ -21,9 +21,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's per-element state
 def gather_rows(
     parameters: Mapping[str, Parameter],
     optimizer: Optimizer,
-    source: Tensor,               # [M] int64: the old row that each new row comes from
-    fresh: Tensor,                # [M] bool: rows that start with zero Adam moments
-    values: Mapping[str, Tensor], # name -> [M, ...] complete replacement values, where they differ
+    source: Tensor,  # [M] int64: the old row that each new row comes from
+    fresh: Tensor,  # [M] bool: rows that start with zero Adam moments
+    values: Mapping[str, Tensor],  # name -> [M, ...] complete replacement values, where they differ
 ) -> dict[str, Parameter]:
     """New parameters with the rows `parameter[source]`, moments included; the optimizer holds them from then on.
 

@@ -26,13 +26,13 @@ def is_flame_topology(vertices: int, faces: int) -> bool:
 
 
 def add_teeth(
-    v_template: np.ndarray,       # [5023, 3] metres
-    faces: np.ndarray,            # [9976, 3]
-    shapedirs: np.ndarray,        # [5023, 3, n_shape]
-    exprdirs: np.ndarray,         # [5023, 3, n_expr]
-    posedirs: np.ndarray,         # [5023, 3, 36]
+    v_template: np.ndarray,  # [5023, 3] metres
+    faces: np.ndarray,  # [9976, 3]
+    shapedirs: np.ndarray,  # [5023, 3, n_shape]
+    exprdirs: np.ndarray,  # [5023, 3, n_expr]
+    posedirs: np.ndarray,  # [5023, 3, 36]
     joint_regressor: np.ndarray,  # [5, 5023]
-    weights: np.ndarray,          # [5023, 5]
+    weights: np.ndarray,  # [5023, 5]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The same seven arrays with 120 vertices and 168 faces appended.
 
@@ -59,7 +59,7 @@ def add_teeth(
     teeth = np.concatenate([rows[name] for name in order])
     teeth_weights = np.zeros((TEETH_VERTICES, weights.shape[1]))
     for start, name in zip(range(0, TEETH_VERTICES, 15), order):
-        teeth_weights[start:start + 15, _NECK if name.startswith("upper") else _JAW] = 1.0
+        teeth_weights[start : start + 15, _NECK if name.startswith("upper") else _JAW] = 1.0
     teeth_shapedirs = np.tile((shapedirs[upper_lip] + shapedirs[lower_lip]) / 2, (len(order), 1, 1))
     teeth_faces = np.asarray(facts["faces_upper"] + facts["faces_lower"]) + len(v_template)
 

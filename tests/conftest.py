@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 def pytest_sessionstart() -> None:
     from utils import native
+
     native.available()  # built here, so that no test meets the line that says so
 
 

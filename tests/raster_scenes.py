@@ -20,7 +20,7 @@ FIELDS = (*Gaussians._fields, "background", "means2d")
 class Scene(NamedTuple):
     gaussians: Gaussians  # float32
     camera: Camera
-    background: Tensor    # [3]
+    background: Tensor  # [3]
     degree: int
 
 
@@ -46,10 +46,10 @@ def make_scene(
     count: int,
     *,
     size: tuple[int, int] = (53, 41),
-    sigma: tuple[float, float] = (0.3, 6.0),     # pixels, log-uniform per axis
+    sigma: tuple[float, float] = (0.3, 6.0),  # pixels, log-uniform per axis
     opacity: tuple[float, float] = (0.02, 0.95),
-    depth: tuple[float, float] = (0.5, 4.0),     # metres
-    spread: float = 1.0,                         # of the means, in images
+    depth: tuple[float, float] = (0.5, 4.0),  # metres
+    spread: float = 1.0,  # of the means, in images
     centred: bool = False,
     degree: int = 3,
 ) -> Scene:
@@ -87,8 +87,13 @@ def join(*scenes: Scene) -> Scene:
 
 
 def run(
-    rasterize: Rasterizer, scene: Scene, grad_image: Tensor, grad_alpha: Tensor,
-    dtype: torch.dtype = torch.float32, device: str = "cpu", absolute: bool = False,
+    rasterize: Rasterizer,
+    scene: Scene,
+    grad_image: Tensor,
+    grad_alpha: Tensor,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    absolute: bool = False,
 ) -> Result:
     """Renders and pulls the cotangents back."""
     leaves = Gaussians(*(field.detach().to(device, dtype, copy=True).requires_grad_() for field in scene.gaussians))
@@ -96,8 +101,10 @@ def run(
     out = rasterize(leaves, scene.camera.to(device), background, sh_degree=scene.degree, absolute=absolute)
     torch.autograd.backward([out.image, out.alpha], [grad_image.to(out.image), grad_alpha.to(out.alpha)])
     tensors = (*leaves, background, out.means2d)
-    return Result(RenderOut(*(field.detach().cpu() for field in out)),
-                  {name: tensor.grad.cpu() for name, tensor in zip(FIELDS, tensors)})
+    return Result(
+        RenderOut(*(field.detach().cpu() for field in out)),
+        {name: tensor.grad.cpu() for name, tensor in zip(FIELDS, tensors)},
+    )
 
 
 def fragile_pixels(scene: Scene) -> Tensor:
@@ -116,7 +123,12 @@ def fragile_pixels(scene: Scene) -> Tensor:
 
 
 def compare(
-    rasterize: Rasterizer, scene: Scene, *, device: str = "cpu", seed: int = 0, floor: float = 1e-5,
+    rasterize: Rasterizer,
+    scene: Scene,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    floor: float = 1e-5,
     absolute: bool = False,
 ) -> tuple[Result, Result]:
     """Holds a backend against the float64 reference: image, alpha, visibility, and all gradients.
@@ -161,7 +173,7 @@ class _Spread(torch.autograd.Function):
 
 
 def gsplat_pipeline(
-    gaussians: Gaussians, camera: Camera, background: Tensor, degree: int,
+    gaussians: Gaussians, camera: Camera, background: Tensor, degree: int
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """An independent render: projection and colours by gsplat's PyTorch functions, only the blending is ours.
 
@@ -180,12 +192,14 @@ def gsplat_pipeline(
     intrinsics = torch.tensor([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]], dtype=like.dtype)
     covariances, _ = oracle._quat_scale_to_covar_preci(gaussians.quats, gaussians.scales, True, False)
     radii, means2d, depths, conics, _ = oracle._fully_fused_projection(
-        gaussians.means, covariances, world[None], intrinsics[None], camera.width, camera.height, 0.3, 0.2)
+        gaussians.means, covariances, world[None], intrinsics[None], camera.width, camera.height, 0.3, 0.2
+    )
     center = -world[:3, :3].T @ world[:3, 3]
     colors = (oracle._spherical_harmonics(degree, gaussians.means - center, gaussians.sh) + 0.5).clamp_min(0)
     order = torch.argsort(depths[0])
-    projected = reference.Projected(order, torch.zeros_like(means2d[0]), conics[0][order], means2d[0], depths,
-                                    gaussians.opacities[order])
+    projected = reference.Projected(
+        order, torch.zeros_like(means2d[0]), conics[0][order], means2d[0], depths, gaussians.opacities[order]
+    )
     x, y = torch.meshgrid(torch.arange(camera.width) + 0.5, torch.arange(camera.height) + 0.5, indexing="xy")
     pixels = torch.stack([x, y], -1).reshape(-1, 2).to(like)
     offsets = pixels - _Spread.apply(means2d, len(pixels))[order]

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("train_efficient.sh", "utils/environment.sh", "requirements.txt", "requirements-cuda.txt", "tests/run.sh",
-          "tests/requirements.txt")
-TOOLS = ("bash", "cat", "cp", "dirname", "env", "find", "grep", "mkdir", "rm", "sed", "sort",
-         "touch")
+COPIED = (
+    "train_efficient.sh",
+    "utils/environment.sh",
+    "requirements.txt",
+    "requirements-cuda.txt",
+    "tests/run.sh",
+    "tests/requirements.txt",
+)
+TOOLS = ("bash", "cat", "cp", "dirname", "env", "find", "grep", "mkdir", "rm", "sed", "sort", "touch")
 
 NEEDS_SHELL = pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason="needs a POSIX shell")
 
@@ -78,16 +83,28 @@ class Machine:
             shutil.copy(ROOT / name, self.repository / name)
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
-        self.variables = {"PATH": str(self.bin), "STUB_LOG": str(self.log), "HOME": str(folder),
-                          "CUDA_HOME": str(folder / "no toolkit")}
+        self.variables = {
+            "PATH": str(self.bin),
+            "STUB_LOG": str(self.log),
+            "HOME": str(folder),
+            "CUDA_HOME": str(folder / "no toolkit"),
+        }
 
     def program(self, path: Path, text: str = "#!/bin/sh\n") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
 
-    def python(self, name: str, *, version: str = "3.12.1", old: bool = False, ensurepip: bool = True,
-               venv_works: bool = True, folder: Path | None = None) -> None:
+    def python(
+        self,
+        name: str,
+        *,
+        version: str = "3.12.1",
+        old: bool = False,
+        ensurepip: bool = True,
+        venv_works: bool = True,
+        folder: Path | None = None,
+    ) -> None:
         """Puts an interpreter on the PATH (or into `folder`)."""
         text = PYTHON
         for word, value in {"version": version, "old": old, "ensurepip": ensurepip, "venv_works": venv_works}.items():
@@ -99,12 +116,19 @@ class Machine:
         self.python("python")
         (self.bin.parent / "installed").write_text("".join(f"{name}\n" for name in requirements))
 
-    def run(self, script: str, *arguments: str, cwd: Path | None = None, **variables: str
-            ) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str, *arguments: str, cwd: Path | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         self.log.write_text("")
-        return subprocess.run([str(self.repository / script), *arguments], cwd=cwd or self.repository, text=True,
-                              env={**self.variables, **variables}, stdin=subprocess.DEVNULL, capture_output=True,
-                              timeout=60)
+        return subprocess.run(
+            [str(self.repository / script), *arguments],
+            cwd=cwd or self.repository,
+            text=True,
+            env={**self.variables, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+        )
 
     def calls(self, start: str = "") -> list[list[str]]:
         """The calls of interpreters, [name, argument, ...], whose arguments begin with `start`."""

@@ -38,15 +38,28 @@ def make_run(out: Path, row: str, seed: int, psnr: float, *, points: int = 1000,
     folder = out / "runs" / f"{row}_seed{seed}"
     folder.mkdir(parents=True)
     means = {"psnr": psnr, "ssim": 0.9, "l1": 0.01, "flip": flip, "lpips_vgg": None}
-    regions = {"eyes": {"psnr": psnr - 5, "error_share": 0.25, "area_share": 0.1},
-               "rest": {"psnr": psnr + 5, "error_share": 0.75, "area_share": 0.9}}
+    regions = {
+        "eyes": {"psnr": psnr - 5, "error_share": 0.25, "area_share": 0.1},
+        "rest": {"psnr": psnr + 5, "error_share": 0.75, "area_share": 0.9},
+    }
     files = {
         "ablation": {"flags": FLAGS},
-        "results": {"metrics": {"val": means, "test": means}, "points": points, "seconds": 8.0,
-                    "peak_memory": {"host_bytes": 2 * 10**9, "cuda_bytes": None}, "device": "Abacus, 2 threads",
-                    "git_commit": "0123456789abcdef-dirty"},
-        "measured": {"regions": {"val": regions}, "curves": {
-            "points": [[50, 900], [100, points]], "seconds": [[50, 4.0], [100, 8.0]], "val/psnr": [[50, psnr - 1]]}},
+        "results": {
+            "metrics": {"val": means, "test": means},
+            "points": points,
+            "seconds": 8.0,
+            "peak_memory": {"host_bytes": 2 * 10**9, "cuda_bytes": None},
+            "device": "Abacus, 2 threads",
+            "git_commit": "0123456789abcdef-dirty",
+        },
+        "measured": {
+            "regions": {"val": regions},
+            "curves": {
+                "points": [[50, 900], [100, points]],
+                "seconds": [[50, 4.0], [100, 8.0]],
+                "val/psnr": [[50, psnr - 1]],
+            },
+        },
     }
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -81,7 +94,8 @@ def test_train_one_starts_continues_and_tells_failures(tmp_path: Path, monkeypat
         "(out / 'chkpnt33.pth').touch()\n"
         "(out / 'called').write_text(' '.join(sys.argv[1:]))\n"
         "if '--start_checkpoint' not in sys.argv: sys.exit('error: no room')\n"
-        "(out / 'results.json').write_text('{}')\n")
+        "(out / 'results.json').write_text('{}')\n"
+    )
     monkeypatch.setattr(ablation, "ROOT", tmp_path)
     folder = tmp_path / "runs" / "baseline_seed0"
     with pytest.raises(UserError, match="status 1: error: no room"):
@@ -93,13 +107,16 @@ def test_train_one_starts_continues_and_tells_failures(tmp_path: Path, monkeypat
     assert not list(folder.glob("*.pth"))
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--rows", "baseline,magic"], "no such row"),
-    (["--iterations", "0"], "--iterations must"),
-    (["--together", "1"], "--together"),
-    (["--iterations", "30"], "too short to be timed"),
-    (["--", "--no_such_flag"], "row baseline: unrecognized arguments"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rows", "baseline,magic"], "no such row"),
+        (["--iterations", "0"], "--iterations must"),
+        (["--together", "1"], "--together"),
+        (["--iterations", "30"], "too short to be timed"),
+        (["--", "--no_such_flag"], "row baseline: unrecognized arguments"),
+    ],
+)
 def test_bad_options(tmp_path: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ablation.parse(["-s", str(tmp_path), "--out", str(tmp_path / "out"), "--rows", "baseline", *words])
@@ -112,25 +129,70 @@ def test_train_accepts_every_row(tmp_path: Path) -> None:
 
 def test_a_part_of_the_warm_start_is_the_whole_less_the_others() -> None:
     assert ablation.ROWS["warm_colors"] == [
-        "--use_warm_start", "--warm_opacity", "0.1", "--warm_scale", "1", "--no_warm_skip_resets",
-        "--warm_feature_lr_factor", "1", "--warm_expr_lr_factor", "1", "--warm_trans_lr_factor", "1",
-        "--warm_pose_lr_factor", "1"]
+        "--use_warm_start",
+        "--warm_opacity",
+        "0.1",
+        "--warm_scale",
+        "1",
+        "--no_warm_skip_resets",
+        "--warm_feature_lr_factor",
+        "1",
+        "--warm_expr_lr_factor",
+        "1",
+        "--warm_trans_lr_factor",
+        "1",
+        "--warm_pose_lr_factor",
+        "1",
+    ]
 
 
 def test_the_flags_of_a_run(tmp_path: Path) -> None:
-    options = ablation.parse(["-s", str(tmp_path), "--out", "out", "--rows", "baseline,baseline", "--scale_schedule",
-                              "--", "--densify_grad_threshold", "0.001"])
+    options = ablation.parse(
+        [
+            "-s",
+            str(tmp_path),
+            "--out",
+            "out",
+            "--rows",
+            "baseline,baseline",
+            "--scale_schedule",
+            "--",
+            "--densify_grad_threshold",
+            "0.001",
+        ]
+    )
     assert options.rows == ["baseline"]
     assert ablation.command_of(options, "baseline", 2) == [
-        "-s", str(tmp_path), "--eval", "--bind_to_mesh", "--white_background", "--scale_schedule",
-        "--densify_grad_threshold", "0.001", "--iterations", "6000", "--seed", "2"]
+        "-s",
+        str(tmp_path),
+        "--eval",
+        "--bind_to_mesh",
+        "--white_background",
+        "--scale_schedule",
+        "--densify_grad_threshold",
+        "0.001",
+        "--iterations",
+        "6000",
+        "--seed",
+        "2",
+    ]
 
 
 def test_the_told_command_has_no_paths_of_the_machine(tmp_path: Path) -> None:
-    words = ["-s", str(tmp_path / "somebody"), "--out", str(tmp_path / "out"), "--rows", "baseline", "--",
-             "--head_model", str(tmp_path / "head.pkl")]
+    words = [
+        "-s",
+        str(tmp_path / "somebody"),
+        "--out",
+        str(tmp_path / "out"),
+        "--rows",
+        "baseline",
+        "--",
+        "--head_model",
+        str(tmp_path / "head.pkl"),
+    ]
     assert ablation.told(words, ablation.parse(words)) == (
-        "python benchmarks/ablation.py -s DATA --out DIR --rows baseline -- --head_model head.pkl")
+        "python benchmarks/ablation.py -s DATA --out DIR --rows baseline -- --head_model head.pkl"
+    )
 
 
 # ---- aggregation ------------------------------------------------------------------
@@ -149,7 +211,12 @@ def test_changes_pair_runs_of_the_same_seed(tmp_path: Path) -> None:
     make_run(tmp_path, "ultra", 2, 99.0)  # has no baseline: counts as a value, not as a change
     runs = ablation.collect(tmp_path, measure.Judge())
     assert [(run["row"], run["seed"]) for run in runs] == [
-        ("baseline", 0), ("baseline", 1), ("ultra", 0), ("ultra", 1), ("ultra", 2)]
+        ("baseline", 0),
+        ("baseline", 1),
+        ("ultra", 0),
+        ("ultra", 1),
+        ("ultra", 2),
+    ]
     ultra = report.compare(runs, {"ultra": {0: 1.0, 1: 1.1, 2: 1.6}})["ultra"]
     assert ultra["change"]["val/psnr"] == pytest.approx((0.5, 0.0, 2))
     assert ultra["change"]["val/psnr/eyes"] == pytest.approx((0.5, 0.0, 2))
@@ -175,13 +242,15 @@ def test_the_report_of_fabricated_runs(tmp_path: Path) -> None:
         make_run(tmp_path, "ultra", seed, 31.0, flip=0.09)
     (tmp_path / "timing").mkdir()
     for row, factor in (("baseline", 1.0), ("ultra", 1.25)):
-        (tmp_path / "timing" / f"{row}_0.json").write_text(json.dumps(
-            {"flags": FLAGS, "slice": 25, "seconds": [factor] * 4, "baseline": [1.0] * 4}))
+        (tmp_path / "timing" / f"{row}_0.json").write_text(
+            json.dumps({"flags": FLAGS, "slice": 25, "seconds": [factor] * 4, "baseline": [1.0] * 4})
+        )
     text = ablation.report(tmp_path, measure.Judge())
     assert text == (tmp_path / "table.md").read_text()
     assert "Data `somebody`, commit `0123456-dirty`, on Abacus, 2 threads." in text and "/captures" not in text
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
-             if line.startswith("|")]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
     header, ultra = table[0], next(line for line in table if line[0] == "ultra")
     figures = dict(zip(header, ultra))
     assert figures["seeds"] == "2" and figures["time"] == "1.250×" and figures["memory, GB"] == "2.00 ±0.00"
@@ -191,7 +260,11 @@ def test_the_report_of_fabricated_runs(tmp_path: Path) -> None:
     with open(tmp_path / "results.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["row"], line["seed"], line["time_ratio"]) for line in lines] == [
-        ("baseline", "0", "1.0"), ("baseline", "1", ""), ("ultra", "0", "1.25"), ("ultra", "1", "")]
+        ("baseline", "0", "1.0"),
+        ("baseline", "1", ""),
+        ("ultra", "0", "1.25"),
+        ("ultra", "1", ""),
+    ]
     assert float(lines[2]["val/psnr/eyes"]) == 26.0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["summary"]["ultra"]["change"]["val/psnr"] == {"middle": 1.0, "half_range": 0.0, "seeds": 2}
@@ -223,11 +296,14 @@ def test_curves_over_seeds_and_time() -> None:
     assert report.over_time([(20, 5.0), (40, 6.0)], [(11, 1.0), (21, 2.0)]) == [(2.0, 5.0)]
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [
-    (0.0, 6000.0, [0, 1000, 2000, 3000, 4000, 5000, 6000]),
-    (29.9, 31.2, [30, 30.5, 31]),
-    (-0.3, 0.9, [-0.2, 0, 0.2, 0.4, 0.6, 0.8]),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 6000.0, [0, 1000, 2000, 3000, 4000, 5000, 6000]),
+        (29.9, 31.2, [30, 30.5, 31]),
+        (-0.3, 0.9, [-0.2, 0, 0.2, 0.4, 0.6, 0.8]),
+    ],
+)
 def test_ticks(low: float, high: float, expected: list[float]) -> None:
     assert plots.ticks(low, high) == pytest.approx(expected)
 
@@ -244,7 +320,7 @@ def test_triangles_belong_where_most_of_their_vertices_do() -> None:
 
 def test_outline_against_distances() -> None:
     y, x = np.mgrid[:40, :50]
-    foreground = (x - 25) ** 2 + (y - 39) ** 2 < 15 ** 2  # cut by the lower edge of the image
+    foreground = (x - 25) ** 2 + (y - 39) ** 2 < 15**2  # cut by the lower edge of the image
     ours = measure.outline(foreground)
     here, there = np.argwhere(foreground), np.argwhere(~foreground)
     distance = np.linalg.norm(here[:, None] - there[None], axis=-1)
@@ -274,16 +350,18 @@ def test_regions_partition_the_error() -> None:
     assert sum(part["area_share"] for part in summary.values()) == pytest.approx(1)
     eyes = labels == measure.REGIONS.index("eyes")
     # Twice the pixels, the same error.
-    assert summary["eyes"]["psnr"] == pytest.approx(
-        -10 * math.log10(np.square(image - target)[:, eyes].mean() / 2))
+    assert summary["eyes"]["psnr"] == pytest.approx(-10 * math.log10(np.square(image - target)[:, eyes].mean() / 2))
     assert summary["mouth"]["psnr"] is None
 
 
 def test_measuring_a_run(tmp_path: Path) -> None:
     capture = write_capture(tmp_path / "capture", [0, 1, 2])
     folder = tmp_path / "run"
-    results = train(parse_train(rigged_flags(capture, folder, "--iterations", 20, "--quiet", "--threads", 1,
-                                             "--test_iterations", 10)))
+    results = train(
+        parse_train(
+            rigged_flags(capture, folder, "--iterations", 20, "--quiet", "--threads", 1, "--test_iterations", 10)
+        )
+    )
     measured = measure.Judge().measure(folder, results)
     view = measured["regions"]["val"]
     # Nothing of the ball is an eye or a nose: its outline and the rest are the picture.
@@ -339,8 +417,9 @@ def test_trainings_take_turns(tmp_path: Path) -> None:
     capture = write_capture(tmp_path / "capture", [0, 1, 2])
     flags = ["-s", str(capture), *ablation.COMMON, "--iterations", "11", "--device", "cpu", "--threads", "1"]
     told: list[None] = []
-    seconds = interleave({"ours": flags, "": [*flags, "--sh_degree", "0"]}, slice_length=3,
-                         on_slice=lambda: told.append(None))
+    seconds = interleave(
+        {"ours": flags, "": [*flags, "--sh_degree", "0"]}, slice_length=3, on_slice=lambda: told.append(None)
+    )
     # Iterations 2 to 10: the first ends the building, the last would evaluate.
     assert {name: len(slices) for name, slices in seconds.items()} == {"ours": 3, "": 3} and len(told) == 6
     assert all(value > 0 for slices in seconds.values() for value in slices)

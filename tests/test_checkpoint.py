@@ -25,10 +25,16 @@ def state() -> dict:
     make = torch.Generator().manual_seed(3)
     return {
         "iteration": 600,
-        "gaussians": {"xyz": torch.randn(50, 3, generator=make), "binding": torch.arange(50),
-                      "mask": torch.zeros(0, 3, dtype=torch.bool)},
-        "rng": {"torch": torch.get_rng_state(), "python": random.Random(1).getstate(),
-                "numpy": np.random.PCG64(5).state},  # has 128-bit integers
+        "gaussians": {
+            "xyz": torch.randn(50, 3, generator=make),
+            "binding": torch.arange(50),
+            "mask": torch.zeros(0, 3, dtype=torch.bool),
+        },
+        "rng": {
+            "torch": torch.get_rng_state(),
+            "python": random.Random(1).getstate(),
+            "numpy": np.random.PCG64(5).state,
+        },  # has 128-bit integers
         "optimizer": {0: {"step": 5, "moments": [torch.ones(2), 0.5, None]}},
         "flags": (True, "text", None, float("inf"), -0.0),
     }
@@ -100,10 +106,17 @@ def test_ordered_dicts_become_dicts(tmp_path: Path) -> None:
     assert type(loaded["net"]) is dict and list(loaded["net"]) == ["weight", "bias"] and loaded["o"] == {"a": 1}
 
 
-@pytest.mark.parametrize("value, place", [
-    (np.float32(1), "state['a']"), ([{"b": Path("x")}], "state['a'][0]['b']"), ({(1, 2): 3}, "state['a']"),
-    (torch.eye(2).to_sparse(), "state['a']"), ({1, 2}, "state['a']"), (lambda: 0, "state['a']"),
-])
+@pytest.mark.parametrize(
+    "value, place",
+    [
+        (np.float32(1), "state['a']"),
+        ([{"b": Path("x")}], "state['a'][0]['b']"),
+        ({(1, 2): 3}, "state['a']"),
+        (torch.eye(2).to_sparse(), "state['a']"),
+        ({1, 2}, "state['a']"),
+        (lambda: 0, "state['a']"),
+    ],
+)
 def test_other_types_are_refused_at_saving(tmp_path: Path, value: object, place: str) -> None:
     with pytest.raises(TypeError) as caught:
         checkpoint.save(tmp_path / "c.pth", {"a": value})
@@ -112,11 +125,12 @@ def test_other_types_are_refused_at_saving(tmp_path: Path, value: object, place:
 
 # ------------------------------------------------------------------ bad files
 
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 def test_cut_short(tmp_path: Path, share: float) -> None:
     path = tmp_path / "chkpnt600.pth"
     checkpoint.save(path, state())
-    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(UserError, match="chkpnt600.pth") as caught:
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
@@ -192,20 +206,33 @@ def test_tensor_that_shows_more_than_the_file_has(tmp_path: Path) -> None:
 
 def test_compressed_archive(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c.pth", {"a": torch.zeros(1_000_000)})
-    with (zipfile.ZipFile(tmp_path / "c.pth") as source,
-          zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as target):
+    with (
+        zipfile.ZipFile(tmp_path / "c.pth") as source,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry))
     with pytest.raises(UserError, match="compress"):
         checkpoint.load(tmp_path / "bomb.pth")
 
 
-@pytest.mark.parametrize("content", [
-    {"iteration": 5}, ({}, 30000), {"format": "other", "version": 1}, torch.zeros(3), None,
-    {"format": checkpoint.FORMAT}, {"format": checkpoint.FORMAT, "version": 999},
-    {"format": checkpoint.FORMAT, "version": "1"}, {"format": torch.zeros(2), "version": 1},
-    ours(a=torch.eye(2).to_sparse()), ours(a={1, 2}), ours(a={(1, 2): 3}),
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"iteration": 5},
+        ({}, 30000),
+        {"format": "other", "version": 1},
+        torch.zeros(3),
+        None,
+        {"format": checkpoint.FORMAT},
+        {"format": checkpoint.FORMAT, "version": 999},
+        {"format": checkpoint.FORMAT, "version": "1"},
+        {"format": torch.zeros(2), "version": 1},
+        ours(a=torch.eye(2).to_sparse()),
+        ours(a={1, 2}),
+        ours(a={(1, 2): 3}),
+    ],
+)
 def test_files_of_others(tmp_path: Path, content: object) -> None:
     with pytest.raises(UserError, match="c.pth"):
         checkpoint.load(with_pickle(tmp_path / "c.pth", content))
@@ -222,6 +249,7 @@ def test_not_a_checkpoint_at_all(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ newest
+
 
 def test_newest_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert checkpoint.newest(tmp_path) is None and checkpoint.newest(tmp_path / "none") is None

@@ -59,18 +59,32 @@ def ending(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], w
     return ended.value.code, capfd.readouterr().err
 
 
-@pytest.mark.parametrize("error, more, place, options", [
-    (GPU, [], "GPU", ["--densify_grad_threshold (larger)", "--resolution (smaller)", "--data_device cpu"]),
-    (GPU, ["--use_smart_densification"], "GPU",
-     ["--max_gaussians (smaller)", "--resolution (smaller)", "--data_device cpu"]),
-    (RuntimeError("CUDA error: out of memory"), [], "GPU", ["--densify_grad_threshold", "--data_device cpu"]),
-    (MemoryError(), [], "computer", ["--densify_grad_threshold (larger)", "--resolution (smaller)", "--ram_share"]),
-    (MemoryError("the native library ran out of memory"), [], "computer", ["the native library ran out of memory"]),
-    (host_allocation(), [], "computer", ["--densify_grad_threshold", "--resolution", "--ram_share (smaller)"]),
-])
-def test_too_little_memory_names_three_options(error: Exception, more: list[str], place: str, options: list[str],
-                                               capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error, more, place, options",
+    [
+        (GPU, [], "GPU", ["--densify_grad_threshold (larger)", "--resolution (smaller)", "--data_device cpu"]),
+        (
+            GPU,
+            ["--use_smart_densification"],
+            "GPU",
+            ["--max_gaussians (smaller)", "--resolution (smaller)", "--data_device cpu"],
+        ),
+        (RuntimeError("CUDA error: out of memory"), [], "GPU", ["--densify_grad_threshold", "--data_device cpu"]),
+        (MemoryError(), [], "computer", ["--densify_grad_threshold (larger)", "--resolution (smaller)", "--ram_share"]),
+        (MemoryError("the native library ran out of memory"), [], "computer", ["the native library ran out of memory"]),
+        (host_allocation(), [], "computer", ["--densify_grad_threshold", "--resolution", "--ram_share (smaller)"]),
+    ],
+)
+def test_too_little_memory_names_three_options(
+    error: Exception,
+    more: list[str],
+    place: str,
+    options: list[str],
+    capture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     model = tmp_path / "model"
     fail_at(monkeypatch, 13, error)
     status, err = ending(monkeypatch, capfd, flags(capture, model, *more))
@@ -81,8 +95,9 @@ def test_too_little_memory_names_three_options(error: Exception, more: list[str]
     assert checkpoint.load(model / "chkpnt10.pth")["step"] == 10
 
 
-def test_too_little_memory_before_the_first_checkpoint(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                       capfd: pytest.CaptureFixture[str]) -> None:
+def test_too_little_memory_before_the_first_checkpoint(
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     fail_at(monkeypatch, 2, MemoryError())
     status, err = ending(monkeypatch, capfd, flags(capture, tmp_path / "model"))
     assert status == 2 and "no checkpoint was written yet" in err and err.count("\n") == 1
@@ -92,34 +107,39 @@ def test_a_defect_keeps_its_traceback_and_tells_the_run(capture: Path, tmp_path:
     """In a process of its own: this is what a user sees."""
     model = tmp_path / "my model"
     words = flags(capture, model)
-    program = ("import sys, train\nfrom utils.errors import run_script\noriginal, steps = train.compute_losses, []\n"
-               "def broken(*arguments):\n    steps.append(1)\n"
-               "    return original(*arguments[:-1 if len(steps) == 8 else None])\n"
-               f"train.compute_losses = broken\nsys.argv = ['train.py', *{words!r}]\nrun_script(train.main)\n")
+    program = (
+        "import sys, train\nfrom utils.errors import run_script\noriginal, steps = train.compute_losses, []\n"
+        "def broken(*arguments):\n    steps.append(1)\n"
+        "    return original(*arguments[:-1 if len(steps) == 8 else None])\n"
+        f"train.compute_losses = broken\nsys.argv = ['train.py', *{words!r}]\nrun_script(train.main)\n"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr and "TypeError: compute_losses()" in done.stderr
-    told = done.stderr[done.stderr.index("TypeError"):]
+    told = done.stderr[done.stderr.index("TypeError") :]
     assert f"command: train.py -s {capture} -m '{model}' --eval" in told
     assert f"options: {model / 'cfg_args'}" in told and f"last checkpoint: {model / 'chkpnt5.pth'}" in told
     assert (model / "cfg_args").is_file()
 
 
-def test_a_mistake_in_the_data_is_not_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_in_the_data_is_not_a_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     status, err = ending(monkeypatch, capfd, flags(tmp_path / "gone", tmp_path / "model"))
     assert status == 2 and "defect" not in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("error, status, told", [
-    (UserError("no such\nfile"), 2, "error: no such file\n"),
-    (KeyboardInterrupt(), 130, "interrupted\n"),
-    (MemoryError("3 GB"), 2, "error: the memory of the computer ran out (3 GB): "),
-    (GPU, 2, "error: the memory of the GPU ran out (CUDA out of memory."),
-    (OSError(12, "Cannot allocate memory"), 2, "error: the memory of the computer ran out"),
-])
-def test_how_every_script_ends(error: BaseException, status: int, told: str,
-                               capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error, status, told",
+    [
+        (UserError("no such\nfile"), 2, "error: no such file\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (MemoryError("3 GB"), 2, "error: the memory of the computer ran out (3 GB): "),
+        (GPU, 2, "error: the memory of the GPU ran out (CUDA out of memory."),
+        (OSError(12, "Cannot allocate memory"), 2, "error: the memory of the computer ran out"),
+    ],
+)
+def test_how_every_script_ends(error: BaseException, status: int, told: str, capfd: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise error
 

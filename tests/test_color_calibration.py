@@ -162,11 +162,14 @@ def test_sizes_and_bad_input() -> None:
 
 def test_what_has_decayed_to_nothing_is_zero_in_every_thread() -> None:
     """Denormals slow a network down whose weights decay; utils/threads.py flushes them."""
-    program = ("import utils.threads, torch; torch.set_num_threads(4); "
-               "products = torch.full((1 << 20,), 1e-30) * 1e-10; "
-               "print(products.view(torch.int32).count_nonzero().item())")
-    said = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True,
-                          text=True, check=True)
+    program = (
+        "import utils.threads, torch; torch.set_num_threads(4); "
+        "products = torch.full((1 << 20,), 1e-30) * 1e-10; "
+        "print(products.view(torch.int32).count_nonzero().item())"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+    )
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush denormals")
     assert said.stdout == "0\n"
@@ -183,10 +186,13 @@ def test_regulariser_is_the_mean_of_squares() -> None:
         torch.testing.assert_close(parameter.grad, 6.0 * parameter.detach() / count)
 
 
-@pytest.mark.parametrize("hidden_dim, num_layers, shape", [
-    (16, 3, (3, 70, 131)), (24, 3, (2, 3, 37, 41)), (5, 2, (3, 17, 3)), (10, 4, (3, 64, 64)), (7, 1, (3, 9, 9))])
+@pytest.mark.parametrize(
+    "hidden_dim, num_layers, shape",
+    [(16, 3, (3, 70, 131)), (24, 3, (2, 3, 37, 41)), (5, 2, (3, 17, 3)), (10, 4, (3, 64, 64)), (7, 1, (3, 9, 9))],
+)
 def test_gradient_of_the_picture_is_the_same_when_the_weights_stand_still(
-        kernel: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]) -> None:
+    kernel: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]
+) -> None:
     network, image = trained(hidden_dim, num_layers), picture(*shape, low=-0.1, high=1.1)
     image[..., : shape[-2] // 3, :] = 1.0
     gradient = picture(*shape) - 0.5
@@ -209,8 +215,11 @@ def test_network_learns_in_every_fourth_step_and_cameras_in_each() -> None:
         color.set_step(step)
         color(image, "a").square().sum().backward()
         move(color)
-        moved_names = {name.split(".")[0] for (name, p), old in zip(color.parts.named_parameters(), before)
-                       if not torch.equal(p, old)}
+        moved_names = {
+            name.split(".")[0]
+            for (name, p), old in zip(color.parts.named_parameters(), before)
+            if not torch.equal(p, old)
+        }
         changed.append(moved_names)
     assert changed == [{"cameras"} if step % 4 else {"cameras", "network"} for step in range(1, 9)]
 
@@ -293,8 +302,9 @@ def test_training_with_adam_recovers_cameras_too() -> None:
 
 def moved(**options: object) -> ColorCalibration:
     """A calibration after a step on random gradients."""
-    color = ColorCalibration(["b", "a", "a"], background=torch.ones(3), generator=torch.Generator().manual_seed(4),
-                             **options)
+    color = ColorCalibration(
+        ["b", "a", "a"], background=torch.ones(3), generator=torch.Generator().manual_seed(4), **options
+    )
     random = torch.Generator().manual_seed(5)
     for _ in range(3):
         for parameter in color.parameters():
@@ -304,8 +314,9 @@ def moved(**options: object) -> ColorCalibration:
     return color
 
 
-@pytest.mark.parametrize("options", [
-    {"per_camera": True}, {"hidden_dim": 8, "num_layers": 2}, {"network": False, "per_camera": True}])
+@pytest.mark.parametrize(
+    "options", [{"per_camera": True}, {"hidden_dim": 8, "num_layers": 2}, {"network": False, "per_camera": True}]
+)
 def test_file_and_checkpoint_round_trip(tmp_path: Path, options: dict[str, object]) -> None:
     color, image = moved(**options), picture(3, 6, 7)
     alpha = picture(1, 6, 7)
@@ -328,8 +339,11 @@ def test_file_and_checkpoint_round_trip(tmp_path: Path, options: dict[str, objec
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     state = moved().state_dict()
-    for other in (ColorCalibration(hidden_dim=8), ColorCalibration(num_layers=2),
-                  ColorCalibration(["a"], per_camera=True)):
+    for other in (
+        ColorCalibration(hidden_dim=8),
+        ColorCalibration(num_layers=2),
+        ColorCalibration(["a"], per_camera=True),
+    ):
         with pytest.raises(ValueError, match="expected"):
             other.load_state_dict(state)
     with pytest.raises(KeyError):
@@ -350,8 +364,14 @@ def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
         path.write_bytes(damage)
         with pytest.raises(UserError, match="is not a colour calibration"):
             ColorCalibration.load(path)
-    for change in ({"format": "other"}, {"version": 2}, {"hidden_dim": 10**9}, {"hidden_dim": "16"}, {"weights": {}},
-                   {"weights": {k: v * torch.nan for k, v in content["weights"].items()}}):
+    for change in (
+        {"format": "other"},
+        {"version": 2},
+        {"hidden_dim": 10**9},
+        {"hidden_dim": "16"},
+        {"weights": {}},
+        {"weights": {k: v * torch.nan for k, v in content["weights"].items()}},
+    ):
         torch.save({**content, **change}, path)
         with pytest.raises(UserError, match="is not a colour calibration"):
             ColorCalibration.load(path)

@@ -50,11 +50,21 @@ class Processes:
         self.running: list[subprocess.Popen[str]] = []
 
     def prepare(self, imports: str, program: str, **environment: str) -> subprocess.Popen[str]:
-        lines = [textwrap.dedent(imports), "import os, time", "print('ready', flush=True)",
-                 f"while not os.path.exists({str(self.go)!r}): time.sleep(0.001)", textwrap.dedent(program)]
-        process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        lines = [
+            textwrap.dedent(imports),
+            "import os, time",
+            "print('ready', flush=True)",
+            f"while not os.path.exists({str(self.go)!r}): time.sleep(0.001)",
+            textwrap.dedent(program),
+        ]
+        process = subprocess.Popen(
+            [sys.executable, "-c", "\n".join(lines)],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
         self.running.append(process)
         return process
 
@@ -88,17 +98,25 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
 
 # ---- one output folder -----------------------------------------------------------
 
+
 def test_the_second_training_refuses_and_a_third_follows_a_dead_one(capture: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     words = flags(capture, model, "--checkpoint_every_minutes", 1e-3, "--keep_checkpoints", 2)
-    first = subprocess.Popen([sys.executable, "train.py", *words, "--iterations", "1000000"], cwd=ROOT,
-                             stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "train.py", *words, "--iterations", "1000000"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     try:
         wait_for(lambda: list(model.glob("chkpnt*.pth")), first)
-        second = subprocess.run([sys.executable, "train.py", *words, "--start_checkpoint", "auto"], cwd=ROOT,
-                                capture_output=True, text=True, timeout=120)
+        second = subprocess.run(
+            [sys.executable, "train.py", *words, "--start_checkpoint", "auto"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert second.returncode == 2 and second.stderr.splitlines()[-1] == (
-            f"error: another run is writing into {model}: wait for its end, or give each its own output folder")
+            f"error: another run is writing into {model}: wait for its end, or give each its own output folder"
+        )
         assert "Traceback" not in second.stderr and first.poll() is None
     finally:
         first.send_signal(signal.SIGKILL)
@@ -109,7 +127,8 @@ def test_the_second_training_refuses_and_a_third_follows_a_dead_one(capture: Pat
 
 
 def test_a_run_that_ended_while_this_one_was_loading_is_not_begun_anew(
-        capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tmp_path / "model"
     load = train.load_dataset
 
@@ -180,8 +199,10 @@ def test_a_cache_whose_writer_was_killed(capture: Path, tmp_path: Path, processe
             time.sleep(600)
         image_cache._decode = stop
     """
-    killed = processes.prepare(IMPORTS.format(capture=str(capture)),
-                               textwrap.dedent(halfway) + textwrap.dedent(DECODE.format(folder=str(folder))))
+    killed = processes.prepare(
+        IMPORTS.format(capture=str(capture)),
+        textwrap.dedent(halfway) + textwrap.dedent(DECODE.format(folder=str(folder))),
+    )
     processes.start()
     assert killed.stdout.readline() == "halfway\n"
     (left,) = folder.glob(".tmp-*")
@@ -196,13 +217,14 @@ def test_a_cache_whose_writer_was_killed(capture: Path, tmp_path: Path, processe
 
 # ---- one library ------------------------------------------------------------------------
 
+
 def compiler(folder: Path, before: str) -> Path:
     """A compiler for the tests: makes an empty library out of whatever sources, in a second, and counts its calls."""
     script = folder / "c++"
     script.write_text(f"""#!/bin/sh
 [ "$1" = --version ] && {{ echo 1; exit; }}
 while [ "$1" != -o ]; do shift; done
-echo call >> {folder / 'calls'}
+echo call >> {folder / "calls"}
 {before}
 echo 'int answer(void) {{ return 42; }}' | c++ -x c -shared -fPIC - -o "$2"
 """)
@@ -227,8 +249,10 @@ def test_processes_that_need_the_library_first_build_it_once(tmp_path: Path, pro
 def test_a_killed_builder_leaves_nothing_that_is_trusted(tmp_path: Path, processes: Processes) -> None:
     cache = tmp_path / "native"
     # Half a library, and then it takes long.
-    slow = f'if [ ! -e {tmp_path}/once ]; then touch {tmp_path}/once; printf half > "$2"; touch {tmp_path}/half; ' \
-           'exec sleep 600; fi'
+    slow = (
+        f'if [ ! -e {tmp_path}/once ]; then touch {tmp_path}/once; printf half > "$2"; touch {tmp_path}/half; '
+        "exec sleep 600; fi"
+    )
     environment = {"NATIVE_CACHE": str(cache), "CXX": str(compiler(tmp_path, f"echo $$ > {tmp_path}/pid\n{slow}"))}
     builder = processes.prepare("from utils import native", LOAD, **environment)
     processes.start()

@@ -72,6 +72,7 @@ def whole(undisturbed: tuple[Path, dict[str, int]]) -> Path:
 
 # ---- a whole run ------------------------------------------------------------
 
+
 def test_killed_at_random_moments_and_resumed(whole: Path, capture: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     for fault in accidents(3, seed=1, steps=STEPS):
@@ -82,8 +83,14 @@ def test_killed_at_random_moments_and_resumed(whole: Path, capture: Path, tmp_pa
 
 
 @pytest.mark.parametrize("where, share", [("operation", 0.03), ("operation", 0.4), ("operation", 0.97), ("write", 0.5)])
-def test_a_full_disk_ends_the_run_in_order(undisturbed: tuple[Path, dict[str, int]], capture: Path, tmp_path: Path,
-                                           where: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_run_in_order(
+    undisturbed: tuple[Path, dict[str, int]],
+    capture: Path,
+    tmp_path: Path,
+    where: str,
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole, counts = undisturbed
     with monkeypatch.context() as patch:
         sentence = full_from(round(share * counts[where]), where, partial(run, capture), tmp_path / "model", patch)
@@ -114,8 +121,15 @@ def test_the_order_on_the_disk(capture: Path, tmp_path: Path, monkeypatch: pytes
 
     renamed = [(index, *entry[1:]) for index, entry in enumerate(done) if entry[0] == "replace"]
     targets = {Path(target).name for _, _, target in renamed}
-    assert targets >= {"cfg_args", "cameras.json", "results.json", "point_cloud.ply", "flame_param.npz",
-                       "color_calibration.pt", f"chkpnt{STEPS}.pth"}
+    assert targets >= {
+        "cfg_args",
+        "cameras.json",
+        "results.json",
+        "point_cloud.ply",
+        "flame_param.npz",
+        "color_calibration.pt",
+        f"chkpnt{STEPS}.pth",
+    }
     for index, source, target in renamed:
         assert Path(source).parent == Path(target).parent and Path(source).name.startswith(".tmp-")
         assert done[index - 1] == ("fsync", source), target
@@ -155,6 +169,7 @@ def test_status_2_even_where_nothing_can_be_said(main: str) -> None:
 
 # ---- files that belong together --------------------------------------------------
 
+
 @pytest.mark.parametrize("broken", ["flame_param.npz", "color_calibration.pt", "point_cloud.ply"])
 def test_half_a_saved_avatar_is_none(whole: Path, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written over an older one, too: never the points of one run with the colours of another."""
@@ -186,11 +201,14 @@ def _save(path: Path) -> None:
 
 # ---- leftovers ----------------------------------------------------------------------
 
+
 def test_only_what_dead_writers_left_is_cleared(tmp_path: Path) -> None:
     deep = tmp_path / "point_cloud" / "iteration_7"
-    program = ("import os, sys\nfrom utils.files import atomic_path\n"
-               f"with atomic_path({str(deep / 'point_cloud.ply')!r}) as path:\n"
-               "    path.write_bytes(b'half')\n    os.kill(os.getpid(), 9)")
+    program = (
+        "import os, sys\nfrom utils.files import atomic_path\n"
+        f"with atomic_path({str(deep / 'point_cloud.ply')!r}) as path:\n"
+        "    path.write_bytes(b'half')\n    os.kill(os.getpid(), 9)"
+    )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
     (left,) = deep.iterdir()
     assert left.name.startswith(".tmp-") and left.suffix == ".ply"
@@ -226,7 +244,8 @@ def test_threads_that_write_at_once_leave_the_mask_alone(tmp_path: Path) -> None
 
 
 def test_a_folder_that_cannot_be_flushed_is_trusted_but_a_broken_disk_is_not(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fsync = os.fsync
 
     def flush(file: int) -> None:
@@ -244,6 +263,7 @@ def test_a_folder_that_cannot_be_flushed_is_trusted_but_a_broken_disk_is_not(
 
 # ---- curves -------------------------------------------------------------------------------
 
+
 class Disk:
     """Stands in for `os.pwrite`: takes `room` more bytes, then is full."""
 
@@ -254,7 +274,7 @@ class Disk:
         def pwrite(file: int, data: bytes, at: int) -> int:
             if self.room <= 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            written = plain(file, data[:min(len(data), self.room)] if self.room < len(data) else data, at)
+            written = plain(file, data[: min(len(data), self.room)] if self.room < len(data) else data, at)
             self.room -= written
             return written
 
@@ -268,8 +288,9 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("room", [0, 1, 13, 25])
-def test_curves_wait_for_room(tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch,
-                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_curves_wait_for_room(
+    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     disk = Disk(monkeypatch)
     events = EventFile(tmp_path, 0)
     events.scalar("a", 1.0, 1)
@@ -289,7 +310,8 @@ def test_curves_wait_for_room(tmp_path: Path, room: int, monkeypatch: pytest.Mon
 
 
 def test_event_files_are_read_in_the_order_of_the_runs_whatever_the_clock_says(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for begin, now in ((0, 2000000000.0), (3, 2000000000.0), (5, 1000000000.0)):
         monkeypatch.setattr("utils.event_file.time.time", lambda: now)
         monkeypatch.setattr("utils.event_file.os.getpid", lambda: 10 - begin)
@@ -303,8 +325,10 @@ def test_event_files_are_read_in_the_order_of_the_runs_whatever_the_clock_says(
 @pytest.mark.parametrize("stop", [10, 13, 20])
 def test_losses_between_two_readings_survive_a_resume(tmp_path: Path, stop: int) -> None:
     chance = np.random.default_rng(0)
-    losses = {step: {"total": torch.tensor(value), "plain": float(value)}
-              for step, value in enumerate(chance.random(25, np.float32), 1)}
+    losses = {
+        step: {"total": torch.tensor(value), "plain": float(value)}
+        for step, value in enumerate(chance.random(25, np.float32), 1)
+    }
 
     def steps(reporter: Reporter, first: int, last: int) -> None:
         for step in range(first, last + 1):
@@ -341,12 +365,17 @@ def test_the_end_measured_twice_is_shown_once(tmp_path: Path) -> None:
 
 # ---- checkpoints --------------------------------------------------------------------------
 
+
 def test_taken_up_further_back_a_run_keeps_its_own_checkpoints(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 25):
         checkpoint.save(tmp_path / f"chkpnt{step}.pth", {"step": step})
     checkpoint.remove_old(tmp_path, 2, step=25)
-    assert {path.name for path in tmp_path.iterdir()} == {"chkpnt40.pth", "chkpnt30.pth", "chkpnt25.pth",
-                                                          "chkpnt20.pth"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "chkpnt40.pth",
+        "chkpnt30.pth",
+        "chkpnt25.pth",
+        "chkpnt20.pth",
+    }
 
 
 def test_results_of_a_shorter_run_do_not_end_a_longer_one(whole: Path, capture: Path, tmp_path: Path) -> None:

@@ -27,8 +27,22 @@ pytestmark = pytest.mark.cuda
 TIMESTEPS = [3, 4, 7, 9]
 ITERATIONS = 30
 # Densifications at 10, 15, 20 and 25; checkpoints at 12, 24 and 30.
-SCHEDULE = ["--iterations", ITERATIONS, "--interval", 12, "--densify_from_iter", 5, "--densification_interval", 5,
-            "--densify_until_iter", 28, "--densify_grad_threshold", 0.0005, "--sh_increase_interval", 10]
+SCHEDULE = [
+    "--iterations",
+    ITERATIONS,
+    "--interval",
+    12,
+    "--densify_from_iter",
+    5,
+    "--densification_interval",
+    5,
+    "--densify_until_iter",
+    28,
+    "--densify_grad_threshold",
+    0.0005,
+    "--sh_increase_interval",
+    10,
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +91,9 @@ def points(model: Path, iteration: int) -> int:
     return len(read_ply(model / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply")["xyz"])
 
 
-def test_train_resume_and_render(capture: Path, tmp_path: Path, rasterizer: str,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_resume_and_render(
+    capture: Path, tmp_path: Path, rasterizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caches = []
 
     class Watched(ImageCache):
@@ -92,7 +107,8 @@ def test_train_resume_and_render(capture: Path, tmp_path: Path, rasterizer: str,
     assert (whole["backend"], whole["iterations"]) == (rasterizer, ITERATIONS)
     assert whole["peak_memory"]["cuda_bytes"] > 0
     assert points(tmp_path / "whole", 12) > 320 and points(tmp_path / "whole", ITERATIONS) > points(
-        tmp_path / "whole", 12)
+        tmp_path / "whole", 12
+    )
 
     # The images went there once and never come back.
     (cache,) = caches
@@ -116,8 +132,11 @@ def test_train_resume_and_render(capture: Path, tmp_path: Path, rasterizer: str,
     state = checkpoint.load(tmp_path / "rest" / f"chkpnt{ITERATIONS}.pth")
     assert {value.device.type for value in state["avatar"]["fields"].values()} == {"cpu"}
 
-    measured = render.render_avatar(parse_render([
-        "-m", str(tmp_path / "whole"), "--skip_train", "--render_mesh", "--quiet", "--threads", "1", *on_gpu]))
+    measured = render.render_avatar(
+        parse_render(
+            ["-m", str(tmp_path / "whole"), "--skip_train", "--render_mesh", "--quiet", "--threads", "1", *on_gpu]
+        )
+    )
     for split in ("val", "test"):
         for name in ("psnr", "ssim", "l1", "flip"):
             assert measured[split][name] == pytest.approx(whole["metrics"][split][name], rel=1e-3)

@@ -35,8 +35,16 @@ def look_at(position: np.ndarray, target: np.ndarray = np.zeros(3)) -> np.ndarra
 
 def flame(seed: int = 0, **changes: Any) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
-    shapes = {"translation": (1, 3), "rotation": (1, 3), "neck_pose": (1, 3), "jaw_pose": (1, 3), "eyes_pose": (1, 6),
-              "expr": (1, EXPRESSIONS), "shape": (4,), "static_offset": (1, VERTICES, 3)}
+    shapes = {
+        "translation": (1, 3),
+        "rotation": (1, 3),
+        "neck_pose": (1, 3),
+        "jaw_pose": (1, 3),
+        "eyes_pose": (1, 6),
+        "expr": (1, EXPRESSIONS),
+        "shape": (4,),
+        "static_offset": (1, VERTICES, 3),
+    }
     fields = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     fields.update(changes)
     return {name: value for name, value in fields.items() if value is not None}
@@ -44,19 +52,31 @@ def flame(seed: int = 0, **changes: Any) -> dict[str, np.ndarray]:
 
 def frame(timestep: int, camera: int, **changes: Any) -> dict[str, Any]:
     angle = 0.5 * camera
-    fields = {"timestep_index": timestep, "camera_index": camera, "camera_id": f"cam{camera}", "w": WIDTH, "h": HEIGHT,
-              "fl_x": 50.0, "fl_y": 45.0, "cx": 17.0, "cy": 19.0,
-              "file_path": f"images/{timestep:05d}_{camera:02d}.png",
-              "transform_matrix": look_at(np.array([math.sin(angle), 0.3, math.cos(angle)])).tolist(),
-              "flame_param_path": f"flame_param/{timestep:05d}.npz"}
+    fields = {
+        "timestep_index": timestep,
+        "camera_index": camera,
+        "camera_id": f"cam{camera}",
+        "w": WIDTH,
+        "h": HEIGHT,
+        "fl_x": 50.0,
+        "fl_y": 45.0,
+        "cx": 17.0,
+        "cy": 19.0,
+        "file_path": f"images/{timestep:05d}_{camera:02d}.png",
+        "transform_matrix": look_at(np.array([math.sin(angle), 0.3, math.cos(angle)])).tolist(),
+        "flame_param_path": f"flame_param/{timestep:05d}.npz",
+    }
     fields.update(changes)
     return {key: value for key, value in fields.items() if value is not None}
 
 
 def write_rigged(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None, **shared: Any) -> Path:
     """A capture whose timesteps are 3, 7 and 12; camera 2 is val, timestep 12 is test."""
-    splits = splits or {"train": [frame(t, c) for t in (7, 3) for c in (0, 1)], "val": [frame(3, 2), frame(7, 2)],
-                        "test": [frame(12, 0)]}
+    splits = splits or {
+        "train": [frame(t, c) for t in (7, 3) for c in (0, 1)],
+        "val": [frame(3, 2), frame(7, 2)],
+        "test": [frame(12, 0)],
+    }
     for name in ("images", "flame_param"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for split, frames in splits.items():
@@ -82,6 +102,7 @@ def project(camera: Any, point: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- rigged
+
 
 def test_splits_timesteps_and_motion(tmp_path: Path) -> None:
     data = load(write_rigged(tmp_path))
@@ -121,8 +142,12 @@ def test_known_point_lands_on_known_pixel(tmp_path: Path) -> None:
 
 def test_intrinsics_of_the_file_and_field_of_view(tmp_path: Path) -> None:
     bare = dict(fl_x=None, fl_y=None, cx=None, cy=None, w=None, h=None)
-    frames = [frame(0, 0, **bare), frame(0, 1, **bare, camera_angle_x=1.0),
-              frame(0, 2, **{**bare, "fl_x": 33.0}), frame(0, 3, **{**bare, "cx": 21.5})]
+    frames = [
+        frame(0, 0, **bare),
+        frame(0, 1, **bare, camera_angle_x=1.0),
+        frame(0, 2, **{**bare, "fl_x": 33.0}),
+        frame(0, 3, **{**bare, "cx": 21.5}),
+    ]
     data = load(write_rigged(tmp_path, {"train": frames}, fl_x=60.0, fl_y=61.0, cx=11.0, w=WIDTH, h=HEIGHT))
     got = [(v.camera.fx, v.camera.fy, v.camera.cx, v.camera.cy) for v in data.train]
     angle = 20.0 / math.tan(0.5)
@@ -148,12 +173,18 @@ def test_merged_set_points_into_siblings_and_nowhere_else(tmp_path: Path) -> Non
     np.testing.assert_array_equal(data.flame["expr"][0], flame(3)["expr"][0])
     link = tmp_path / "elsewhere" / "link"
     link.parent.mkdir()
-    link.symlink_to(union)   # `..` means what the operating system takes it for
+    link.symlink_to(union)  # `..` means what the operating system takes it for
     assert len(load(link).train) == 1
     write_rigged(union, {"train": [frame(0, 0)]})
-    for key, path in [("file_path", "../../secret.png"), ("file_path", str(tmp_path.parent / "x.png")),
-                      ("flame_param_path", "../../secret.npz"), ("fg_mask_path", "images/../../../m.png"),
-                      ("file_path", "images/\0.png"), ("file_path", "\ud800"), ("file_path", 3)]:
+    for key, path in [
+        ("file_path", "../../secret.png"),
+        ("file_path", str(tmp_path.parent / "x.png")),
+        ("flame_param_path", "../../secret.npz"),
+        ("fg_mask_path", "images/../../../m.png"),
+        ("file_path", "images/\0.png"),
+        ("file_path", "\ud800"),
+        ("file_path", 3),
+    ]:
         (union / "transforms_train.json").write_text(json.dumps({"frames": [frame(0, 0, **{key: path})]}))
         with pytest.raises(UserError, match=key):
             load(union)
@@ -161,6 +192,7 @@ def test_merged_set_points_into_siblings_and_nowhere_else(tmp_path: Path) -> Non
 
 def test_flame_file_is_read_once_per_timestep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import scene.dataset_rigged as module
+
     read = []
     original = module.read_npz
     monkeypatch.setattr(module, "read_npz", lambda path, names: read.append(path.name) or original(path, names))
@@ -182,7 +214,7 @@ def test_dynamic_offset_and_canonical_fallback(tmp_path: Path) -> None:
 def test_target_brings_motion_and_cameras_but_not_the_person(tmp_path: Path) -> None:
     write_rigged(tmp_path / "me")
     write_rigged(tmp_path / "you", {"train": [frame(40, 5)], "test": [frame(41, 6)]})
-    shutil.rmtree(tmp_path / "me/images")   # reenactment needs none of them
+    shutil.rmtree(tmp_path / "me/images")  # reenactment needs none of them
     data = load(tmp_path / "me", target=tmp_path / "you")
     assert data.timesteps == [40, 41] and data.train[0].camera_index == 5
     np.testing.assert_array_equal(data.flame["expr"][1], flame(41)["expr"][0])
@@ -232,27 +264,30 @@ def test_missing_masks_are_noted_and_skipped(tmp_path: Path, capsys: pytest.Capt
     assert "note: 1 of the masks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key, value, message", [
-    ("flame_param_path", None, "frame 1, 'flame_param_path' is missing"),
-    ("flame_param_path", "flame_param/00003.npz", "another frame of timestep 0"),
-    ("timestep_index", None, "frame 1, 'timestep_index' is missing"),
-    ("timestep_index", 1.5, "whole number"),
-    ("timestep_index", True, "finite number"),
-    ("file_path", None, "frame 1, 'file_path' is missing"),
-    ("file_path", "elsewhere/x.png", "x.png does not exist"),
-    ("transform_matrix", None, "'transform_matrix' must be 4x4"),
-    ("transform_matrix", [[1, 2], [3]], "'transform_matrix' must be 4x4"),
-    ("transform_matrix", [[math.nan] * 4] * 4, "'transform_matrix' must be 4x4 finite"),
-    ("transform_matrix", np.diag([1, 1, -1, 1]).tolist(), "not a rotation"),
-    ("transform_matrix", np.zeros((4, 4)).tolist(), "not a rotation"),
-    ("fl_x", 0, "must be positive"),
-    ("fl_x", "50", "'fl_x' must be a finite number"),
-    ("fl_y", 10 ** 400, "'fl_y' must be a finite number"),
-    ("cx", math.inf, "'cx' must be a finite number"),
-    ("w", -4, "image size"),
-    ("h", 10 ** 8, "image size"),
-    ("k1", 0.1, "'k1' is a lens distortion"),
-])
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("flame_param_path", None, "frame 1, 'flame_param_path' is missing"),
+        ("flame_param_path", "flame_param/00003.npz", "another frame of timestep 0"),
+        ("timestep_index", None, "frame 1, 'timestep_index' is missing"),
+        ("timestep_index", 1.5, "whole number"),
+        ("timestep_index", True, "finite number"),
+        ("file_path", None, "frame 1, 'file_path' is missing"),
+        ("file_path", "elsewhere/x.png", "x.png does not exist"),
+        ("transform_matrix", None, "'transform_matrix' must be 4x4"),
+        ("transform_matrix", [[1, 2], [3]], "'transform_matrix' must be 4x4"),
+        ("transform_matrix", [[math.nan] * 4] * 4, "'transform_matrix' must be 4x4 finite"),
+        ("transform_matrix", np.diag([1, 1, -1, 1]).tolist(), "not a rotation"),
+        ("transform_matrix", np.zeros((4, 4)).tolist(), "not a rotation"),
+        ("fl_x", 0, "must be positive"),
+        ("fl_x", "50", "'fl_x' must be a finite number"),
+        ("fl_y", 10**400, "'fl_y' must be a finite number"),
+        ("cx", math.inf, "'cx' must be a finite number"),
+        ("w", -4, "image size"),
+        ("h", 10**8, "image size"),
+        ("k1", 0.1, "'k1' is a lens distortion"),
+    ],
+)
 def test_bad_frames(tmp_path: Path, key: str, value: Any, message: str) -> None:
     write_rigged(tmp_path, {"train": [frame(0, 0), frame(0, 1)]})
     np.savez(tmp_path / "flame_param/00003.npz", **flame(3))
@@ -276,18 +311,21 @@ def test_neither_focal_length_nor_angle(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("text, message", [
-    (b'{"frames": [\n  {"a": }]}', "line 2, column 9: JSON syntax error"),
-    (b"[" * 100_000, "nested too deeply"),
-    (b'{"frames": ' + b'{"a":' * 100_000, "nested too deeply"),
-    (b"[]", "must hold a JSON object"),
-    (b"{}", "no list 'frames'"),
-    (b'{"frames": {}}', "no list 'frames'"),
-    (b'{"frames": []}', "has no frames"),
-    (b'{"frames": [7]}', "frame 0 must be a JSON object"),
-    (b'{"frames": "\xff"}', "not a readable JSON"),
-    (b'{"frames": ' + b"9" * 5000 + b"}", "not a readable JSON"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (b'{"frames": [\n  {"a": }]}', "line 2, column 9: JSON syntax error"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"frames": ' + b'{"a":' * 100_000, "nested too deeply"),
+        (b"[]", "must hold a JSON object"),
+        (b"{}", "no list 'frames'"),
+        (b'{"frames": {}}', "no list 'frames'"),
+        (b'{"frames": []}', "has no frames"),
+        (b'{"frames": [7]}', "frame 0 must be a JSON object"),
+        (b'{"frames": "\xff"}', "not a readable JSON"),
+        (b'{"frames": ' + b"9" * 5000 + b"}", "not a readable JSON"),
+    ],
+)
 def test_bad_json(tmp_path: Path, text: bytes, message: str) -> None:
     write_rigged(tmp_path)
     (tmp_path / "transforms_train.json").write_bytes(text)
@@ -299,21 +337,24 @@ NAN_OFFSET = np.zeros((1, VERTICES, 3), np.float32)
 NAN_OFFSET[0, 2, 1] = np.nan
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"expr": np.full((1, EXPRESSIONS), np.nan)}, "'expr' holds NaN"),
-    ({"translation": np.array([[1.0, 1e300, 0.0]])}, "'translation' holds NaN or infinite"),
-    ({"static_offset": NAN_OFFSET}, "'static_offset' holds NaN"),
-    ({"jaw_pose": None}, "has no 'jaw_pose'"),
-    ({"expr": None}, "has no 'expr'"),
-    ({"expr": np.zeros((1, 4))}, "'expr' has 4 coefficients, but"),
-    ({"eyes_pose": np.zeros((1, 3))}, "'eyes_pose' has the shape"),
-    ({"rotation": np.zeros((3, 3))}, "'rotation' has the shape"),
-    ({"expr": np.zeros((1, 0))}, "'expr' has the shape"),
-    ({"static_offset": np.zeros((1, VERTICES))}, "'static_offset' has the shape"),
-    ({"static_offset": np.zeros((2, VERTICES, 3))}, "'static_offset' has the shape"),
-    ({"neck_pose": np.array([["a", "b", "c"]])}, "instead of numbers"),
-    ({"neck_pose": np.array([{"a": 1}] * 3, dtype=object)}, "instead of numbers"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"expr": np.full((1, EXPRESSIONS), np.nan)}, "'expr' holds NaN"),
+        ({"translation": np.array([[1.0, 1e300, 0.0]])}, "'translation' holds NaN or infinite"),
+        ({"static_offset": NAN_OFFSET}, "'static_offset' holds NaN"),
+        ({"jaw_pose": None}, "has no 'jaw_pose'"),
+        ({"expr": None}, "has no 'expr'"),
+        ({"expr": np.zeros((1, 4))}, "'expr' has 4 coefficients, but"),
+        ({"eyes_pose": np.zeros((1, 3))}, "'eyes_pose' has the shape"),
+        ({"rotation": np.zeros((3, 3))}, "'rotation' has the shape"),
+        ({"expr": np.zeros((1, 0))}, "'expr' has the shape"),
+        ({"static_offset": np.zeros((1, VERTICES))}, "'static_offset' has the shape"),
+        ({"static_offset": np.zeros((2, VERTICES, 3))}, "'static_offset' has the shape"),
+        ({"neck_pose": np.array([["a", "b", "c"]])}, "instead of numbers"),
+        ({"neck_pose": np.array([{"a": 1}] * 3, dtype=object)}, "instead of numbers"),
+    ],
+)
 def test_bad_flame_fields(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write_rigged(tmp_path)
     np.savez(tmp_path / "flame_param/00007.npz", **flame(7, **changes))
@@ -330,10 +371,13 @@ def test_bad_npz_files(tmp_path: Path) -> None:
         archive.writestr("expr.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("expr.npy", bytes(70 << 20))
-    for content, message in [(whole[:200], "not a readable .npz"), (b"", "not a readable .npz"),
-                             (whole[:600] + b"xxxxxxxx" + whole[608:], "not a readable .npz"),
-                             ((tmp_path / "huge.npz").read_bytes(), "announced as"),
-                             ((tmp_path / "bomb.npz").read_bytes(), "larger than 64 MiB")]:
+    for content, message in [
+        (whole[:200], "not a readable .npz"),
+        (b"", "not a readable .npz"),
+        (whole[:600] + b"xxxxxxxx" + whole[608:], "not a readable .npz"),
+        ((tmp_path / "huge.npz").read_bytes(), "announced as"),
+        ((tmp_path / "bomb.npz").read_bytes(), "larger than 64 MiB"),
+    ]:
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"00007.npz.*{message}"):
             load(tmp_path)
@@ -386,6 +430,7 @@ def test_real_capture() -> None:
 
 # ---------------------------------------------------------------- Blender
 
+
 def write_blender(folder: Path) -> Path:
     for split, count in (("train", 3), ("test", 2)):
         (folder / split).mkdir(parents=True)
@@ -422,8 +467,14 @@ def test_blender_point_cloud(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.colors, [[1, 0, 0.2], [0, 0, 0]])
     path.write_text(head.format(1) + "end_header\n0 1 2\n")
     np.testing.assert_allclose(load(tmp_path, bind_to_mesh=False).colors, 0.5)
-    for text in (head.format(10 ** 12) + "end_header\n0 1 2\n", head.format(2) + "end_header\n0 1 2\n",
-                 head.format(1) + "end_header\n0 1 nan\n", "ply\n", "", head.format(0) + "end_header\n"):
+    for text in (
+        head.format(10**12) + "end_header\n0 1 2\n",
+        head.format(2) + "end_header\n0 1 2\n",
+        head.format(1) + "end_header\n0 1 nan\n",
+        "ply\n",
+        "",
+        head.format(0) + "end_header\n",
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match="points3d.ply"):
             load(tmp_path, bind_to_mesh=False)
@@ -432,8 +483,10 @@ def test_blender_point_cloud(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- COLMAP
 
 # name, camera, quaternion wxyz, translation: a quarter turn about y, and the identity
-POSES = [("b.png", 1, (math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0), (0.1, 0.2, 3.0)),
-         ("a.png", 2, (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 2.0))]
+POSES = [
+    ("b.png", 1, (math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0), (0.1, 0.2, 3.0)),
+    ("a.png", 2, (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 2.0)),
+]
 POINTS = [((0.5, -0.25, 1.5), (255, 0, 51)), ((1.0, 2.0, 3.0), (0, 255, 0))]
 
 
@@ -445,26 +498,35 @@ def write_colmap(folder: Path, kind: str, poses: list[tuple] = POSES, pictures: 
         Image.new("RGB", (WIDTH // scale, HEIGHT // scale)).save(folder / pictures / name)
     if kind == "txt":
         (sparse / "cameras.txt").write_text(
-            f"# comment\n1 SIMPLE_PINHOLE {WIDTH} {HEIGHT} 50 17 19\n2 PINHOLE {WIDTH} {HEIGHT} 50 45 17 19\n")
+            f"# comment\n1 SIMPLE_PINHOLE {WIDTH} {HEIGHT} 50 17 19\n2 PINHOLE {WIDTH} {HEIGHT} 50 45 17 19\n"
+        )
         lines = ["# comment"]
         for index, (name, camera, quaternion, translation) in enumerate(poses):
             lines.append(" ".join(map(str, (index + 1, *quaternion, *translation, camera, name))))
             lines.append("1.5 2.5 -1 3.5 4.5 7" if index else "")
         (sparse / "images.txt").write_text("\n".join(lines) + "\n\n")
-        (sparse / "points3D.txt").write_text("# comment\n" + "".join(
-            f"{i} {x} {y} {z} {r} {g} {b} 0.5 1 0 2 3\n" for i, ((x, y, z), (r, g, b)) in enumerate(POINTS)))
+        (sparse / "points3D.txt").write_text(
+            "# comment\n"
+            + "".join(f"{i} {x} {y} {z} {r} {g} {b} 0.5 1 0 2 3\n" for i, ((x, y, z), (r, g, b)) in enumerate(POINTS))
+        )
         return folder
     (sparse / "cameras.bin").write_bytes(
-        struct.pack("<Q", 2) + struct.pack("<iiQQ3d", 1, 0, WIDTH, HEIGHT, 50, 17, 19)
-        + struct.pack("<iiQQ4d", 2, 1, WIDTH, HEIGHT, 50, 45, 17, 19))
+        struct.pack("<Q", 2)
+        + struct.pack("<iiQQ3d", 1, 0, WIDTH, HEIGHT, 50, 17, 19)
+        + struct.pack("<iiQQ4d", 2, 1, WIDTH, HEIGHT, 50, 45, 17, 19)
+    )
     data = struct.pack("<Q", len(poses))
     for index, (name, camera, quaternion, translation) in enumerate(poses):
         data += struct.pack("<i7di", index + 1, *quaternion, *translation, camera) + name.encode() + b"\0"
         data += struct.pack("<Q", index) + struct.pack("<ddq", 1.5, 2.5, -1) * index
     (sparse / "images.bin").write_bytes(data)
-    (sparse / "points3D.bin").write_bytes(struct.pack("<Q", len(POINTS)) + b"".join(
-        struct.pack("<Q3d3BdQ", i, *xyz, *rgb, 0.5, i) + struct.pack("<ii", 1, 0) * i
-        for i, (xyz, rgb) in enumerate(POINTS)))
+    (sparse / "points3D.bin").write_bytes(
+        struct.pack("<Q", len(POINTS))
+        + b"".join(
+            struct.pack("<Q3d3BdQ", i, *xyz, *rgb, 0.5, i) + struct.pack("<ii", 1, 0) * i
+            for i, (xyz, rgb) in enumerate(POINTS)
+        )
+    )
     return folder
 
 
@@ -476,8 +538,9 @@ def test_colmap(tmp_path: Path, kind: str) -> None:
     assert (a.fx, a.fy, a.cx, a.cy) == (50, 45, 17, 19) and (b.fx, b.fy) == (50, 50)
     np.testing.assert_allclose(project(a, np.array([0.1, 0.2, 0.0])), [17 + 50 * 0.05, 19 + 45 * 0.1], rtol=1e-6)
     # A quarter turn about y takes (x, y, z) to (z, y, -x).
-    np.testing.assert_allclose(project(b, np.array([0.5, 0.2, 0.3])), [17 + 50 * 0.4 / 2.5, 19 + 50 * 0.4 / 2.5],
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        project(b, np.array([0.5, 0.2, 0.3])), [17 + 50 * 0.4 / 2.5, 19 + 50 * 0.4 / 2.5], rtol=1e-6
+    )
     np.testing.assert_allclose(data.points, [xyz for xyz, _ in POINTS])
     np.testing.assert_allclose(data.colors, [[1, 0, 0.2], [0, 1, 0]])
     assert data.extent == pytest.approx(1.1 * np.linalg.norm(a.center.numpy() - b.center.numpy()) / 2, rel=1e-5)
@@ -504,28 +567,30 @@ def test_colmap_reduced_pictures(tmp_path: Path) -> None:
 def test_damaged_colmap_binaries(tmp_path: Path, name: str) -> None:
     path = write_colmap(tmp_path, "bin") / f"sparse/0/{name}.bin"
     whole = path.read_bytes()
-    for content in (whole[:-1], whole[:20], b"", struct.pack("<Q", 10 ** 12) + whole[8:],
-                    struct.pack("<Q", 2 ** 64 - 1)):
+    for content in (whole[:-1], whole[:20], b"", struct.pack("<Q", 10**12) + whole[8:], struct.pack("<Q", 2**64 - 1)):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.bin"):
             load(tmp_path, bind_to_mesh=False)
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("cameras", "1 OPENCV 40 30 50 50 20 15 0 0 0 0\n", "OPENCV.*image_undistorter"),
-    ("cameras", "1 PINHOLE 40 30 50\n", "cameras.txt, line 1"),
-    ("cameras", "1 PINHOLE 40 30 nan 50 20 15\n", "valid size and intrinsics"),
-    ("cameras", "1\n", "cameras.txt, line 1"),
-    ("images", "1 1 0 0 0 0 0 2 9 a.png\n\n", "camera 9"),
-    ("images", "1 0 0 0 0 0 0 2 1 a.png\n\n", "no valid pose"),
-    ("images", "1 1 0 0 0 0 0 2 1 c.png\n\n", "c.png does not exist"),
-    ("images", "1 1 0 0 0 0 0 2 1 ../../../c.png\n\n", "points outside"),
-    ("images", "1 1 0 0\n", "images.txt, line 1"),
-    ("images", "# none\n", "has no images"),
-    ("points3D", "1 0 0\n", "points3D.txt, line 1"),
-    ("points3D", "1 nan 0 0 1 2 3 0\n", "finite positions"),
-    ("points3D", "", "at least one point"),
-])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("cameras", "1 OPENCV 40 30 50 50 20 15 0 0 0 0\n", "OPENCV.*image_undistorter"),
+        ("cameras", "1 PINHOLE 40 30 50\n", "cameras.txt, line 1"),
+        ("cameras", "1 PINHOLE 40 30 nan 50 20 15\n", "valid size and intrinsics"),
+        ("cameras", "1\n", "cameras.txt, line 1"),
+        ("images", "1 1 0 0 0 0 0 2 9 a.png\n\n", "camera 9"),
+        ("images", "1 0 0 0 0 0 0 2 1 a.png\n\n", "no valid pose"),
+        ("images", "1 1 0 0 0 0 0 2 1 c.png\n\n", "c.png does not exist"),
+        ("images", "1 1 0 0 0 0 0 2 1 ../../../c.png\n\n", "points outside"),
+        ("images", "1 1 0 0\n", "images.txt, line 1"),
+        ("images", "# none\n", "has no images"),
+        ("points3D", "1 0 0\n", "points3D.txt, line 1"),
+        ("points3D", "1 nan 0 0 1 2 3 0\n", "finite positions"),
+        ("points3D", "", "at least one point"),
+    ],
+)
 def test_bad_colmap_text(tmp_path: Path, name: str, text: str, message: str) -> None:
     (write_colmap(tmp_path, "txt") / f"sparse/0/{name}.txt").write_text(text)
     with pytest.raises(UserError, match=message):

@@ -9,17 +9,30 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scene.densification import (CHILDREN, SHRINK, DensityControl, DensitySchedule, fixed_threshold, last_of_triangle)
+from scene.densification import CHILDREN, SHRINK, DensityControl, DensitySchedule, fixed_threshold, last_of_triangle
 from scene.gaussian_model import GaussianModel
 from scene.optimizer import GaussianOptimizer, log_linear
 from scene.sampler import ShuffledSampler
 from scene.surgery import gather_rows, overwrite
 from utils.types import RenderOut
 
-RATES = dict(position_lr_init=0.005, position_lr_final=0.00005, position_lr_max_steps=100, feature_lr=0.0025,
-             opacity_lr=0.05, scaling_lr=0.017, rotation_lr=0.001)
-SCHEDULE = DensitySchedule(densify_from_iter=0, densify_until_iter=100, densification_interval=10,
-                           opacity_reset_interval=50, percent_dense=0.01, white_background=False)
+RATES = dict(
+    position_lr_init=0.005,
+    position_lr_final=0.00005,
+    position_lr_max_steps=100,
+    feature_lr=0.0025,
+    opacity_lr=0.05,
+    scaling_lr=0.017,
+    rotation_lr=0.001,
+)
+SCHEDULE = DensitySchedule(
+    densify_from_iter=0,
+    densify_until_iter=100,
+    densification_interval=10,
+    opacity_reset_interval=50,
+    percent_dense=0.01,
+    white_background=False,
+)
 
 
 def make_model(count: int = 6, triangles: int | None = None) -> GaussianModel:
@@ -46,8 +59,9 @@ def make_control(model: GaussianModel, threshold: float = 1.0, schedule: Density
     for parameter in model.parameters().values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()  # so that there are moments to move
-    control = DensityControl(model, optimizer, schedule, fixed_threshold(threshold), extent=1.0,
-                             generator=torch.Generator().manual_seed(1))
+    control = DensityControl(
+        model, optimizer, schedule, fixed_threshold(threshold), extent=1.0, generator=torch.Generator().manual_seed(1)
+    )
     return control, optimizer
 
 
@@ -65,8 +79,9 @@ def test_gather_moves_parameters_and_moments_together():
     source = torch.tensor([5, 0, 0])
     fresh = torch.tensor([False, False, True])
     alive = model(0)  # a graph on the old rows, which must not disturb the new ones
-    model.replace_rows(gather_rows(model.parameters(), optimizer, source, fresh, {"xyz": torch.full((3, 3), 7.0)}),
-                       binding=None)
+    model.replace_rows(
+        gather_rows(model.parameters(), optimizer, source, fresh, {"xyz": torch.full((3, 3), 7.0)}), binding=None
+    )
     for name, parameter in model.parameters().items():
         expected = torch.full((3, 3), 7.0) if name == "xyz" else before[name][source]
         assert torch.equal(parameter, expected)
@@ -124,8 +139,9 @@ def test_radii_are_counted_in_pixels_of_the_full_image(native: bool, monkeypatch
     means2d = torch.zeros(5, 2, requires_grad=True)
     means2d.grad = torch.ones(5, 2)
     for radii, scale in (([0, 1, 10, 11, 2], 0.5), ([0, 3, 15, 3, 2], 0.75), ([0, 1, 1, 1, 3], 1.0)):
-        control.observe(RenderOut(torch.empty(0), torch.empty(0), torch.tensor(radii, dtype=torch.int32), means2d),
-                        scale)
+        control.observe(
+            RenderOut(torch.empty(0), torch.empty(0), torch.tensor(radii, dtype=torch.int32), means2d), scale
+        )
     assert control.max_radii.tolist() == [0, 4, 20, 22, 4]
     assert control.seen.tolist() == [0, 3, 3, 3, 3]
 
@@ -223,8 +239,14 @@ def test_size_pruning_waits_for_the_first_reset():
 
 
 def test_opacity_reset_caps_and_comes_when_due():
-    schedule = DensitySchedule(densify_from_iter=30, densify_until_iter=100, densification_interval=10,
-                               opacity_reset_interval=50, percent_dense=0.01, white_background=True)
+    schedule = DensitySchedule(
+        densify_from_iter=30,
+        densify_until_iter=100,
+        densification_interval=10,
+        opacity_reset_interval=50,
+        percent_dense=0.01,
+        white_background=True,
+    )
     model = make_model(3)
     control, _ = make_control(model, schedule=schedule)
     assert [s for s in range(1, 121) if control.reset_due(s)] == [30, 50]
@@ -255,7 +277,8 @@ def test_position_rate_is_log_linear():
     optimizer = GaussianOptimizer(make_model(), extent=2.0, **RATES)
     optimizer.set_step(100)
     assert {g["name"]: g["lr"] for g in optimizer.param_groups} == pytest.approx(
-        {"xyz": 0.0001, "features": 0.0025, "opacity": 0.05, "scaling": 0.017, "rotation": 0.001})
+        {"xyz": 0.0001, "features": 0.0025, "opacity": 0.05, "scaling": 0.017, "rotation": 0.001}
+    )
 
 
 def test_sampler_visits_each_view_once_per_pass_and_resumes():

@@ -25,23 +25,41 @@ CAPTURE = Path(__file__).resolve().parents[2] / "shared" / "heads" / "ict_a"
 
 def stick_head() -> HeadModel:
     """Five vertices that are the five joints, and three that hang on jaw, left eye and half neck, half jaw."""
-    template = torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 2, 0], [2, 3, 0], [0, 3, 0],  # joints
-                             [1, 2, 1], [2, 3, 1], [1, 2, 2]])
+    template = torch.tensor(
+        [
+            [1.0, 0, 0],
+            [1, 1, 0],
+            [1, 2, 0],
+            [2, 3, 0],
+            [0, 3, 0],  # joints
+            [1, 2, 1],
+            [2, 3, 1],
+            [1, 2, 2],
+        ]
+    )
     weights = torch.zeros(8, 5)
     weights[range(7), [0, 1, 2, 3, 4, 2, 3]] = 1.0
     weights[7, [1, 2]] = 0.5
     modes = torch.zeros(8, 3, 1)
     modes[5, 2, 0] = 1.0  # one expression: the chin moves forward
-    return HeadModel(template, torch.tensor([[0, 1, 2]]), torch.zeros(8, 3, 1), modes, torch.zeros(8, 3, 36),
-                     torch.eye(5, 8), weights)
+    return HeadModel(
+        template,
+        torch.tensor([[0, 1, 2]]),
+        torch.zeros(8, 3, 1),
+        modes,
+        torch.zeros(8, 3, 36),
+        torch.eye(5, 8),
+        weights,
+    )
 
 
 def pose(head: HeadModel, static_offset: torch.Tensor | None = None, **given: list[float]) -> np.ndarray:
     """Vertices of the stick head under the given parameters, the rest zero; both paths must agree."""
     flame = Flame(head)
     widths = {"expr": head.n_expr, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "translation": 3}
-    parts = {name: torch.tensor([given.get(name, [0.0] * width)], dtype=torch.float32)
-             for name, width in widths.items()}
+    parts = {
+        name: torch.tensor([given.get(name, [0.0] * width)], dtype=torch.float32) for name, width in widths.items()
+    }
     shape = torch.zeros(head.n_shape)
     static = torch.zeros_like(head.v_template) if static_offset is None else static_offset
     batched = flame(shape, static_offset=static, **parts)[0]
@@ -87,20 +105,30 @@ def test_poses_by_hand() -> None:
 
 def random_pose(head: HeadModel, batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    widths = {"shape": head.n_shape, "expr": head.n_expr, "rotation": 3, "neck_pose": 3, "jaw_pose": 3,
-              "eyes_pose": 6, "translation": 3}
-    return {name: torch.randn(batch, width, generator=generator, dtype=torch.float64)
-            for name, width in widths.items()}
+    widths = {
+        "shape": head.n_shape,
+        "expr": head.n_expr,
+        "rotation": 3,
+        "neck_pose": 3,
+        "jaw_pose": 3,
+        "eyes_pose": 6,
+        "translation": 3,
+    }
+    return {name: torch.randn(batch, width, generator=generator, dtype=torch.float64) for name, width in widths.items()}
 
 
 def flame_numpy(head: HeadModel, static_offset: np.ndarray, **p: np.ndarray) -> np.ndarray:
     """One timestep, by 4x4 transforms and SciPy's rotations."""
-    array = {field.name: np.asarray(getattr(head, field.name), dtype=np.float64)
-             for field in dataclasses.fields(head) if isinstance(getattr(head, field.name), torch.Tensor)}
+    array = {
+        field.name: np.asarray(getattr(head, field.name), dtype=np.float64)
+        for field in dataclasses.fields(head)
+        if isinstance(getattr(head, field.name), torch.Tensor)
+    }
     shaped = array["v_template"] + array["shapedirs"] @ p["shape"] + array["exprdirs"] @ p["expr"] + static_offset
     joints = array["joint_regressor"] @ shaped
-    turns = Rotation.from_rotvec(np.concatenate([p["rotation"], p["neck_pose"], p["jaw_pose"],
-                                                 p["eyes_pose"]]).reshape(5, 3)).as_matrix()
+    turns = Rotation.from_rotvec(
+        np.concatenate([p["rotation"], p["neck_pose"], p["jaw_pose"], p["eyes_pose"]]).reshape(5, 3)
+    ).as_matrix()
     posed = shaped + array["posedirs"] @ np.concatenate([(turn - np.eye(3)).ravel() for turn in turns[1:]])
     chain = []
     for joint, parent in enumerate([-1, 0, 1, 1, 1]):
@@ -142,9 +170,11 @@ def test_gradients_by_finite_differences(scale: float) -> None:
     dynamic = torch.zeros(2, 9, 3, dtype=torch.float64, requires_grad=True)
     names = list(poses)
     assert torch.autograd.gradcheck(
-        lambda static, dynamic, *values: flame(static_offset=static, dynamic_offset=dynamic,
-                                               **dict(zip(names, values))),
-        (static, dynamic, *poses.values()))
+        lambda static, dynamic, *values: flame(
+            static_offset=static, dynamic_offset=dynamic, **dict(zip(names, values))
+        ),
+        (static, dynamic, *poses.values()),
+    )
     row = torch.cat([value[0].detach() for name, value in poses.items() if name != "shape"]).requires_grad_()
     shape = poses["shape"][0].detach()
     assert torch.autograd.gradcheck(lambda row: flame.from_row(row, shape, static.detach()), (row,))
@@ -155,8 +185,9 @@ def test_small_rotations() -> None:
     for angle in (0.0, 1e-9, 9.9e-4, 1.01e-3, 1e-2, 3.1):
         for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 3e-7)):
             vector = torch.tensor([0.6, 0.0, -0.8], dtype=dtype) * angle
-            np.testing.assert_allclose(axis_angle_to_matrix(vector), Rotation.from_rotvec(vector).as_matrix(),
-                                       atol=tolerance)
+            np.testing.assert_allclose(
+                axis_angle_to_matrix(vector), Rotation.from_rotvec(vector).as_matrix(), atol=tolerance
+            )
         vector = torch.tensor([0.6, 0.0, -0.8], dtype=torch.float64) * angle
         assert torch.autograd.gradcheck(axis_angle_to_matrix, (vector.requires_grad_(),))
 
@@ -202,6 +233,7 @@ def test_native_does_not_depend_on_threads() -> None:
 
 # ---- parameters -------------------------------------------------------------
 
+
 def capture(head: HeadModel, count: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
     """FLAME arrays as a data set gives them."""
     rng = np.random.default_rng(seed)
@@ -245,13 +277,16 @@ def test_missing_coefficients_are_zero() -> None:
         FlameParameters(wide, None, head)
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("jaw_pose", None, "'jaw_pose' is missing"),
-    ("jaw_pose", np.zeros((3, 3)), r"'jaw_pose' has shape \(3, 3\), expected \(4, 3\)"),
-    ("eyes_pose", np.full((4, 6), np.nan), "'eyes_pose' holds values that are not finite"),
-    ("static_offset", np.zeros((1, 5023, 3)), "'static_offset' has 5023 vertices, but the head model has 40"),
-    ("expr", np.array([["a"] * 6] * 4), "'expr' holds"),
-])
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("jaw_pose", None, "'jaw_pose' is missing"),
+        ("jaw_pose", np.zeros((3, 3)), r"'jaw_pose' has shape \(3, 3\), expected \(4, 3\)"),
+        ("eyes_pose", np.full((4, 6), np.nan), "'eyes_pose' holds values that are not finite"),
+        ("static_offset", np.zeros((1, 5023, 3)), "'static_offset' has 5023 vertices, but the head model has 40"),
+        ("expr", np.array([["a"] * 6] * 4), "'expr' holds"),
+    ],
+)
 def test_bad_parameters(key: str, value: np.ndarray | None, words: str) -> None:
     head = toy_head()
     arrays = {**capture(head), key: value}
@@ -278,8 +313,16 @@ def test_files(tmp_path: Path) -> None:
     with np.load(path) as archive:
         saved = dict(archive)
     assert {name: array.shape for name, array in saved.items()} == {
-        "expr": (4, 6), "rotation": (4, 3), "neck_pose": (4, 3), "jaw_pose": (4, 3), "eyes_pose": (4, 6),
-        "translation": (4, 3), "shape": (4,), "static_offset": (1, 40, 3), "timestep_index": (4,)}
+        "expr": (4, 6),
+        "rotation": (4, 3),
+        "neck_pose": (4, 3),
+        "jaw_pose": (4, 3),
+        "eyes_pose": (4, 6),
+        "translation": (4, 3),
+        "shape": (4,),
+        "static_offset": (1, 40, 3),
+        "timestep_index": (4,),
+    }
     assert saved["timestep_index"].dtype == np.int64 and saved["expr"].dtype == np.float32
     loaded = FlameParameters.load(path, head)
     assert loaded.timesteps == [7, 8, 20, 21] and torch.equal(loaded.values, parameters.values)
@@ -317,18 +360,20 @@ def test_rows_are_leaves_that_share_memory() -> None:
     assert not flame.vertices(FlameParameters(capture(head), None, head, trainable=False), 0).requires_grad
 
 
-
 def test_a_visit_moves_a_row_as_far_as_a_dense_adam_would() -> None:
     """The same gradients through `torch.optim.Adam` over the whole table: the same way in the end, for visited rows."""
     head = toy_head()
     parameters = FlameParameters(capture(head), None, head)
     rates = dict(expr_lr=1e-3, translation_lr=1e-6, pose_lr=1e-5)
     optimizer = RowAdam(parameters, **rates)
-    columns = {name: torch.zeros(len(parameters), width.stop - width.start, dtype=torch.float64, requires_grad=True)
-               for name, width in parameters.columns.items()}
+    columns = {
+        name: torch.zeros(len(parameters), width.stop - width.start, dtype=torch.float64, requires_grad=True)
+        for name, width in parameters.columns.items()
+    }
     lr = {"expr": 1e-3, "translation": 1e-6}
-    dense = torch.optim.Adam([{"params": [table], "lr": lr.get(name, 1e-5)} for name, table in columns.items()],
-                             eps=1e-15)
+    dense = torch.optim.Adam(
+        [{"params": [table], "lr": lr.get(name, 1e-5)} for name, table in columns.items()], eps=1e-15
+    )
     generator = torch.Generator().manual_seed(0)
     scale = 10.0 ** torch.randint(-6, 3, parameters.values.shape, generator=generator)
     warm = 300  # dense Adam's first steps are larger, while its momentum's bias correction is large
@@ -389,15 +434,23 @@ def test_shared_capture() -> None:
 
     def load(folder: str) -> dict[str, np.ndarray]:
         rows = [dict(np.load(path)) for path in sorted((CAPTURE / folder).glob("[0-9]*.npz"))]
-        motion = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]
-                  if name not in ("shape", "static_offset")}
+        motion = {
+            name: np.concatenate([row[name] for row in rows])
+            for name in rows[0]
+            if name not in ("shape", "static_offset")
+        }
         return {**motion, "shape": rows[0]["shape"]}
 
     flame = Flame(head)
     tracked, true = (FlameParameters(load(folder), None, head) for folder in ("flame_param", "true_flame_param"))
     with torch.no_grad():
-        errors = [(flame.vertices(tracked, t) - flame.from_row(true.row(t), tracked.shape, tracked.static_offset))
-                  .norm(dim=1).mean().item() for t in range(len(true))]
+        errors = [
+            (flame.vertices(tracked, t) - flame.from_row(true.row(t), tracked.shape, tracked.static_offset))
+            .norm(dim=1)
+            .mean()
+            .item()
+            for t in range(len(true))
+        ]
     assert 1.2e-3 < np.mean(errors) < 2.0e-3
 
 

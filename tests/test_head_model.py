@@ -40,9 +40,18 @@ def test_number_layouts(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     dense = rng.normal(size=(5, 7))
     twice = sparse.csc_matrix((np.array([1.0, 2.0, 5.0]), np.array([0, 0, 2]), np.array([0, 2, 3])), shape=(3, 2))
-    content = {"fortran": np.asfortranarray(dense), "big": dense.astype(">f4"), "rows": sparse.csr_matrix(dense),
-               "scalar": np.float32(2.5), "number": 7, "empty": np.zeros((0, 3)), "twice": twice,
-               "half": dense.astype(np.float16), "flags": dense > 0, "list": [1, 2]}
+    content = {
+        "fortran": np.asfortranarray(dense),
+        "big": dense.astype(">f4"),
+        "rows": sparse.csr_matrix(dense),
+        "scalar": np.float32(2.5),
+        "number": 7,
+        "empty": np.zeros((0, 3)),
+        "twice": twice,
+        "half": dense.astype(np.float16),
+        "flags": dense > 0,
+        "list": [1, 2],
+    }
     for protocol in (2, 4, 5):
         read = read_pickle(write_pickle(tmp_path / "x.pkl", content, protocol))
         for key, value in content.items():
@@ -96,9 +105,11 @@ def test_chumpy_is_read_without_chumpy(tmp_path: Path) -> None:
 def test_python_2_strings() -> None:
     """A Python-2 pickle holds array bytes in a string opcode, and old module paths for sparse matrices."""
     values = np.array([1.5, -2.0])
-    stream = (b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-              b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
-              b"K\x00tb\x89U\x10" + values.tobytes() + b"tbs.")
+    stream = (
+        b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+        b"K\x00tb\x89U\x10" + values.tobytes() + b"tbs."
+    )
     np.testing.assert_array_equal(pickle.loads(stream, encoding="latin1")["a"], values)  # the stream is right
     read = head_pickle._HeadUnpickler(stream, encoding="latin1").load()
     np.testing.assert_array_equal(resolve(read["a"]), values)
@@ -167,20 +178,23 @@ def bad_indices() -> sparse.csc_matrix:
     return matrix
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("v_template", None, "no 'v_template'"),
-    ("v_template", np.zeros((40, 2)), r"'v_template' has shape \(40, 2\), expected \(any, 3\)"),
-    ("v_template", np.full((40, 3), np.nan), "'v_template' holds values that are not finite"),
-    ("f", np.array([[0, 1, 40]], dtype=np.uint32), "'f' names vertex 40"),
-    ("f", np.array([[0, -1, 4]]), "'f' names vertex -1"),
-    ("f", np.array([[0.0, 1.0, 2.0]]), "'f' holds float64, expected integers"),
-    ("shapedirs", np.zeros((40, 3, 20)), "'shapedirs' has 20 columns.*n_shape"),
-    ("posedirs", np.zeros((40, 3, 27)), "'posedirs' has shape"),
-    ("weights", np.zeros((40, 5)), "'weights' do not sum to 1"),
-    ("J_regressor", bad_indices(), "'J_regressor' is sparse matrix whose indices do not fit"),
-    ("J_regressor", np.array([object()] * 3), "'J_regressor' is array of"),
-    ("kintree_table", np.array([[-1, 0, 0, 1, 1], [0, 1, 2, 3, 4]]), "five joints"),
-])
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("v_template", None, "no 'v_template'"),
+        ("v_template", np.zeros((40, 2)), r"'v_template' has shape \(40, 2\), expected \(any, 3\)"),
+        ("v_template", np.full((40, 3), np.nan), "'v_template' holds values that are not finite"),
+        ("f", np.array([[0, 1, 40]], dtype=np.uint32), "'f' names vertex 40"),
+        ("f", np.array([[0, -1, 4]]), "'f' names vertex -1"),
+        ("f", np.array([[0.0, 1.0, 2.0]]), "'f' holds float64, expected integers"),
+        ("shapedirs", np.zeros((40, 3, 20)), "'shapedirs' has 20 columns.*n_shape"),
+        ("posedirs", np.zeros((40, 3, 27)), "'posedirs' has shape"),
+        ("weights", np.zeros((40, 5)), "'weights' do not sum to 1"),
+        ("J_regressor", bad_indices(), "'J_regressor' is sparse matrix whose indices do not fit"),
+        ("J_regressor", np.array([object()] * 3), "'J_regressor' is array of"),
+        ("kintree_table", np.array([[-1, 0, 0, 1, 1], [0, 1, 2, 3, 4]]), "five joints"),
+    ],
+)
 def test_bad_fields(tmp_path: Path, key: str, value: object, words: str) -> None:
     arrays = toy_arrays()
     if value is None:
@@ -231,9 +245,16 @@ def test_teeth(tmp_path: Path) -> None:
 
     assert (head.n_vertices, head.n_faces) == (5143, 10144)
     rows = dict(zip(facts["added_vertex_groups_of_15_in_order"], head.v_template[5023:].split(15)))
-    places = {"upper_edge": (0.201, -0.015), "upper_root": (0.221, -0.015), "upper_edge_back": (0.201, -0.025),
-              "upper_root_back": (0.221, -0.025), "lower_edge": (0.199, -0.019), "lower_root": (0.179, -0.019),
-              "lower_edge_back": (0.199, -0.029), "lower_root_back": (0.179, -0.029)}
+    places = {
+        "upper_edge": (0.201, -0.015),
+        "upper_root": (0.221, -0.015),
+        "upper_edge_back": (0.201, -0.025),
+        "upper_root_back": (0.221, -0.025),
+        "lower_edge": (0.199, -0.019),
+        "lower_root": (0.179, -0.019),
+        "lower_edge_back": (0.199, -0.029),
+        "lower_root_back": (0.179, -0.029),
+    }
     assert rows.keys() == places.keys()
     for name, (y, back) in places.items():
         np.testing.assert_allclose(rows[name], np.stack([x, np.full(15, y), z + back], 1), atol=1e-7)
@@ -258,8 +279,14 @@ def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_model, "ROOT", repo)
     with pytest.raises(UserError) as caught:
         find_head_model(None, source, avatar)
-    for word in (str(source / "head_model.pkl"), "flame2023.pkl", "flame.is.tue.mpg.de", "registration",
-                 "./train_efficient.sh demo", "--head_model"):
+    for word in (
+        str(source / "head_model.pkl"),
+        "flame2023.pkl",
+        "flame.is.tue.mpg.de",
+        "registration",
+        "./train_efficient.sh demo",
+        "--head_model",
+    ):
         assert word in str(caught.value)
     with pytest.raises(UserError, match="--head_model .*nowhere.pkl does not exist"):
         find_head_model("nowhere.pkl", source)

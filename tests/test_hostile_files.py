@@ -52,6 +52,7 @@ ROOM = 512 << 20  # bytes of address space
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     """Half a gigabyte more than now and 20 seconds are enough for what happens inside, or the test fails."""
+
     def late(*_: Any) -> None:
         raise TimeoutError
 
@@ -100,10 +101,15 @@ def as_terabyte(path: Path) -> None:
         file.truncate(1 << 40)  # without taking any room
 
 
-PLANTED = {"pipe": as_pipe, "folder": Path.mkdir, "device": lambda path: path.symlink_to("/dev/zero"),
-           "terabyte": as_terabyte, "loop": lambda path: path.symlink_to(path),
-           "nowhere": lambda path: path.symlink_to("/no/file"),
-           "empty": Path.touch}
+PLANTED = {
+    "pipe": as_pipe,
+    "folder": Path.mkdir,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "terabyte": as_terabyte,
+    "loop": lambda path: path.symlink_to(path),
+    "nowhere": lambda path: path.symlink_to("/no/file"),
+    "empty": Path.touch,
+}
 
 
 @pytest.mark.parametrize("what", PLANTED)
@@ -140,9 +146,19 @@ def test_paths_stay_below_the_parent(tmp_path: Path) -> None:
     source = tmp_path / "captures" / "one"
     for text in ("images/a.png", "../two/images/a.png", "x/../../two/a.png", str(source.parent / "two/a.png")):
         assert locate(text, source, source, "w").is_relative_to(source.parent)
-    for text in ("../../a.png", "images/../../../a.png", "/etc/passwd", "../" * 50 + "etc/passwd",
-                 "../../captures2/x.png",
-                 "\0", "", "\ud800", 5, None, ["a"]):
+    for text in (
+        "../../a.png",
+        "images/../../../a.png",
+        "/etc/passwd",
+        "../" * 50 + "etc/passwd",
+        "../../captures2/x.png",
+        "\0",
+        "",
+        "\ud800",
+        5,
+        None,
+        ["a"],
+    ):
         assert refusal(lambda: locate(text, source, source, "w")).startswith("w ")
 
 
@@ -224,8 +240,10 @@ def test_no_pickle_runs(tmp_path: Path) -> None:
         "head array": (pickle.dumps({"f": objects}), read_pickle),
         "lpips": (pickle.dumps({"a": Trap(proof)}), lambda path: read_arrays(path.read_bytes())),
         "npz": ((tmp_path / "objects.npz").read_bytes(), lambda path: read_npz(path, ("expr",))),
-        "checkpoint": (torch_file(tensors), checkpoint.load), "plain": (pickle.dumps(tensors), checkpoint.load),
-        "color": (torch_file(tensors), ColorCalibration.load)}
+        "checkpoint": (torch_file(tensors), checkpoint.load),
+        "plain": (pickle.dumps(tensors), checkpoint.load),
+        "color": (torch_file(tensors), ColorCalibration.load),
+    }
     for name, (content, read) in attacks.items():
         path.write_bytes(content)
         refusal(lambda: read(path))
@@ -236,10 +254,12 @@ def test_no_pickle_runs(tmp_path: Path) -> None:
 
 HUGE = struct.pack("<Q", 20 << 30)
 PICKLES = {
-    "bytearray by opcode": b"\x80\x05\x96" + HUGE + b".", "bytes by opcode": b"\x80\x04\x8e" + HUGE + b".",
+    "bytearray by opcode": b"\x80\x05\x96" + HUGE + b".",
+    "bytes by opcode": b"\x80\x04\x8e" + HUGE + b".",
     "bytearray by name": b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     "frame": b"\x80\x04\x95" + HUGE + b".",
-    "sets": b"\x80\x04" + b"\x8f" * 600_000 + b".", "marks": b"(" * 600_000 + b".",
+    "sets": b"\x80\x04" + b"\x8f" * 600_000 + b".",
+    "marks": b"(" * 600_000 + b".",
     "deep": b"]" * 240_000 + b"a" * 239_999 + b".",
     "classes": b"".join(b"cchumpy.a\nC%d\n" % index for index in range(200_000)) + b".",
 }
@@ -275,8 +295,15 @@ def test_pairs_of_pairs(tmp_path: Path) -> None:
     """2^60 numbers in as many bytes: to hash or to print them would take for ever."""
     pairs = b"K\x01" + b"2\x86" * 60
     array = b"cnumpy\nndarray\n)R(K\x01%bcnumpy\ndtype\nU\x02f8\x85R\x89U\x08aaaaaaaatb"
-    for content in (b"}%bK\x01s." % pairs, b"}(%bK\x01u." % pairs, b"(%bK\x01d." % pairs, b"\x8f(%b\x90." % pairs,
-                    b"(%b\x91." % pairs, pairs + b"cnumpy\ndtype\n)R.", b"c_codecs\nencode\n(Vx\n%btR." % pairs):
+    for content in (
+        b"}%bK\x01s." % pairs,
+        b"}(%bK\x01u." % pairs,
+        b"(%bK\x01d." % pairs,
+        b"\x8f(%b\x90." % pairs,
+        b"(%b\x91." % pairs,
+        pairs + b"cnumpy\ndtype\n)R.",
+        b"c_codecs\nencode\n(Vx\n%btR." % pairs,
+    ):
         (tmp_path / "a.pkl").write_bytes(b"\x80\x04" + content)
         refusal(lambda: read_pickle(tmp_path / "a.pkl"))
         with bounded(), pytest.raises(UserError):
@@ -292,9 +319,12 @@ def test_checkpoints_that_claim_more_than_they_hold(tmp_path: Path) -> None:
     good = torch_file({"format": checkpoint.FORMAT, "version": 1, "a": torch.arange(4.0)})
     path.write_bytes(good)
     assert torch.equal(checkpoint.load(path)["a"], torch.arange(4.0))
-    for old, new in ((b"K\x04t", b"J\xff\xff\xff\x7ft"),            # numbers in the storage
-                     (b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"),      # numbers in the tensor
-                     (b"K\x01\x85", b"K\x09\x85"), (b"K\x01\x85", b"J\xff\xff\xff\xff\x85")):  # strides
+    for old, new in (
+        (b"K\x04t", b"J\xff\xff\xff\x7ft"),  # numbers in the storage
+        (b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"),  # numbers in the tensor
+        (b"K\x01\x85", b"K\x09\x85"),
+        (b"K\x01\x85", b"J\xff\xff\xff\xff\x85"),
+    ):  # strides
         spoilt = with_pickle(good, lambda content: content.replace(old, new, 1))
         assert spoilt != with_pickle(good, bytes)
         path.write_bytes(spoilt)
@@ -306,10 +336,16 @@ def test_checkpoints_that_claim_more_than_they_hold(tmp_path: Path) -> None:
         directory = archive.start_dir
     row = data.find(entry.filename.encode(), directory) - 46
     length = 46 + sum(struct.unpack_from("<3H", data, row + 28))
-    data[row + length:row + length] = data[row:row + length] * 1000
+    data[row + length : row + length] = data[row : row + length] * 1000
     end = len(data) - 22
-    struct.pack_into("<HHI", data, end + 8, archive_count := 1000 + len(archive.infolist()), archive_count,
-                     struct.unpack_from("<I", data, end + 12)[0] + 1000 * length)
+    struct.pack_into(
+        "<HHI",
+        data,
+        end + 8,
+        archive_count := 1000 + len(archive.infolist()),
+        archive_count,
+        struct.unpack_from("<I", data, end + 12)[0] + 1000 * length,
+    )
     path.write_bytes(data)
     refusal(lambda: checkpoint.load(path))
 
@@ -317,11 +353,16 @@ def test_checkpoints_that_claim_more_than_they_hold(tmp_path: Path) -> None:
 def test_tensors_are_those_of_torch_load(tmp_path: Path) -> None:
     """Every type that is written, views and shared memory, empty and scalar tensors, parameters, state dicts."""
     base = torch.arange(12.0).reshape(3, 4)
-    content = {"layer": torch.nn.Linear(2, 3).state_dict(), "parameter": torch.nn.Parameter(torch.ones(2)),
-               "base": base,
-               "view": base[1:, ::2].T, "empty": torch.empty(0, 3), "scalar": torch.tensor(5),
-               "plain": (1, [2.5, None], {"a": "é"}),
-               **{str(kind): torch.ones(3).to(kind) for kind in tensor_reader._DTYPES.values()}}
+    content = {
+        "layer": torch.nn.Linear(2, 3).state_dict(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "base": base,
+        "view": base[1:, ::2].T,
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(5),
+        "plain": (1, [2.5, None], {"a": "é"}),
+        **{str(kind): torch.ones(3).to(kind) for kind in tensor_reader._DTYPES.values()},
+    }
     path = tmp_path / "file.pt"
     torch.save(content, path)
     mine, theirs = tensor_reader.load_tensors(path), torch.load(path, weights_only=True)
@@ -340,10 +381,15 @@ def test_checkpoints_of_other_things_do_not_reach_the_kernels() -> None:
     points = np.eye(3, dtype=np.float32)
     state = GaussianModel.from_points(points, points, sh_degree=1, device="cpu").state_dict()
     flame = SimpleNamespace(faces=torch.zeros(2, 3, dtype=torch.int64))
-    bad = [({"opacity": torch.zeros(2, 1)}, {}), ({"rotation": torch.zeros(3, 3)}, {}),
-           ({"xyz": torch.zeros(3, 3).long()}, {}),
-           ({}, {"sh_degree": 2}), ({}, {"sh_degree": 10**9}), ({}, {"active_sh_degree": 3}),
-           ({}, {"binding": torch.zeros(3).long()})]
+    bad = [
+        ({"opacity": torch.zeros(2, 1)}, {}),
+        ({"rotation": torch.zeros(3, 3)}, {}),
+        ({"xyz": torch.zeros(3, 3).long()}, {}),
+        ({}, {"sh_degree": 2}),
+        ({}, {"sh_degree": 10**9}),
+        ({}, {"active_sh_degree": 3}),
+        ({}, {"binding": torch.zeros(3).long()}),
+    ]
     for fields, rest in bad:
         changed = {**state, **rest, "fields": {**state["fields"], **fields}}
         with pytest.raises(UserError, match="does not fit this run .avatar"), checkpoint.fitting("avatar"):
@@ -352,9 +398,14 @@ def test_checkpoints_of_other_things_do_not_reach_the_kernels() -> None:
         with pytest.raises(UserError), checkpoint.fitting("avatar"):
             GaussianModel.from_state({**state, "binding": binding}, flame=flame, flame_parameters=None, device="cpu")
     sampler = ShuffledSampler(3, seed=0)
-    for change in ({"order": torch.tensor([0, 5])}, {"order": torch.tensor([-1])}, {"order": torch.tensor([0.5])},
-                   {"position": -4},
-                   {"position": "x"}, {"generator": torch.zeros(3)}):
+    for change in (
+        {"order": torch.tensor([0, 5])},
+        {"order": torch.tensor([-1])},
+        {"order": torch.tensor([0.5])},
+        {"position": -4},
+        {"position": "x"},
+        {"generator": torch.zeros(3)},
+    ):
         with pytest.raises(UserError), checkpoint.fitting("sampler"):
             sampler.load_state_dict({**sampler.state_dict(), **change})
 
@@ -377,14 +428,16 @@ def test_moments_of_another_shape_do_not_reach_the_kernel() -> None:
 
 
 PLY = b"ply\nformat %s 1.0\n%sproperty float x\nproperty float y\nproperty float z\nend_header\n" + b"1 " * 40
-HEADERS = {"rows": (b"binary_little_endian", b"element vertex 1000000000000\n"),
-           "text rows": (b"ascii", b"element vertex 1000000000000\n"),
-           "rows in a second element": (b"ascii", b"element a 999999999999\nproperty char b\nelement vertex 1\n"),
-           "rows without properties": (b"ascii", b"element a 999999999999\nelement vertex 1\n"),
-           "rows behind another line break": (b"ascii", b"comment \relement a 99999999999\relement vertex 1\n"),
-           "rows behind a tab": (b"ascii", b"element\x0bvertex 99999999999\n"),
-           "long lists": (b"binary_little_endian", b"element vertex 2\nproperty list uint double b\n"),
-           "lists": (b"binary_little_endian", b"element a 9999999\nproperty list uchar float b\nelement vertex 1\n")}
+HEADERS = {
+    "rows": (b"binary_little_endian", b"element vertex 1000000000000\n"),
+    "text rows": (b"ascii", b"element vertex 1000000000000\n"),
+    "rows in a second element": (b"ascii", b"element a 999999999999\nproperty char b\nelement vertex 1\n"),
+    "rows without properties": (b"ascii", b"element a 999999999999\nelement vertex 1\n"),
+    "rows behind another line break": (b"ascii", b"comment \relement a 99999999999\relement vertex 1\n"),
+    "rows behind a tab": (b"ascii", b"element\x0bvertex 99999999999\n"),
+    "long lists": (b"binary_little_endian", b"element vertex 2\nproperty list uint double b\n"),
+    "lists": (b"binary_little_endian", b"element a 9999999\nproperty list uchar float b\nelement vertex 1\n"),
+}
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -398,10 +451,16 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """A grey PNG of zeros, which compresses a thousandfold, with more chunks before its pixels."""
     squeeze = zlib.compressobj(9)
     pixels = b"".join([squeeze.compress(bytes((width + 1) * 100)) for _ in range(height // 100)] + [squeeze.flush()])
-    every = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), *chunks, (b"IDAT", pixels),
-             (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(content)) + kind + content
-                                           + struct.pack(">I", zlib.crc32(kind + content)) for kind, content in every)
+    every = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        *chunks,
+        (b"IDAT", pixels),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in every
+    )
 
 
 def test_image_bombs(tmp_path: Path) -> None:
@@ -458,10 +517,21 @@ def test_methods_that_unpack_without_a_bound(method: int, tmp_path: Path) -> Non
     assert "unusual" in refusal(lambda: read_npz(tmp_path / "a.npz", ("expr",)))
 
 
-@pytest.mark.parametrize("content", [
-    npy("(1000000000000,)"), npy("(-1,)"), npy("(2, -3)", body=bytes(24)), npy("(1,)", "'|O'", b"cos\nsystem\n."),
-    npy("(1,)", "[('a', '<f4')]", bytes(4)), npy("(" * 900), npy("(1,)", "'<f4'" * 50), npy("(3L,)", body=bytes(8)),
-    b"\x93NUMPY\1\0", b""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("(1000000000000,)"),
+        npy("(-1,)"),
+        npy("(2, -3)", body=bytes(24)),
+        npy("(1,)", "'|O'", b"cos\nsystem\n."),
+        npy("(1,)", "[('a', '<f4')]", bytes(4)),
+        npy("(" * 900),
+        npy("(1,)", "'<f4'" * 50),
+        npy("(3L,)", body=bytes(8)),
+        b"\x93NUMPY\1\0",
+        b"",
+    ],
+)
 def test_npy_headers(content: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("expr.npy", content)
@@ -472,12 +542,16 @@ def test_one_bomb_for_many_timesteps(tmp_path: Path) -> None:
     """Sixty megabytes unpacked from as many kilobytes are fine once, and too much for each of a thousand moments."""
     capture = write_capture(tmp_path / "capture", [0, 1], size=(8, 6))
     arrays = dict(np.load(capture / "flame_param/00000.npz"))
-    np.savez_compressed(capture / "flame_param/00000.npz", **{**arrays,
-                                                              "dynamic_offset": np.zeros((1, 300_000, 3), np.float32)})
+    np.savez_compressed(
+        capture / "flame_param/00000.npz", **{**arrays, "dynamic_offset": np.zeros((1, 300_000, 3), np.float32)}
+    )
     frames = json.loads((capture / "transforms_train.json").read_text())["frames"]
-    many = [{**frames[0], "timestep_index": index} if index < 1 else {**frames[-1],
-                                                                      "flame_param_path": "flame_param/00001.npz",
-                                                                      "timestep_index": index} for index in range(2000)]
+    many = [
+        {**frames[0], "timestep_index": index}
+        if index < 1
+        else {**frames[-1], "flame_param_path": "flame_param/00001.npz", "timestep_index": index}
+        for index in range(2000)
+    ]
     (capture / "transforms_train.json").write_text(json.dumps({"frames": many}))
     (capture / "transforms_test.json").unlink()
     (capture / "transforms_val.json").unlink()
@@ -485,9 +559,15 @@ def test_one_bomb_for_many_timesteps(tmp_path: Path) -> None:
     assert "dynamic_offset" in text and "GiB" in text
 
 
-JSON = {"deep": b'{"frames": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "deep objects": b'{"a":' * 100_000,
-        "digits": b'{"frames": ' + b"9" * 100_000 + b"}", "many": b'{"frames": [' + b"{}," * 12_000_000 + b"{}]}",
-        "not an object": b"NaN", "not text": b"\xff\xfe{}", "only brackets": b"[" * 1_000_000}
+JSON = {
+    "deep": b'{"frames": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "deep objects": b'{"a":' * 100_000,
+    "digits": b'{"frames": ' + b"9" * 100_000 + b"}",
+    "many": b'{"frames": [' + b"{}," * 12_000_000 + b"{}]}",
+    "not an object": b"NaN",
+    "not text": b"\xff\xfe{}",
+    "only brackets": b"[" * 1_000_000,
+}
 
 
 @pytest.mark.parametrize("name", JSON)
@@ -496,11 +576,23 @@ def test_json(name: str, tmp_path: Path) -> None:
     refusal(lambda: read_json(tmp_path / "a.json"))
 
 
-@pytest.mark.parametrize("key, value", [
-    ("w", 10**30), ("w", float("nan")), ("fl_x", 1e308), ("fl_x", 10**400), ("cx", -1e300), ("timestep_index", 1e300),
-    ("transform_matrix", [[1e200] * 4] * 4), ("transform_matrix",
-                                              [[1, 0, 0, 1e30], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
-    ("camera_id", [[["x"]]]), ("file_path", {"a": 1}), ("file_path", "images/\0.png"), ("file_path", "a" * 100_000)])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("w", 10**30),
+        ("w", float("nan")),
+        ("fl_x", 1e308),
+        ("fl_x", 10**400),
+        ("cx", -1e300),
+        ("timestep_index", 1e300),
+        ("transform_matrix", [[1e200] * 4] * 4),
+        ("transform_matrix", [[1, 0, 0, 1e30], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        ("camera_id", [[["x"]]]),
+        ("file_path", {"a": 1}),
+        ("file_path", "images/\0.png"),
+        ("file_path", "a" * 100_000),
+    ],
+)
 def test_json_values(key: str, value: object, tmp_path: Path) -> None:
     capture = write_capture(tmp_path / "capture", [0, 1], size=(8, 6))
     content = json.loads((capture / "transforms_train.json").read_text())
@@ -518,7 +610,8 @@ def test_the_narrowest_angle_is_no_division_by_zero(tmp_path: Path) -> None:
     content["frames"][0]["camera_angle_x"] = 5e-324
     (capture / "transforms_train.json").write_text(json.dumps(content))
     assert "camera_angle_x" in refusal(
-        lambda: load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True))
+        lambda: load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
+    )
 
 
 @pytest.mark.parametrize("read", [read_cameras, read_images, read_colmap_points])
@@ -557,10 +650,13 @@ def test_the_fuzzer_notices(tmp_path: Path) -> None:
         except MemoryError as error:
             raise UserError("no room") from error
 
-    for read, expected in ((lambda path: path.with_suffix(".out").write_text("x"), "open"),
-                           (lambda path: {}["x"], "KeyError"),
-                           (fill, "gigabyte"), (lambda path: os.system("true"), "os.system"),
-                           (lambda path: pickle.loads(b"cos\ngetpid\n)R."), "pickle.find_class"),
-                           (lambda path: tempfile.mkdtemp(dir=tmp_path), "os.mkdir")):
+    for read, expected in (
+        (lambda path: path.with_suffix(".out").write_text("x"), "open"),
+        (lambda path: {}["x"], "KeyError"),
+        (fill, "gigabyte"),
+        (lambda path: os.system("true"), "os.system"),
+        (lambda path: pickle.loads(b"cos\ngetpid\n)R."), "pickle.find_class"),
+        (lambda path: tempfile.mkdtemp(dir=tmp_path), "os.mkdir"),
+    ):
         assert expected in fuzz_readers.outcome(Format(place, [], None, read), watch, b"x")
     assert fuzz_readers.outcome(Format(place, [], None, lambda path: None), watch, b"x") == "read"

@@ -54,7 +54,7 @@ def test_pixels_of_images_of_different_sizes(tmp_path: Path) -> None:
         image = cache.image(index, "cpu")
         assert image.dtype == torch.float32 and image.is_contiguous() and image.shape == (3, *expected.shape[:2])
         np.testing.assert_array_equal(image.numpy(), expected.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
-    image.zero_()   # a new tensor: the cache is untouched
+    image.zero_()  # a new tensor: the cache is untouched
     np.testing.assert_array_equal(cache[-1].numpy(), images[-1])
     with pytest.raises(IndexError):
         cache[9]
@@ -78,12 +78,12 @@ def test_memory_mapped_file_equals_memory_and_is_reused(tmp_path: Path, monkeypa
     original = module._decode
     monkeypatch.setattr(module, "_decode", lambda jobs, *rest: decoded.append(len(jobs)) or original(jobs, *rest))
     assert torch.equal(cached(views, ram_share=0.0, folder=folder)[3], in_memory[3]) and not decoded
-    os.truncate(file, 100)                                     # damaged: written again
+    os.truncate(file, 100)  # damaged: written again
     (folder / ".tmp-a1b2c3d4.images").write_bytes(b"left by a killed run")
     assert torch.equal(cached(views, ram_share=0.0, folder=folder)[3], in_memory[3]) and decoded == [5]
     assert not list(folder.glob(".tmp-*"))
-    cached(views, BLACK, ram_share=0.0, folder=folder)         # another background is another file
-    os.utime(views[0].image_path, ns=(1, 1))                   # and so is a changed image
+    cached(views, BLACK, ram_share=0.0, folder=folder)  # another background is another file
+    os.utime(views[0].image_path, ns=(1, 1))  # and so is a changed image
     cached(views, ram_share=0.0, folder=folder)
     assert decoded == [5, 5, 5] and len(list(folder.glob("*.images"))) == 3
     with pytest.raises(UserError, match="smaller --resolution"):
@@ -126,15 +126,17 @@ def test_background_is_exchanged_exactly(tmp_path: Path) -> None:
     foreground = noise(30, 40, 3).astype(np.float64)
     alpha = np.clip(np.linspace(-0.5, 1.5, 40), 0, 1)[None, :, None].repeat(30, axis=0)
     alpha = np.round(alpha * 255) / 255
-    over = {colour: np.rint(foreground * alpha + 255 * np.array(colour) * (1 - alpha)).astype(np.uint8)
-            for colour in (WHITE, BLACK, (0.0, 0.6, 0.0))}
+    over = {
+        colour: np.rint(foreground * alpha + 255 * np.array(colour) * (1 - alpha)).astype(np.uint8)
+        for colour in (WHITE, BLACK, (0.0, 0.6, 0.0))
+    }
     mask = save(tmp_path / "mask.png", np.round(alpha[..., 0] * 255).astype(np.uint8))
     for old, pixels in over.items():
         v = view(save(tmp_path / "image.png", pixels), 40, 30, mask)
         for new, expected in over.items():
             got = cached([v], new)[0].numpy()
             if new == old:
-                np.testing.assert_array_equal(got, expected)   # identity, to the last bit
+                np.testing.assert_array_equal(got, expected)  # identity, to the last bit
             else:
                 assert np.abs(got.astype(int) - expected).max() <= 1
 
@@ -145,7 +147,7 @@ def test_photographed_background_is_faded_out() -> None:
     weight = alpha[..., None] / 255
     assert np.abs(recomposite(rgb, alpha, list(WHITE)) - (rgb * weight + 255 * (1 - weight))).max() <= 0.5 + 1e-4
     full = np.full((20, 20), 255, np.uint8)
-    np.testing.assert_array_equal(recomposite(rgb, full, list(BLACK)), rgb)   # nothing outside to judge by
+    np.testing.assert_array_equal(recomposite(rgb, full, list(BLACK)), rgb)  # nothing outside to judge by
     np.testing.assert_array_equal(composite(rgb, full, list(BLACK)), rgb)
 
 
@@ -168,8 +170,10 @@ def test_kinds_of_image_files(tmp_path: Path) -> None:
     # 16-bit RGB, which Pillow cannot write: filter byte 0 and big-endian samples in every row
     rows = b"".join(b"\0" + row.astype(">u2").repeat(3).tobytes() for row in deep)
     chunks = [b"IHDR" + struct.pack(">IIBBBBB", 11, 9, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows), b"IEND"]
-    (tmp_path / "deep_rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks))
+    (tmp_path / "deep_rgb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    )
     views = [view(tmp_path / f"{name}.png", 11, 9) for name in ("grey", "deep", "palette", "opaque", "deep_rgb")]
     cache = cached(views)
     for image in cache:
@@ -191,17 +195,20 @@ def test_resizing(tmp_path: Path) -> None:
         assert np.abs(got - centres * 255 / 239)[5:-5].max() < 1.6
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("missing", "b.png does not exist"),
-    ("truncated", "cannot decode the image .*b.png"),
-    ("empty", "cannot read the image .*b.png"),
-    ("text", "cannot read the image .*b.png"),
-    ("size", "b.png is 15x12 pixels, but the camera file says 17x12"),
-    ("mask size", "mask.png is 5x4 pixels, but its image has 17x12"),
-    ("mask missing", "mask.png does not exist"),
-    ("bomb", "cannot read the image .*b.png.*limit"),
-    ("float", "cannot decode the image .*b.png"),
-])
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing", "b.png does not exist"),
+        ("truncated", "cannot decode the image .*b.png"),
+        ("empty", "cannot read the image .*b.png"),
+        ("text", "cannot read the image .*b.png"),
+        ("size", "b.png is 15x12 pixels, but the camera file says 17x12"),
+        ("mask size", "mask.png is 5x4 pixels, but its image has 17x12"),
+        ("mask missing", "mask.png does not exist"),
+        ("bomb", "cannot read the image .*b.png.*limit"),
+        ("float", "cannot decode the image .*b.png"),
+    ],
+)
 def test_broken_images(tmp_path: Path, kind: str, message: str) -> None:
     views = [view(save(tmp_path / f"{i}.png", noise(12, 17, 3, i)), 17, 12) for i in range(20)]
     path, mask = tmp_path / "b.png", None
@@ -218,10 +225,11 @@ def test_broken_images(tmp_path: Path, kind: str, message: str) -> None:
         mask = save(tmp_path / "mask.png", noise(4, 5, 1)[..., 0])
     elif kind == "mask missing":
         mask = tmp_path / "mask.png"
-    elif kind == "bomb":   # a header alone that announces 900 megapixels
+    elif kind == "bomb":  # a header alone that announces 900 megapixels
         data = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + data + struct.pack(">I", zlib.crc32(data))
-                         + b"\0\0\0\0IDAT")
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + data + struct.pack(">I", zlib.crc32(data)) + b"\0\0\0\0IDAT"
+        )
     elif kind == "float":
         Image.fromarray(np.zeros((12, 17), np.float32)).save(tmp_path / "b.tif")
         path = (tmp_path / "b.tif").rename(path)

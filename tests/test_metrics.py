@@ -86,8 +86,10 @@ def test_a_broken_picture_reads_nan():
     assert all(math.isnan(metric(image, target)) for metric in (metrics.psnr, metrics.ssim, metrics.l1, metrics.flip))
 
 
-@pytest.mark.parametrize("image, target", [((3, 4, 5), (3, 5, 4)), ((1, 4, 5), (1, 4, 5)), ((2, 3, 4, 5), (2, 3, 4, 5)),
-                                           ((3, 0, 5), (3, 0, 5))])
+@pytest.mark.parametrize(
+    "image, target",
+    [((3, 4, 5), (3, 5, 4)), ((1, 4, 5), (1, 4, 5)), ((2, 3, 4, 5), (2, 3, 4, 5)), ((3, 0, 5), (3, 0, 5))],
+)
 def test_shapes_that_do_not_fit(image, target):
     for metric in (metrics.psnr, metrics.ssim, metrics.l1, metrics.flip):
         with pytest.raises(ValueError, match="expected"):
@@ -128,10 +130,12 @@ def test_suite_refuses_an_unknown_name():
 
 def test_table():
     rows = {"val": {"psnr": 29.8712, "ssim": 0.9264, "lpips_vgg": None}, "self-reenactment": {"psnr": 6.0, "ssim": 1.0}}
-    assert metrics.format_table(rows) == "\n".join([
-        "                   psnr    ssim  lpips_vgg",
-        "val               29.87  0.9264        n/a",
-        "self-reenactment   6.00  1.0000        n/a",
-    ])
+    assert metrics.format_table(rows) == "\n".join(
+        [
+            "                   psnr    ssim  lpips_vgg",
+            "val               29.87  0.9264        n/a",
+            "self-reenactment   6.00  1.0000        n/a",
+        ]
+    )
     assert metrics.format_table({}) == ""
     assert metrics.format_table({"val": {}}) == "\nval"

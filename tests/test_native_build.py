@@ -50,9 +50,11 @@ def test_lesser_processors(arch: str, needs: str, tmp_path: Path) -> None:
 
 def test_without_a_compiler_auto_falls_back_with_one_warning(tmp_path: Path) -> None:
     environment = {**os.environ, "CXX": str(tmp_path / "no-compiler"), "NATIVE_CACHE": str(tmp_path)}
-    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-              "import gaussian_renderer as g\n"
-              "print([g.choose_rasterizer('auto', 'cpu')[0] for _ in range(2)])")
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import gaussian_renderer as g\n"
+        "print([g.choose_rasterizer('auto', 'cpu')[0] for _ in range(2)])"
+    )
     result = _python(script, environment)
     assert result.stdout.strip() == "['reference', 'reference']"
     assert result.stderr.count("UserWarning") == 1

@@ -25,12 +25,24 @@ FUZZ = settings(derandomize=True, database=None, deadline=None, suppress_health_
 
 SIDES = st.sampled_from([1, 2, 3, 13, 16, 17, 31, 37])  # pixels: one, primes, a tile and one more
 EXTREMES = [0.0, 1e-45, 1e-38, 1e-20, 1e-12, 1e-8, 1e-3, 1.0, 1e3, 1e10, 1e15, 1e19, 1e30, 3e38, math.inf, math.nan]
-ABSURD = st.one_of(st.sampled_from(EXTREMES + [-value for value in EXTREMES]),
-                   st.floats(width=32, allow_subnormal=False))
+ABSURD = st.one_of(
+    st.sampled_from(EXTREMES + [-value for value in EXTREMES]), st.floats(width=32, allow_subnormal=False)
+)
 FAR = "mean seen from the camera"  # a factor that leaves the place in the image as it is
-WIDE = "all scales"                # a factor
-COLUMNS = ["mean x", "mean y", "mean z", "quat w", "quat x", "quat y", "quat z", "scale x", "scale y", "scale z",
-           "opacity"]
+WIDE = "all scales"  # a factor
+COLUMNS = [
+    "mean x",
+    "mean y",
+    "mean z",
+    "quat w",
+    "quat x",
+    "quat y",
+    "quat z",
+    "scale x",
+    "scale y",
+    "scale z",
+    "opacity",
+]
 
 
 def changed(scene: Scene, changes: list[tuple[int, str, float]]) -> Scene:
@@ -63,8 +75,11 @@ def moderate_scenes(draw: st.DrawFn) -> Scene:
     """What training may run into: points, needles and walls, the camera inside them, opacities 0 and 1."""
     scene = make_scene(draw(st.integers(0, 99)), draw(st.integers(1, 20)), size=(draw(SIDES), draw(SIDES)))
     change = st.one_of(
-        st.tuples(st.integers(0, 19), st.sampled_from(["scale x", "scale y", "scale z"]),
-                  st.sampled_from([1e-8, 1e-4, 0.1, 1.0, 30.0, 1e3])),
+        st.tuples(
+            st.integers(0, 19),
+            st.sampled_from(["scale x", "scale y", "scale z"]),
+            st.sampled_from([1e-8, 1e-4, 0.1, 1.0, 30.0, 1e3]),
+        ),
         st.tuples(st.integers(0, 19), st.just("opacity"), st.sampled_from([0.0, 1 / 255, 0.99, 1.0])),
         st.tuples(st.integers(0, 19), st.just(WIDE), st.sampled_from([1e-6, 1e-2, 10.0, 1e3])),
         # nearer, into the Gaussian, to the camera itself and behind it
@@ -90,8 +105,9 @@ def hold_rules(rasterize: Rasterizer, scene: Scene) -> None:
         assert torch.isfinite(grads[name]).all(), name
 
     length = gaussians.quats.double().norm(dim=1)
-    broken = ~torch.cat([gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities[:, None]], 1
-                        ).isfinite().all(1)
+    broken = ~torch.cat(
+        [gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities[:, None]], 1
+    ).isfinite().all(1)
     broken |= (length < 0.99e-12) | (length > 1.01e18) | (gaussians.opacities < 1 / 256)
     culled = out.radii == 0
     assert culled[broken].all()
@@ -100,8 +116,9 @@ def hold_rules(rasterize: Rasterizer, scene: Scene) -> None:
             assert (grads[name][culled] == 0).all(), name
 
     # The culled ones might as well not be there, and the same inputs give the same bits.
-    without = run(rasterize, scene._replace(gaussians=Gaussians(*(field[~culled] for field in gaussians))),
-                  *cotangents(scene))
+    without = run(
+        rasterize, scene._replace(gaussians=Gaussians(*(field[~culled] for field in gaussians))), *cotangents(scene)
+    )
     assert torch.equal(without.out.radii, out.radii[~culled])
     if rasterize is native.rasterize:
         again = run(rasterize, scene, *cotangents(scene))
@@ -151,10 +168,29 @@ def test_gradients_of_very_far_gaussians(rasterize: Rasterizer, dtype: torch.dty
     """Where depth times gradient does not fit float32; the same Gaussian, smaller and nearer, tells what is right."""
     camera = Camera(torch.eye(4), 30.0, 30.0, 10.3, 8.9, 20, 17)
     ones = torch.ones(3, 17, 20), torch.ones(1, 17, 20)
-    near, *far = ((depth, run(rasterize, Scene(Gaussians(
-        torch.tensor([[0.06, -0.07, 1.0]]) * depth, torch.tensor([[0.9, 0.1, -0.3, 0.2]]),
-        torch.tensor([[0.1, 0.04, 0.2]]) * depth, torch.tensor([0.5]), torch.full((1, 16, 3), 0.3),
-    ), camera, torch.zeros(3), 0), *ones, dtype)) for depth in (1.0, 1e15, 1e30, 1e36, 1e37, 3e37))
+    near, *far = (
+        (
+            depth,
+            run(
+                rasterize,
+                Scene(
+                    Gaussians(
+                        torch.tensor([[0.06, -0.07, 1.0]]) * depth,
+                        torch.tensor([[0.9, 0.1, -0.3, 0.2]]),
+                        torch.tensor([[0.1, 0.04, 0.2]]) * depth,
+                        torch.tensor([0.5]),
+                        torch.full((1, 16, 3), 0.3),
+                    ),
+                    camera,
+                    torch.zeros(3),
+                    0,
+                ),
+                *ones,
+                dtype,
+            ),
+        )
+        for depth in (1.0, 1e15, 1e30, 1e36, 1e37, 3e37)
+    )
     for depth, result in far:
         assert result.out.radii.item() == near[1].out.radii.item()
         for name in FIELDS:
@@ -189,7 +225,8 @@ def test_out_of_memory_is_an_error_code_not_the_end_of_the_process() -> None:
         "print(library.regulariser_rows(none, none, size(1 << 62), real(1), ctypes.c_bool(True), some, none),\n"
         "      library.ssim_forward(none, none, none, size(1), size(1 << 58), size(1), some, none),\n"
         "      library.ssim_forward(some, some, none, size(1), size(1), size(1 << 58), some, some),\n"
-        "      library.rig_backward(size(0), size(0), size(1 << 58), *[none] * 12, some))\n")
+        "      library.rig_backward(size(0), size(0), size(1 << 58), *[none] * 12, some))\n"
+    )
     result = subprocess.run([sys.executable, "-c", script, library()._name], capture_output=True, text=True, timeout=60)
     assert result.stdout.split() == ["-1"] * 4, result.stderr[-2000:]
 

@@ -63,8 +63,22 @@ def _small_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def flags(capture: Path, model: Path, *more: object) -> list[str]:
-    return rigged_flags(capture, model, "--threads", 1, "--quiet", "--iterations", 60, "--interval", 30,
-                        "--densify_from_iter", 5, "--densification_interval", 10, *more)
+    return rigged_flags(
+        capture,
+        model,
+        "--threads",
+        1,
+        "--quiet",
+        "--iterations",
+        60,
+        "--interval",
+        30,
+        "--densify_from_iter",
+        5,
+        "--densification_interval",
+        10,
+        *more,
+    )
 
 
 # ---- one step --------------------------------------------------------------------------------------------
@@ -75,19 +89,45 @@ def a_step(capture: Path, spoil: str, twin: str) -> tuple[list[Tensor], list[Ten
     options = parse_train(flags(capture, capture))
     dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
     avatar = train.build_avatar(options.model, dataset, None, seed=0, device=torch.device("cpu"))
-    gaussian_adam = GaussianOptimizer(avatar, extent=1.0, **train.pick(options.optimization, (
-        "position_lr_init", "position_lr_final", "position_lr_max_steps", "feature_lr", "opacity_lr", "scaling_lr",
-        "rotation_lr")))
+    gaussian_adam = GaussianOptimizer(
+        avatar,
+        extent=1.0,
+        **train.pick(
+            options.optimization,
+            (
+                "position_lr_init",
+                "position_lr_final",
+                "position_lr_max_steps",
+                "feature_lr",
+                "opacity_lr",
+                "scaling_lr",
+                "rotation_lr",
+            ),
+        ),
+    )
     rows = RowAdam(avatar.flame_parameters, expr_lr=1e-3, translation_lr=1e-6, pose_lr=1e-5)
-    density = DensityControl(avatar, gaussian_adam, DensitySchedule(5, 60, 10, 50, 0.01, True), fixed_threshold(1.0),
-                             extent=1.0, generator=torch.Generator())
+    density = DensityControl(
+        avatar,
+        gaussian_adam,
+        DensitySchedule(5, 60, 10, 50, 0.01, True),
+        fixed_threshold(1.0),
+        extent=1.0,
+        generator=torch.Generator(),
+    )
     amp = MixedPrecision(False, "cpu")
     draw = native_rasterize if twin == "native" else reference_rasterize
     target = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(1))
 
     def state() -> list[Tensor]:
-        found = [*avatar.parameters().values(), avatar.flame_parameters.values, rows._second["values"],
-                 torch.tensor(rows._visited["values"]), density.gradient_sum, density.seen, density.max_radii]
+        found = [
+            *avatar.parameters().values(),
+            avatar.flame_parameters.values,
+            rows._second["values"],
+            torch.tensor(rows._visited["values"]),
+            density.gradient_sum,
+            density.seen,
+            density.max_radii,
+        ]
         found += [value for entry in gaussian_adam.state.values() for value in entry.values()]
         return [value.detach().clone() for value in found]
 
@@ -99,8 +139,11 @@ def a_step(capture: Path, spoil: str, twin: str) -> tuple[list[Tensor], list[Ten
         l1, ssim = losses.photometric(out.image, target, None)
         leaves = {**avatar.parameters(), "flame": avatar.flame_parameters.row(1), "means2d": out.means2d}
         if spoil in leaves:
-            leaves[spoil].register_hook(lambda gradient: torch.where(
-                torch.arange(gradient.numel()).view(gradient.shape) == gradient.numel() - 1, math.inf, gradient))
+            leaves[spoil].register_hook(
+                lambda gradient: torch.where(
+                    torch.arange(gradient.numel()).view(gradient.shape) == gradient.numel() - 1, math.inf, gradient
+                )
+            )
         total = l1 + 1 - ssim + (math.nan if spoil == "loss" else 0.0)
         amp.backward(total, [out.means2d], [gaussian_adam, rows])
         for part in (gaussian_adam, rows):
@@ -139,7 +182,7 @@ def test_as_a_flag_on_the_device_too(capture: Path, spoil: str, monkeypatch: pyt
     before, after = a_step(capture, spoil, "torch")
     rows = 6  # the index of the second moments in `state`; the iteration of the visit is beside it
     same = [torch.equal(old, new) for old, new in zip(before, after, strict=True)]
-    assert all(same[:rows] + same[rows + 2:])
+    assert all(same[:rows] + same[rows + 2 :])
     torch.testing.assert_close(after[rows], before[rows] * 0.999 ** (after[rows + 1] - before[rows + 1])[:, None])
 
 
@@ -158,8 +201,9 @@ def spoil_losses(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     monkeypatch.setattr(train, "compute_losses", broken)
 
 
-def test_a_run_goes_on_after_bad_steps_and_names_their_views(capture: Path, tmp_path: Path, capfd: Any,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_after_bad_steps_and_names_their_views(
+    capture: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil_losses(monkeypatch, {7, *range(20, 20 + LIMIT - 1)})
     results = train.train(parse_train(flags(capture, tmp_path / "model")))
     err = capfd.readouterr().err
@@ -173,8 +217,9 @@ def test_a_run_goes_on_after_bad_steps_and_names_their_views(capture: Path, tmp_
     assert math.isfinite(results["metrics"]["val"]["psnr"])
 
 
-def test_a_run_of_bad_steps_ends_with_the_last_good_checkpoint(capture: Path, tmp_path: Path, capfd: Any,
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_bad_steps_ends_with_the_last_good_checkpoint(
+    capture: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tmp_path / "model"
     monkeypatch.setattr(sys, "argv", ["train.py", *flags(capture, model, "--interval", 20)])
     with monkeypatch.context() as patched:
@@ -197,20 +242,35 @@ def test_without_a_checkpoint_it_says_so(capture: Path, tmp_path: Path, monkeypa
         train.train(parse_train(flags(capture, tmp_path / "model")))
 
 
-@pytest.mark.parametrize("rates", [("position_lr_init", "position_lr_final"), ("feature_lr",), ("opacity_lr",),
-                                   ("scaling_lr",), ("rotation_lr",), ("flame_expr_lr",), ("flame_trans_lr",),
-                                   ("flame_pose_lr",)])
+@pytest.mark.parametrize(
+    "rates",
+    [
+        ("position_lr_init", "position_lr_final"),
+        ("feature_lr",),
+        ("opacity_lr",),
+        ("scaling_lr",),
+        ("rotation_lr",),
+        ("flame_expr_lr",),
+        ("flame_trans_lr",),
+        ("flame_pose_lr",),
+    ],
+)
 def test_no_learning_rate_makes_a_parameter_infinite(rates: tuple[str, ...], capture: Path, tmp_path: Path) -> None:
     """The run goes on or ends with our message; what it saved is finite either way, the optimizer's state too."""
     words = [word for name in rates for word in (f"--{name}", MAX_RATE)]
     with contextlib.suppress(UserError):  # that steps are bad in a row; another exception fails the test
-        train.train(parse_train(flags(capture, tmp_path / "model", *words, "--checkpoint_iterations",
-                                      *range(15, 61, 15))))
+        train.train(
+            parse_train(flags(capture, tmp_path / "model", *words, "--checkpoint_iterations", *range(15, 61, 15)))
+        )
     last = checkpoint.latest(tmp_path / "model")
     state = checkpoint.load(last)
     moments = [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
-    for value in (*state["avatar"]["fields"].values(), state["flame"]["values"],
-                  state["flame_optimizer"]["second"]["values"], *moments):
+    for value in (
+        *state["avatar"]["fields"].values(),
+        state["flame"]["values"],
+        state["flame_optimizer"]["second"]["values"],
+        *moments,
+    ):
         assert value.isfinite().all()
     with pytest.raises(UserError, match=f"--{rates[0]} must be at most"):
         parse_train(flags(capture, tmp_path / "model", f"--{rates[0]}", 1.01 * MAX_RATE))
@@ -260,18 +320,19 @@ def collapsed() -> tuple[Tensor, Tensor, Tensor]:
     """A wall before `front_camera`; its faces, and the same with a point, lines and repeated corners among them."""
     vertices, faces = patch(2.0, half=1.0, pieces=6)
     middle = len(vertices) // 2
-    vertices = torch.cat([vertices, vertices[middle:middle + 1], vertices[middle:middle + 1]])
+    vertices = torch.cat([vertices, vertices[middle : middle + 1], vertices[middle : middle + 1]])
     a, b, last = middle, middle + 1, len(vertices) - 1
-    flat = torch.tensor([[a, a, a], [a, a, b], [a, b, b], [b, a, b], [a, last, last - 1], [a, last, b],
-                         [middle - 1, a, b]])
+    flat = torch.tensor(
+        [[a, a, a], [a, a, b], [a, b, b], [b, a, b], [a, last, last - 1], [a, last, b], [middle - 1, a, b]]
+    )
     return vertices, faces, torch.cat([faces, flat])
 
 
 def test_collapsed_triangles_are_not_seen_and_hide_nothing(twin: str) -> None:
     vertices, good, all_faces = collapsed()
     want, got = (see(front_camera(), vertices, faces, 24, 32) for faces in (good, all_faces))
-    assert torch.equal(got.visible[:len(good)], want.visible) and not got.visible[len(good):].any()
-    assert torch.equal(got.facing[:len(good)], want.facing) and got.facing.isfinite().all()
+    assert torch.equal(got.visible[: len(good)], want.visible) and not got.visible[len(good) :].any()
+    assert torch.equal(got.facing[: len(good)], want.facing) and got.facing.isfinite().all()
     assert torch.equal(got.first, want.first) and torch.equal(got.depth, want.depth)
 
 
@@ -279,11 +340,13 @@ def test_colours_and_region_maps_of_collapsed_triangles(twin: str) -> None:
     vertices, good, all_faces = collapsed()
     image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0)) * 0.5
     colors, seen = triangle_colors([(front_camera(), image, vertices)], all_faces, (1.0, 1.0, 1.0))
-    assert colors.isfinite().all() and not seen[len(good):].any()
+    assert colors.isfinite().all() and not seen[len(good) :].any()
     alone, _ = triangle_colors([(front_camera(), image, vertices)], good, (1.0, 1.0, 1.0))
-    assert torch.equal(colors[:len(good)], alone)
-    maps = [RegionAdaptiveLoss(faces=faces, masks={"nose": torch.arange(20, 30)}).weights(0, front_camera(), vertices)
-            for faces in (good, all_faces)]
+    assert torch.equal(colors[: len(good)], alone)
+    maps = [
+        RegionAdaptiveLoss(faces=faces, masks={"nose": torch.arange(20, 30)}).weights(0, front_camera(), vertices)
+        for faces in (good, all_faces)
+    ]
     assert maps[1].isfinite().all() and torch.equal(*maps)
 
 
@@ -312,8 +375,13 @@ def test_gaussians_without_size_are_drawn_as_nothing_worse(twin: str) -> None:
     assert out.image.isfinite().all() and all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
-@pytest.mark.parametrize("more", [("--preset", "balanced", "--resolution_milestones", "5,10"),
-                                  ("--metric_xyz", "--metric_scale", "--lambda_laplacian", 1, "--white_background")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--preset", "balanced", "--resolution_milestones", "5,10"),
+        ("--metric_xyz", "--metric_scale", "--lambda_laplacian", 1, "--white_background"),
+    ],
+)
 def test_training_on_a_head_with_collapsed_triangles(capture: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
     """Repeated corners in the faces, and vertices that coincide: nothing is left out, and everything stays finite."""
     model = pickle.loads((capture / "head_model.pkl").read_bytes())
@@ -323,8 +391,9 @@ def test_training_on_a_head_with_collapsed_triangles(capture: Path, tmp_path: Pa
     model["shapedirs"][20:23] = model["shapedirs"][20]
     head = tmp_path / "head_model.pkl"
     head.write_bytes(pickle.dumps(model))
-    results = train.train(parse_train(flags(capture, tmp_path / "model", "--head_model", head, "--iterations", 20,
-                                            *more)))
+    results = train.train(
+        parse_train(flags(capture, tmp_path / "model", "--head_model", head, "--iterations", 20, *more))
+    )
     assert results["steps_left_out"]["count"] == 0
     state = checkpoint.load(tmp_path / "model/chkpnt20.pth")
     assert all(value.isfinite().all() for value in (*state["avatar"]["fields"].values(), state["flame"]["values"]))
@@ -360,25 +429,37 @@ def own(tmp_path: Path) -> Path:
 
 def test_a_bad_timestep_is_named_and_left_out(own: Path, capfd: Any) -> None:
     spoil_flame(own, 7, "jaw_pose", math.nan)
-    with pytest.raises(UserError, match=r"flame_param/00007\.npz: 'jaw_pose' holds NaN or infinite values at timestep "
-                                        r"7: .*--skip_bad_frames"):
+    with pytest.raises(
+        UserError,
+        match=r"flame_param/00007\.npz: 'jaw_pose' holds NaN or infinite values at timestep "
+        r"7: .*--skip_bad_frames",
+    ):
         load(own)
     dataset = load(own, skip_bad_frames=True)
     assert dataset.timesteps == [3, 4, 8, 9] and dataset.flame["jaw_pose"].shape == (4, 3)
     assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [6, 3, 3]
     assert {view.timestep_index: view.camera.timestep for view in dataset.train + dataset.test} == {
-        3: 0, 4: 1, 8: 2, 9: 3}
+        3: 0,
+        4: 1,
+        8: 2,
+        9: 3,
+    }
     expected = np.load(own / "flame_param/00008.npz")["expr"][0]
     np.testing.assert_array_equal(dataset.flame["expr"][2], expected)
     err = capfd.readouterr().err
-    assert re.fullmatch(r"note: --skip_bad_frames leaves out 3 of the 15 views of \S+own: timestep 7; the first error: "
-                        r"[^\n]+jaw_pose[^\n]+\n", err)
+    assert re.fullmatch(
+        r"note: --skip_bad_frames leaves out 3 of the 15 views of \S+own: timestep 7; the first error: "
+        r"[^\n]+jaw_pose[^\n]+\n",
+        err,
+    )
 
 
 def test_bad_views_are_left_out_of_every_split(own: Path, capfd: Any) -> None:
-    gone = [spoil_frame(own, "train", 1, lambda frame: frame["transform_matrix"][0].__setitem__(3, math.nan)),
-            spoil_frame(own, "test", 2, lambda frame: frame.update(fl_x=math.inf)),
-            spoil_frame(own, "val", 0, lambda frame: frame.update(file_path="images/nowhere.png"))]
+    gone = [
+        spoil_frame(own, "train", 1, lambda frame: frame["transform_matrix"][0].__setitem__(3, math.nan)),
+        spoil_frame(own, "test", 2, lambda frame: frame.update(fl_x=math.inf)),
+        spoil_frame(own, "val", 0, lambda frame: frame.update(file_path="images/nowhere.png")),
+    ]
     half = own / "images/00004_00.png"
     half.write_bytes(half.read_bytes()[:-40])
     flipped = own / "images/00008_02.png"
@@ -403,8 +484,9 @@ def test_more_than_half_is_refused(own: Path, tmp_path: Path) -> None:
         load(own, skip_bad_frames=True)
 
 
-def test_a_whole_capture_notes_nothing_and_a_static_scene_has_no_frames(capture: Path, tmp_path: Path,
-                                                                        capfd: Any) -> None:
+def test_a_whole_capture_notes_nothing_and_a_static_scene_has_no_frames(
+    capture: Path, tmp_path: Path, capfd: Any
+) -> None:
     plain, skipping = load(capture), load(capture, skip_bad_frames=True)
     assert [view.image_path for view in plain.train] == [view.image_path for view in skipping.train]
     assert capfd.readouterr().err == ""

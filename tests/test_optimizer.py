@@ -15,8 +15,15 @@ from scene.gaussian_model import GaussianModel
 from scene.optimizer import Adam, GaussianOptimizer
 from utils import native
 
-RATES = dict(position_lr_init=0.005, position_lr_final=0.00005, position_lr_max_steps=100, feature_lr=0.0025,
-             opacity_lr=0.05, scaling_lr=0.017, rotation_lr=0.001)
+RATES = dict(
+    position_lr_init=0.005,
+    position_lr_final=0.00005,
+    position_lr_max_steps=100,
+    feature_lr=0.0025,
+    opacity_lr=0.05,
+    scaling_lr=0.017,
+    rotation_lr=0.001,
+)
 SHAPES = [(1,), (16,), (5, 3), (37, 4), (701, 4, 3), (2100, 1)]  # below, at and above sixteen and a thread's block
 
 needs_native = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
@@ -45,20 +52,25 @@ def run(optimizer: torch.optim.Optimizer, steps: Iterator[list[Tensor]]) -> list
 
 
 def exact(start: list[Parameter], rates: list[float], eps: float = 1e-15) -> torch.optim.Adam:
-    return torch.optim.Adam([{"params": [Parameter(p.detach().double())], "lr": rate}
-                             for p, rate in zip(start, rates, strict=True)], eps=eps)
+    return torch.optim.Adam(
+        [{"params": [Parameter(p.detach().double())], "lr": rate} for p, rate in zip(start, rates, strict=True)],
+        eps=eps,
+    )
 
 
 def ours(start: list[Parameter], rates: list[float], eps: float = 1e-15) -> Adam:
-    return Adam([{"params": [Parameter(p.detach().clone())], "lr": rate}
-                 for p, rate in zip(start, rates, strict=True)], eps=eps)
+    return Adam(
+        [{"params": [Parameter(p.detach().clone())], "lr": rate} for p, rate in zip(start, rates, strict=True)], eps=eps
+    )
 
 
 @pytest.fixture
 def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test of the native kernel must not pass because PyTorch's did the work."""
+
     def refuse(*_: object) -> None:
         raise AssertionError("fell back to PyTorch")
+
     monkeypatch.setattr(torch.optim.Adam, "step", refuse)
 
 
@@ -124,8 +136,12 @@ def test_same_bits_with_any_number_of_threads(no_fallback: None):
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)  # conftest.py sets it back
         optimizer = ours(parameters(), [0.01] * len(SHAPES))
-        results.append([*run(optimizer, gradients(SHAPES, 20)),
-                        *(state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))])
+        results.append(
+            [
+                *run(optimizer, gradients(SHAPES, 20)),
+                *(state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")),
+            ]
+        )
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -224,9 +240,16 @@ def test_a_closure_and_a_gradient_scaler_are_served(monkeypatch: pytest.MonkeyPa
 def test_view_dependent_colour_learns_twenty_times_slower(degree: int, count: int):
     bases = (degree + 1) ** 2
     model = GaussianModel(
-        {"xyz": torch.zeros(count, 3), "features_dc": torch.zeros(count, 1, 3),
-         "features_rest": torch.zeros(count, bases - 1, 3), "opacity": torch.zeros(count, 1),
-         "scaling": torch.zeros(count, 3), "rotation": torch.zeros(count, 4)}, sh_degree=degree)
+        {
+            "xyz": torch.zeros(count, 3),
+            "features_dc": torch.zeros(count, 1, 3),
+            "features_rest": torch.zeros(count, bases - 1, 3),
+            "opacity": torch.zeros(count, 1),
+            "scaling": torch.zeros(count, 3),
+            "rotation": torch.zeros(count, 4),
+        },
+        sh_degree=degree,
+    )
     optimizer = GaussianOptimizer(model, extent=2.0, **RATES)
     optimizer.set_step(0)
     for parameter in model.parameters().values():
@@ -234,7 +257,13 @@ def test_view_dependent_colour_learns_twenty_times_slower(degree: int, count: in
     optimizer.step()  # the first step of an Adam is one learning rate long
     fields = model.fields()
     assert fields["features_rest"].shape == (count, bases - 1, 3)
-    rates = {"xyz": 0.01, "features_dc": 0.0025, "features_rest": 0.000125, "opacity": 0.05, "scaling": 0.017,
-             "rotation": 0.001}
+    rates = {
+        "xyz": 0.01,
+        "features_dc": 0.0025,
+        "features_rest": 0.000125,
+        "opacity": 0.05,
+        "scaling": 0.017,
+        "rotation": 0.001,
+    }
     for name, rate in rates.items():
         assert torch.allclose(fields[name], torch.full_like(fields[name], rate))

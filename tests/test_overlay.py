@@ -39,13 +39,16 @@ def test_a_triangle_covers_exactly_the_pixels_inside_its_edges() -> None:
     camera = turned_camera(61, 47)
     corners = np.array([[5.3, 4.1], [55.2, 11.7], [23.9, 42.6]])  # pixels
     depths = np.array([0.7, 1.9, 1.1])
-    points = np.stack([(corners[:, 0] - camera.cx) / camera.fx * depths,
-                       (corners[:, 1] - camera.cy) / camera.fy * depths, depths], axis=1)
+    points = np.stack(
+        [(corners[:, 0] - camera.cx) / camera.fx * depths, (corners[:, 1] - camera.cy) / camera.fy * depths, depths],
+        axis=1,
+    )
     face, facing = visible_faces(to_world(points, camera), torch.tensor([[0, 1, 2]]), camera)
 
     x, y = np.meshgrid(np.arange(61) + 0.5, np.arange(47) + 0.5)
-    sides = [(b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0])
-             for a, b in zip(corners, np.roll(corners, -1, axis=0))]
+    sides = [
+        (b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0]) for a, b in zip(corners, np.roll(corners, -1, axis=0))
+    ]
     inside = (np.stack(sides) > 0).all(axis=0)
     assert np.abs(np.stack(sides)).min() > 1e-3  # no pixel centre lies on an edge
     assert np.array_equal(face >= 0, inside) and 500 < inside.sum() < 2000
@@ -67,7 +70,7 @@ def test_a_sphere_covers_the_cone_that_touches_it() -> None:
     rays = np.stack([rx, ry, np.ones_like(rx)], axis=-1)
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     along = rays @ centre
-    distance = np.sqrt(centre @ centre - along ** 2)  # of each ray from the centre
+    distance = np.sqrt(centre @ centre - along**2)  # of each ray from the centre
     hit = face >= 0
     # The mesh is inscribed, so it falls short of the sphere, by less than 0.2 % of the radius.
     assert hit[distance < 0.998 * radius].all() and not hit[distance > radius].any()

@@ -26,12 +26,17 @@ def layout(degree: int = 3, bound: bool = True) -> list[str]:
 
 def fields(count: int = 7, degree: int = 3, bound: bool = True) -> dict[str, torch.Tensor | None]:
     make = torch.Generator().manual_seed(count)
+
     def draw(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=make)
+
     return {
-        "xyz": draw(count, 3), "features_dc": draw(count, 1, 3),
-        "features_rest": draw(count, (degree + 1) ** 2 - 1, 3), "opacity": draw(count, 1),
-        "scaling": draw(count, 3), "rotation": draw(count, 4),
+        "xyz": draw(count, 3),
+        "features_dc": draw(count, 1, 3),
+        "features_rest": draw(count, (degree + 1) ** 2 - 1, 3),
+        "opacity": draw(count, 1),
+        "scaling": draw(count, 3),
+        "rotation": draw(count, 4),
         "binding": torch.randint(0, 2**24, (count,), generator=make) if bound else None,
     }
 
@@ -46,14 +51,21 @@ def equal(one: dict, other: dict) -> None:
             assert torch.equal(one[name], other[name]), name
 
 
-def by_plyfile(path: Path, values: dict[str, np.ndarray], types: str = "f4", text: bool = False,
-               order: str = "<", extra: list | None = None) -> Path:
+def by_plyfile(
+    path: Path,
+    values: dict[str, np.ndarray],
+    types: str = "f4",
+    text: bool = False,
+    order: str = "<",
+    extra: list | None = None,
+) -> Path:
     count = len(next(iter(values.values())))
     array = np.empty(count, dtype=[(name, types) for name in values])
     for name, column in values.items():
         array[name] = column
-    plyfile.PlyData([*(extra or []), plyfile.PlyElement.describe(array, "vertex")], text=text,
-                    byte_order=order).write(str(path))
+    plyfile.PlyData([*(extra or []), plyfile.PlyElement.describe(array, "vertex")], text=text, byte_order=order).write(
+        str(path)
+    )
     return path
 
 
@@ -133,8 +145,9 @@ def test_hand_packed_file(tmp_path: Path) -> None:
     check_numbered(ply.read_ply(tmp_path / "p.ply"), names)
 
 
-@pytest.mark.parametrize("variant", [dict(types="f8"), dict(text=True), dict(types="f8", text=True), dict(order=">"),
-                                     dict(types="i4")])
+@pytest.mark.parametrize(
+    "variant", [dict(types="f8"), dict(text=True), dict(types="f8", text=True), dict(order=">"), dict(types="i4")]
+)
 def test_other_encodings(tmp_path: Path, variant: dict) -> None:
     names = layout()
     check_numbered(ply.read_ply(by_plyfile(tmp_path / "p.ply", numbered(names), **variant)), names)
@@ -157,6 +170,7 @@ def test_windows_line_ends(tmp_path: Path, degree: int) -> None:
 
 # ------------------------------------------------------------------ bad files
 
+
 @pytest.mark.parametrize("name", [n for n in layout() if not n.startswith(("n", "f_rest", "binding"))])
 def test_missing_property_is_named(tmp_path: Path, name: str) -> None:
     path = by_plyfile(tmp_path / "p.ply", numbered([n for n in layout() if n != name]))
@@ -177,10 +191,16 @@ def test_gap_in_the_coefficients(tmp_path: Path) -> None:
         ply.read_ply(by_plyfile(tmp_path / "p.ply", numbered(names)))
 
 
-@pytest.mark.parametrize("name, value, types", [
-    ("opacity", np.nan, "f4"), ("scale_1", np.inf, "f4"), ("x", -np.inf, "f4"), ("f_rest_9", 1e300, "f8"),
-    ("binding_0", np.nan, "f4"),
-])
+@pytest.mark.parametrize(
+    "name, value, types",
+    [
+        ("opacity", np.nan, "f4"),
+        ("scale_1", np.inf, "f4"),
+        ("x", -np.inf, "f4"),
+        ("f_rest_9", 1e300, "f8"),
+        ("binding_0", np.nan, "f4"),
+    ],
+)
 def test_values_that_are_not_finite(tmp_path: Path, name: str, value: float, types: str) -> None:
     values = numbered(layout())
     values[name][2] = value
@@ -208,19 +228,38 @@ def test_huge_announcement_does_not_allocate(tmp_path: Path) -> None:
 GOOD = b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty float x\nend_header\n\0\0\0\0"
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"ply", b"solid", b"\x89PNG\r\n", GOOD[:-1], GOOD.replace(b"end_header", b"end"),
-    GOOD.replace(b"vertex 1", b"vertex -1"), GOOD.replace(b"vertex 1", b"vertex x"),
-    GOOD.replace(b"vertex 1", b"vertex"), GOOD.replace(b"vertex 1", b"vertex " + b"9" * 5000),
-    GOOD.replace(b"vertex", b"thing"), GOOD.replace(b"float x", b"quad x"), GOOD.replace(b"float x", b"float"),
-    GOOD.replace(b"property float x\n", b""), GOOD.replace(b"property float x\n", b"").replace(b" 1\n", b" 9999999\n"),
-    GOOD.replace(b"property float x\n", b"property float x\nproperty float x\n") + b"\0" * 8,
-    GOOD.replace(b"float x", b"list uchar float x"), GOOD.replace(b"float x", b"list float float x"),
-    GOOD.replace(b"little", b"middle"), GOOD.replace(b" 1.0", b""), b"ply\nend_header\n",
-    b"ply\n" + b"comment long\n" * 20_000 + GOOD[4:], b"ply\n\xff\xfe\nend_header\n",
-    GOOD.replace(b"vertex 1", b"vertex 0")[:-4],
-    GOOD.replace(b"binary_little_endian", b"ascii"), GOOD, b"ply" + b"x" * 100_000,
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"ply",
+        b"solid",
+        b"\x89PNG\r\n",
+        GOOD[:-1],
+        GOOD.replace(b"end_header", b"end"),
+        GOOD.replace(b"vertex 1", b"vertex -1"),
+        GOOD.replace(b"vertex 1", b"vertex x"),
+        GOOD.replace(b"vertex 1", b"vertex"),
+        GOOD.replace(b"vertex 1", b"vertex " + b"9" * 5000),
+        GOOD.replace(b"vertex", b"thing"),
+        GOOD.replace(b"float x", b"quad x"),
+        GOOD.replace(b"float x", b"float"),
+        GOOD.replace(b"property float x\n", b""),
+        GOOD.replace(b"property float x\n", b"").replace(b" 1\n", b" 9999999\n"),
+        GOOD.replace(b"property float x\n", b"property float x\nproperty float x\n") + b"\0" * 8,
+        GOOD.replace(b"float x", b"list uchar float x"),
+        GOOD.replace(b"float x", b"list float float x"),
+        GOOD.replace(b"little", b"middle"),
+        GOOD.replace(b" 1.0", b""),
+        b"ply\nend_header\n",
+        b"ply\n" + b"comment long\n" * 20_000 + GOOD[4:],
+        b"ply\n\xff\xfe\nend_header\n",
+        GOOD.replace(b"vertex 1", b"vertex 0")[:-4],
+        GOOD.replace(b"binary_little_endian", b"ascii"),
+        GOOD,
+        b"ply" + b"x" * 100_000,
+    ],
+)
 def test_broken_files_are_one_line_errors(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.ply").write_bytes(content)
     with pytest.raises(UserError, match="p.ply") as caught:
@@ -252,6 +291,7 @@ def test_triangle_number_that_float32_cannot_hold(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ world export
 
+
 def test_export_world_holds_raw_values_of_the_same_gaussians(tmp_path: Path) -> None:
     torch.manual_seed(0)
     count = 9
@@ -275,8 +315,9 @@ def test_export_world_holds_raw_values_of_the_same_gaussians(tmp_path: Path) -> 
     np.testing.assert_array_equal(columns("f_dc_0", "f_dc_1", "f_dc_2"), gaussians.sh[:, 0].numpy())
     np.testing.assert_array_equal(vertex["f_rest_31"], gaussians.sh[:, 2, 2].numpy())
     # What a viewer does with them.
-    np.testing.assert_allclose(np.exp(columns("scale_0", "scale_1", "scale_2")), gaussians.scales.numpy(),
-                               rtol=1e-5, atol=1e-11)
+    np.testing.assert_allclose(
+        np.exp(columns("scale_0", "scale_1", "scale_2")), gaussians.scales.numpy(), rtol=1e-5, atol=1e-11
+    )
     np.testing.assert_allclose(1 / (1 + np.exp(-vertex["opacity"])), gaussians.opacities.numpy(), atol=2e-6)
     assert np.isfinite(vertex["opacity"]).all()
     assert ply.read_ply(tmp_path / "w.ply")["binding"] is None

@@ -48,8 +48,9 @@ class Scene:
                 pose = look_at(0.6 * np.array([math.sin(angle), 0.1, math.cos(angle)]))
                 matrix = torch.from_numpy(np.linalg.inv(pose @ np.diag([1.0, -1, -1, 1]))).float()
                 self.cameras.append(Camera(matrix, 150.0, 150.0, 32.0, 32.0, 64, 64, timestep=moment))
-        self.draw = partial(render, background=torch.ones(3), sh_degree=0,
-                            rasterize=choose_rasterizer("auto", "cpu")[1])
+        self.draw = partial(
+            render, background=torch.ones(3), sh_degree=0, rasterize=choose_rasterizer("auto", "cpu")[1]
+        )
         with torch.no_grad():
             self.photographs = [self.draw(self.avatar(c.timestep)[0], c).image for c in self.cameras]
         self.true = self.motion.values.clone()
@@ -64,8 +65,16 @@ class Scene:
 
     def refine(self, indices: list[int], steps: int = 40, photographs: list[Tensor] | None = None) -> dict[int, Fit]:
         photographs = photographs or self.photographs
-        fits = refine_poses(self.avatar, self.motion.row, self.cameras, lambda i: photographs[i], self.draw, self.units,
-                            indices=indices, steps=steps)
+        fits = refine_poses(
+            self.avatar,
+            self.motion.row,
+            self.cameras,
+            lambda i: photographs[i],
+            self.draw,
+            self.units,
+            indices=indices,
+            steps=steps,
+        )
         self.motion.clear_gradients()
         return fits
 
@@ -109,8 +118,9 @@ def test_other_cameras_are_never_looked_at_and_a_run_repeats_itself(scene: Scene
     assert torch.equal(torch.get_rng_state(), state)
     expected = scene.motion.values.clone()
     scene.disturb()
-    poison = [image if i in (0, 2, 6, 8) else torch.full_like(image, math.nan)
-              for i, image in enumerate(scene.photographs)]
+    poison = [
+        image if i in (0, 2, 6, 8) else torch.full_like(image, math.nan) for i, image in enumerate(scene.photographs)
+    ]
     assert scene.refine([0, 2, 6, 8], steps=5, photographs=poison) == first
     assert torch.equal(scene.motion.values, expected)
 
@@ -148,8 +158,17 @@ def test_the_views_take_turns(scene: Scene) -> None:
         return draw(gaussians, camera)
 
     done: list[int] = []
-    refine_poses(scene.avatar, scene.motion.row, scene.cameras, lambda i: scene.photographs[i], noted, scene.units,
-                 indices=[5, 3, 0], steps=4, on_timestep=done.append)
+    refine_poses(
+        scene.avatar,
+        scene.motion.row,
+        scene.cameras,
+        lambda i: scene.photographs[i],
+        noted,
+        scene.units,
+        indices=[5, 3, 0],
+        steps=4,
+        on_timestep=done.append,
+    )
     scene.motion.clear_gradients()
     assert seen == [0] * 4 + [5, 3, 5, 3]
     assert done == [0, 1]
@@ -162,7 +181,10 @@ def test_units_follow_the_columns() -> None:
 
 def test_summary_is_the_mean() -> None:
     assert summary({3: Fit(0.5, 0.25), 9: Fit(0.25, 0.25)}) == {
-        "timesteps": 2, "loss_as_tracked": 0.375, "loss_refined": 0.25}
+        "timesteps": 2,
+        "loss_as_tracked": 0.375,
+        "loss_refined": 0.25,
+    }
 
 
 def test_splitting_the_views() -> None:
@@ -174,11 +196,14 @@ def test_splitting_the_views() -> None:
     assert parts.looked_at == [0, 2, 3] and parts.measured == [1, 4]
 
 
-@pytest.mark.parametrize("trained, allowed, message", [
-    ((), (3,), "--refine_cameras 3: .* only of 6, 8$"),
-    ((50,), (6,), "was trained on"),
-    ((), (6, 8), "leaves no view to measure"),
-])
+@pytest.mark.parametrize(
+    "trained, allowed, message",
+    [
+        ((), (3,), "--refine_cameras 3: .* only of 6, 8$"),
+        ((50,), (6,), "was trained on"),
+        ((), (6, 8), "leaves no view to measure"),
+    ],
+)
 def test_splits_that_cannot_be(trained: tuple[int, ...], allowed: tuple[int, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         split_views([50, 50], [6, 8], trained=trained, allowed=allowed)

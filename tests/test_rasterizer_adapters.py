@@ -31,8 +31,20 @@ from utils.types import Gaussians
 
 
 def _fake_gsplat_rasterization(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,
-    width: int, height: int, near_plane: float, eps2d: float, sh_degree: int, packed: bool, backgrounds: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float,
+    eps2d: float,
+    sh_degree: int,
+    packed: bool,
+    backgrounds: Tensor,
     absgrad: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     assert viewmats.shape == (1, 4, 4) and Ks.shape == (1, 3, 3) and backgrounds.shape == (1, 3)
@@ -78,8 +90,20 @@ def test_broken_rows_become_harmless() -> None:
     assert (leaves.means.grad[~sound] == 0).all() and (leaves.quats.grad[~sound] == 0).all()
 
 
-OLD_FIELDS = ("image_height", "image_width", "tanfovx", "tanfovy", "bg", "scale_modifier", "viewmatrix", "projmatrix",
-              "sh_degree", "campos", "prefiltered", "debug")
+OLD_FIELDS = (
+    "image_height",
+    "image_width",
+    "tanfovx",
+    "tanfovy",
+    "bg",
+    "scale_modifier",
+    "viewmatrix",
+    "projmatrix",
+    "sh_degree",
+    "campos",
+    "prefiltered",
+    "debug",
+)
 
 
 def fake_dgr(fields: tuple[str, ...], results: int) -> types.SimpleNamespace:
@@ -90,13 +114,20 @@ def fake_dgr(fields: tuple[str, ...], results: int) -> types.SimpleNamespace:
             self.settings = raster_settings
 
         def __call__(
-            self, means3D: Tensor, means2D: Tensor, opacities: Tensor, shs: Tensor | None = None,
-            colors_precomp: Tensor | None = None, scales: Tensor | None = None, rotations: Tensor | None = None,
+            self,
+            means3D: Tensor,
+            means2D: Tensor,
+            opacities: Tensor,
+            shs: Tensor | None = None,
+            colors_precomp: Tensor | None = None,
+            scales: Tensor | None = None,
+            rotations: Tensor | None = None,
         ) -> tuple[Tensor, ...]:
             s = self.settings
             width, height = s.image_width, s.image_height
-            camera = Camera(s.viewmatrix.T, width / (2 * s.tanfovx), height / (2 * s.tanfovy), width / 2, height / 2,
-                            width, height)
+            camera = Camera(
+                s.viewmatrix.T, width / (2 * s.tanfovx), height / (2 * s.tanfovy), width / 2, height / 2, width, height
+            )
             # the two matrices must agree: clip coordinates to pixels, whose centres are whole numbers there
             clip = torch.cat([means3D, torch.ones_like(means3D[:, :1])], dim=1) @ s.projmatrix
             pixels = ((clip[:, :2] / clip[:, 3:] + 1) * torch.tensor([width, height]) - 1) / 2
@@ -124,8 +155,14 @@ def test_dgr_projects_like_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None
     scene = make_scene(63, 4, centred=True)
     settings = dgr_backend._settings(scene.camera, scene.background, 0, 1.0)
     near, far = dgr_backend.NEAR, dgr_backend.FAR
-    projection = torch.tensor([[1 / settings.tanfovx, 0, 0, 0], [0, 1 / settings.tanfovy, 0, 0],
-                               [0, 0, far / (far - near), -far * near / (far - near)], [0, 0, 1, 0]])
+    projection = torch.tensor(
+        [
+            [1 / settings.tanfovx, 0, 0, 0],
+            [0, 1 / settings.tanfovy, 0, 0],
+            [0, 0, far / (far - near), -far * near / (far - near)],
+            [0, 0, 1, 0],
+        ]
+    )
     assert torch.allclose(settings.projmatrix, (projection @ scene.camera.world_to_camera).T, atol=1e-6)
 
 
@@ -141,6 +178,7 @@ def test_dgr_says_what_to_do_about_an_off_centre_camera() -> None:
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Puts stand-ins for the CUDA packages in place: a module, or None for one that is not installed."""
+
     def install(gsplat: Any, dgr: Any = None) -> None:
         for name in [name for name in sys.modules if name == "gsplat" or name.startswith("gsplat.")]:
             monkeypatch.delitem(sys.modules, name)
@@ -170,20 +208,33 @@ DGR = types.SimpleNamespace(GaussianRasterizer=object())
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")
 
 
-@pytest.mark.parametrize("gsplat,dgr,expected", [
-    (READY, DGR, ["gsplat", "dgr", "reference"]), (READY, None, ["gsplat", "reference"]),
-    (NO_TOOLKIT, DGR, ["dgr", "reference"]), (None, None, ["reference"]), (Broken("gsplat"), None, ["reference"])])
+@pytest.mark.parametrize(
+    "gsplat,dgr,expected",
+    [
+        (READY, DGR, ["gsplat", "dgr", "reference"]),
+        (READY, None, ["gsplat", "reference"]),
+        (NO_TOOLKIT, DGR, ["dgr", "reference"]),
+        (None, None, ["reference"]),
+        (Broken("gsplat"), None, ["reference"]),
+    ],
+)
 def test_what_can_run_on_a_gpu(packages: Callable[..., None], gsplat: Any, dgr: Any, expected: list[str]) -> None:
     packages(gsplat, dgr)
     assert gaussian_renderer.available_backends("cuda") == expected
     assert choose_rasterizer("auto", "cuda")[0] == expected[0]
 
 
-@pytest.mark.parametrize("gsplat,reason", [
-    (NO_TOOLKIT, r"CUDA toolkit \(nvcc\)"), (None, "the package gsplat is not installed"),
-    (Broken("gsplat"), r"RuntimeError: Error building extension 'gsplat_cuda': \[1/2\]")])
-def test_why_gsplat_is_not_used(packages: Callable[..., None], capfd: pytest.CaptureFixture[str], gsplat: Any,
-                                reason: str) -> None:
+@pytest.mark.parametrize(
+    "gsplat,reason",
+    [
+        (NO_TOOLKIT, r"CUDA toolkit \(nvcc\)"),
+        (None, "the package gsplat is not installed"),
+        (Broken("gsplat"), r"RuntimeError: Error building extension 'gsplat_cuda': \[1/2\]"),
+    ],
+)
+def test_why_gsplat_is_not_used(
+    packages: Callable[..., None], capfd: pytest.CaptureFixture[str], gsplat: Any, reason: str
+) -> None:
     packages(gsplat)
     with pytest.raises(UserError, match=rf"--rasterizer gsplat cannot run: .*{reason}[^\n]*$"):
         choose_rasterizer("gsplat", "cuda")
@@ -225,17 +276,20 @@ def test_the_real_gsplat_without_a_toolkit() -> None:
     """In a process that finds no nvcc; and with the CPU chosen, gsplat is not even imported."""
     pytest.importorskip("packaging", reason="gsplat does not declare it")
     environment = {**os.environ, "CUDA_HOME": "/nowhere", "CUDA_PATH": "/nowhere", "PATH": "/nowhere"}
-    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-              "import gaussian_renderer as g\n"
-              "try: g.choose_rasterizer('gsplat', 'cpu')\n"
-              "except g.UserError: pass\n"
-              "g.available_backends('cpu')\n"
-              "print('gsplat' in sys.modules)\n"
-              "print(g._cuda_fault('gsplat'))\n"
-              "try: import gsplat; print('installed')\n"
-              "except ImportError: print('not installed')\n")
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True,
-                            timeout=300)
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import gaussian_renderer as g\n"
+        "try: g.choose_rasterizer('gsplat', 'cpu')\n"
+        "except g.UserError: pass\n"
+        "g.available_backends('cpu')\n"
+        "print('gsplat' in sys.modules)\n"
+        "print(g._cuda_fault('gsplat'))\n"
+        "try: import gsplat; print('installed')\n"
+        "except ImportError: print('not installed')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
     lines = result.stdout.splitlines()
     assert lines[0] == "False", result.stderr
     if lines[-1] == "not installed":

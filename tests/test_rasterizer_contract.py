@@ -26,8 +26,13 @@ def _plain(degree: int = 3) -> Scene:
 
 def _culled() -> Scene:
     """In front, behind, right at the near plane, far outside, too transparent, not finite."""
-    scene = join(make_scene(2, 60), make_scene(3, 20, depth=(-3.0, -0.3)), make_scene(4, 20, depth=(0.21, 0.35)),
-                 make_scene(5, 20, depth=(0.01, 0.19)), make_scene(6, 20, spread=9.0))
+    scene = join(
+        make_scene(2, 60),
+        make_scene(3, 20, depth=(-3.0, -0.3)),
+        make_scene(4, 20, depth=(0.21, 0.35)),
+        make_scene(5, 20, depth=(0.01, 0.19)),
+        make_scene(6, 20, spread=9.0),
+    )
     gaussians = Gaussians(*(field.clone() for field in scene.gaussians))
     gaussians.opacities[:5] = 0.003
     gaussians.means[5, 1] = math.nan
@@ -45,8 +50,10 @@ def _tiny() -> Scene:
 
 def _huge() -> Scene:
     """Larger than the image, and long thin ones."""
-    return join(make_scene(8, 12, sigma=(30.0, 300.0), opacity=(0.05, 0.3)),
-                make_scene(9, 30, sigma=(0.05, 200.0), opacity=(0.05, 0.4)))
+    return join(
+        make_scene(8, 12, sigma=(30.0, 300.0), opacity=(0.05, 0.3)),
+        make_scene(9, 30, sigma=(0.05, 200.0), opacity=(0.05, 0.4)),
+    )
 
 
 def _saturated() -> Scene:
@@ -65,7 +72,12 @@ def _faint() -> Scene:
 
 
 SCENES: dict[str, Callable[[], Scene]] = {
-    "plain": _plain, "culled": _culled, "tiny": _tiny, "huge": _huge, "saturated": _saturated, "edges": _edges,
+    "plain": _plain,
+    "culled": _culled,
+    "tiny": _tiny,
+    "huge": _huge,
+    "saturated": _saturated,
+    "edges": _edges,
     "faint": _faint,
 }
 
@@ -144,8 +156,13 @@ def test_one_gaussian_in_closed_form(rasterize: gaussian_renderer.Rasterizer) ->
     """A ball of 3 cm at 2 m, seen along the axis: its image is a Gaussian of variance (f s / z)^2 + 0.3."""
     camera = Camera(torch.eye(4), 100.0, 80.0, 11.0, 9.0, 24, 20)
     color, background = torch.tensor([0.9, 0.2, 0.4]), torch.tensor([0.1, 0.5, 1.0])
-    ball = Gaussians(torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.03),
-                     torch.tensor([0.8]), harmonics.from_colors(color)[None, None])
+    ball = Gaussians(
+        torch.tensor([[0.0, 0.0, 2.0]]),
+        torch.tensor([[1.0, 0, 0, 0]]),
+        torch.full((1, 3), 0.03),
+        torch.tensor([0.8]),
+        harmonics.from_colors(color)[None, None],
+    )
     out = rasterize(ball, camera, background, sh_degree=0, scale_modifier=2.0)
     vx, vy = (100 * 0.06 / 2) ** 2 + 0.3, (80 * 0.06 / 2) ** 2 + 0.3
     x, y = torch.meshgrid(torch.arange(24) + 0.5 - 11, torch.arange(20) + 0.5 - 9, indexing="xy")
@@ -197,11 +214,16 @@ def test_means2d_gradient_is_in_ndc_units() -> None:
     assert actual.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("rasterize,dtype,tolerance", [
-    pytest.param(native.rasterize, torch.float32, 1e-4, marks=needs_native),
-    (reference.rasterize, torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    "rasterize,dtype,tolerance",
+    [
+        pytest.param(native.rasterize, torch.float32, 1e-4, marks=needs_native),
+        (reference.rasterize, torch.float64, 1e-12),
+    ],
+)
 def test_absolute_gradient_is_the_sum_over_single_pixels(
-        rasterize: gaussian_renderer.Rasterizer, dtype: torch.dtype, tolerance: float) -> None:
+    rasterize: gaussian_renderer.Rasterizer, dtype: torch.dtype, tolerance: float
+) -> None:
     scene = _wide_scene()
     image, alpha = torch.zeros(3, 7, 9), torch.zeros(1, 7, 9)
     random = torch.Generator().manual_seed(5)
@@ -214,20 +236,24 @@ def test_absolute_gradient_is_the_sum_over_single_pixels(
             image.zero_(), alpha.zero_()
     plain = run(rasterize, scene, cotangent, alpha_cotangent, dtype)
     absolute = run(rasterize, scene, cotangent, alpha_cotangent, dtype, absolute=True)
-    torch.testing.assert_close(absolute.grads["means2d"], expected, rtol=tolerance,
-                               atol=tolerance * expected.max().item())
+    torch.testing.assert_close(
+        absolute.grads["means2d"], expected, rtol=tolerance, atol=tolerance * expected.max().item()
+    )
     assert (absolute.grads["means2d"] > 1.01 * plain.grads["means2d"].abs()).any()
     for name in plain.grads.keys() - {"means2d"}:
         torch.testing.assert_close(absolute.grads[name], plain.grads[name], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", ["plain", "edges"])
-@pytest.mark.parametrize("rasterize,dtype,tolerance", [
-    pytest.param(native.rasterize, torch.float32, 1e-3, marks=needs_native),
-    pytest.param(reference.rasterize, torch.float64, 1e-9),
-])
+@pytest.mark.parametrize(
+    "rasterize,dtype,tolerance",
+    [
+        pytest.param(native.rasterize, torch.float32, 1e-3, marks=needs_native),
+        pytest.param(reference.rasterize, torch.float64, 1e-9),
+    ],
+)
 def test_projection_and_harmonics_match_gsplat(
-    rasterize: gaussian_renderer.Rasterizer, dtype: torch.dtype, tolerance: float, name: str,
+    rasterize: gaussian_renderer.Rasterizer, dtype: torch.dtype, tolerance: float, name: str
 ) -> None:
     scene = SCENES[name]()
     sound = ~fragile_pixels(scene)
@@ -313,11 +339,13 @@ def test_native_keeps_nothing_without_grad() -> None:
 def test_wrong_shapes_are_refused() -> None:
     scene = _plain()
     with pytest.raises(ValueError, match="shapes"):
-        native.rasterize(scene.gaussians._replace(scales=scene.gaussians.scales[:-1]), scene.camera, scene.background,
-                         sh_degree=3)
+        native.rasterize(
+            scene.gaussians._replace(scales=scene.gaussians.scales[:-1]), scene.camera, scene.background, sh_degree=3
+        )
     with pytest.raises(ValueError, match="coefficients"):
-        native.rasterize(scene.gaussians._replace(sh=scene.gaussians.sh[:, :4]), scene.camera, scene.background,
-                         sh_degree=2)
+        native.rasterize(
+            scene.gaussians._replace(sh=scene.gaussians.sh[:, :4]), scene.camera, scene.background, sh_degree=2
+        )
 
 
 def test_convert_shs_python_gives_the_same_picture_and_gradients() -> None:
@@ -325,8 +353,14 @@ def test_convert_shs_python_gives_the_same_picture_and_gradients() -> None:
     grads = []
     for convert in (False, True):
         leaves = Gaussians(*(field.double().requires_grad_() for field in scene.gaussians))
-        out = gaussian_renderer.render(leaves, scene.camera, scene.background.double(), sh_degree=3,
-                                       rasterize=reference.rasterize, convert_SHs_python=convert)
+        out = gaussian_renderer.render(
+            leaves,
+            scene.camera,
+            scene.background.double(),
+            sh_degree=3,
+            rasterize=reference.rasterize,
+            convert_SHs_python=convert,
+        )
         (out.image**2).sum().backward()
         grads.append([out.image.detach(), *(field.grad for field in leaves)])
     for a, b in zip(*grads):

@@ -33,8 +33,13 @@ def columns(vertices: Tensor, low: float, high: float) -> Tensor:
 def loss_of_stripes(**weights: float) -> tuple[RegionAdaptiveLoss, Tensor]:
     """Eyes in pixels 8..16, mouth 24..32, face 8..56; no nose."""
     vertices, faces = wall()
-    masks = {"left_eyeball": columns(vertices, 8, 12), "eye_region": columns(vertices, 11, 16),
-             "lips": columns(vertices, 24, 32), "face": columns(vertices, 8, 56), "neck": columns(vertices, 0, 5)}
+    masks = {
+        "left_eyeball": columns(vertices, 8, 12),
+        "eye_region": columns(vertices, 11, 16),
+        "lips": columns(vertices, 24, 32),
+        "face": columns(vertices, 8, 56),
+        "neck": columns(vertices, 0, 5),
+    }
     return RegionAdaptiveLoss(faces=faces, masks=masks, **weights), vertices
 
 
@@ -42,7 +47,7 @@ def test_every_region_gets_its_weight_and_the_largest_wins() -> None:
     loss, vertices = loss_of_stripes()
     map_ = loss.weights(0, front_camera(), vertices)
     assert map_.shape == (1, H, W) and map_.dtype == torch.float32
-    row = map_[0, H // 2] / map_[0, H // 2, 2]      # the neck has no weight of its own
+    row = map_[0, H // 2] / map_[0, H // 2, 2]  # the neck has no weight of its own
     assert row[12].item() == pytest.approx(2.0, rel=1e-3)
     assert row[28].item() == pytest.approx(2.0, rel=1e-3)
     assert row[44].item() == pytest.approx(1.2, rel=1e-3)
@@ -56,7 +61,7 @@ def test_every_region_gets_its_weight_and_the_largest_wins() -> None:
 def test_the_mean_is_one_at_every_size(size: tuple[int, int]) -> None:
     loss, vertices = loss_of_stripes(weight_eyes=7.0, weight_face=0.1)
     loss.weights(3, front_camera(), vertices)
-    map_ = loss.weights(3, front_camera().resized(*size))     # another resolution, no mesh needed any more
+    map_ = loss.weights(3, front_camera().resized(*size))  # another resolution, no mesh needed any more
     assert map_.shape == (1, size[1], size[0])
     assert map_.double().mean().item() == pytest.approx(1.0, abs=2e-6)
 
@@ -136,7 +141,7 @@ def test_views_are_kept_apart_and_unnamed_ones_are_not_kept() -> None:
     first = loss.weights(0, camera, vertices)
     second = loss.weights(1, camera, moved)
     assert not torch.equal(first, second)
-    assert torch.equal(loss.weights(0, camera, moved), first)          # the first visit counts
+    assert torch.equal(loss.weights(0, camera, moved), first)  # the first visit counts
     assert torch.equal(loss.weights(None, camera, moved), second)
     with pytest.raises(ValueError, match="vertices"):
         loss.weights(None, camera)
@@ -149,10 +154,12 @@ def test_regions_of_ones_own() -> None:
     loss.add_region("mole", columns(vertices, 40, 48), 3.0)
     row = loss.weights(0, camera, vertices)[0, H // 2]
     assert (row[44] / row[2]).item() == pytest.approx(3.0, rel=1e-3)
-    for wrong, match in [(("mole", columns(vertices, 0, 9), 1.0), "already"),
-                         (("dot", columns(vertices, 0, 9)[:1], 1.0), "no triangle"),
-                         (("dot", columns(vertices, 0, 9), -1.0), "at least 0"),
-                         (("dot", torch.tensor([-1, 2]), 1.0), "vertex numbers")]:
+    for wrong, match in [
+        (("mole", columns(vertices, 0, 9), 1.0), "already"),
+        (("dot", columns(vertices, 0, 9)[:1], 1.0), "no triangle"),
+        (("dot", columns(vertices, 0, 9), -1.0), "at least 0"),
+        (("dot", torch.tensor([-1, 2]), 1.0), "vertex numbers"),
+    ]:
         with pytest.raises(UserError, match=match):
             loss.add_region(*wrong)
     for name in "abc":
@@ -247,6 +254,7 @@ def test_the_native_map_equals_its_twin(shape: tuple[int, int]) -> None:
 def test_the_names_that_scripts_import() -> None:
     from innovations import RegionAdaptiveLoss as first
     from utils.region_adaptive_loss import RegionAdaptiveLoss as second
+
     assert first is second is RegionAdaptiveLoss
 
 

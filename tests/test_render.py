@@ -28,13 +28,16 @@ BLUR = 2  # pixels by which Gaussians on a silhouette stand out, both sides toge
 def save_avatar(model: Path, capture: Path, timesteps: list[int]) -> None:
     """An opaque grey ball, as train.py would save it; its identity (0.1) is neither the source's nor the target's."""
     head = load_head_model(capture / "head_model.pkl")
-    motion = {name: np.zeros((len(timesteps), width), np.float32) for name, width in
-              (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))}
+    motion = {
+        name: np.zeros((len(timesteps), width), np.float32)
+        for name, width in (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))
+    }
     motion["expr"] = np.arange(len(timesteps), dtype=np.float32)[:, None] * 0.25
     motion["shape"] = np.full(1, 0.1, np.float32)
     parameters = FlameParameters(motion, timesteps, head)
-    avatar = GaussianModel.from_mesh(Flame(head), parameters, sh_degree=1, generator=torch.Generator().manual_seed(0),
-                                     device="cpu")
+    avatar = GaussianModel.from_mesh(
+        Flame(head), parameters, sh_degree=1, generator=torch.Generator().manual_seed(0), device="cpu"
+    )
     with torch.no_grad():
         avatar.opacity.fill_(4.0)
         avatar.scaling.fill_(math.log(0.12))
@@ -91,8 +94,9 @@ def test_pictures_videos_and_metrics_of_every_split(
         for view in written["views"]:
             # The photograph by the name in the record: pairs renderings with their own views.
             photograph = folders["capture"] / "images" / f"{view['image']}.png"
-            assert np.array_equal(np.asarray(Image.open(folder / "gt" / view["file"])),
-                                  np.asarray(Image.open(photograph)))
+            assert np.array_equal(
+                np.asarray(Image.open(folder / "gt" / view["file"])), np.asarray(Image.open(photograph))
+            )
             assert view["image"] == f"{view['timestep']:05d}_{int(view['camera']) - 100:02d}"
             # The PNG has 8 bits, the metric more.
             assert psnr_of_files(folder / "renders" / view["file"], photograph) == pytest.approx(view["psnr"], abs=0.02)
@@ -105,7 +109,7 @@ def test_pictures_videos_and_metrics_of_every_split(
     lines = [line.split() for line in out.splitlines()]
     header = next(line for line in lines if "psnr" in line)
     assert header == ["psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex"]
-    assert [line[0] for line in lines[lines.index(header) + 1:][:3]] == ["train", "val", "test"]
+    assert [line[0] for line in lines[lines.index(header) + 1 :][:3]] == ["train", "val", "test"]
     assert str(folders["avatar"] / "test" / "ours_100") in out
 
 
@@ -138,8 +142,21 @@ def test_one_camera_only(folders: dict[str, Path]) -> None:
 def test_colour_calibration_is_applied_and_can_be_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
     model, flags = tmp_path / "avatar", ("--skip_train", "--skip_test", "--quiet")
     save_avatar(model, folders["capture"], [3, 4, 9])
-    write_cfg_args(model, parse_train(["-s", str(folders["capture"]), "-m", str(model), "--eval", "--bind_to_mesh",
-                                       "-w", "--use_color_calibration"]))
+    write_cfg_args(
+        model,
+        parse_train(
+            [
+                "-s",
+                str(folders["capture"]),
+                "-m",
+                str(model),
+                "--eval",
+                "--bind_to_mesh",
+                "-w",
+                "--use_color_calibration",
+            ]
+        ),
+    )
     with pytest.raises(UserError, match="--no_color_calibration"):
         run("-m", model, *flags)
     calibration = ColorCalibration(hidden_dim=4, num_layers=2)
@@ -170,8 +187,9 @@ def test_refined_test_poses_are_measured_on_the_other_cameras(folders: dict[str,
 
     assert list(measured) == ["test", "test_as_tracked", "test_refined", "test_looked_at"]
     folder = model / "test_refined" / "ours_100"
-    tracked, refined = (json.loads((path / "metrics.json").read_text())
-                        for path in (model / "test" / "ours_100", folder))
+    tracked, refined = (
+        json.loads((path / "metrics.json").read_text()) for path in (model / "test" / "ours_100", folder)
+    )
     psnrs = [{view["camera"]: view["psnr"] for view in written["views"]} for written in (tracked, refined)]
     assert measured["test_as_tracked"]["psnr"] == psnrs[0]["101"] == refined["as_tracked"]["psnr"]
     assert measured["test_refined"]["psnr"] == psnrs[1]["101"] == refined["mean"]["psnr"]
@@ -183,7 +201,8 @@ def test_refined_test_poses_are_measured_on_the_other_cameras(folders: dict[str,
     assert (report["steps"], report["timesteps"]) == (60, 1) and report["loss_refined"] < report["loss_as_tracked"]
     assert (report["cameras_looked_at"], report["cameras_measured"]) == ([0, 2], [1])
     assert psnr_of_files(folder / "renders" / "00001.png", capture / "images" / "00009_01.png") == pytest.approx(
-        psnrs[1]["101"], abs=0.02)
+        psnrs[1]["101"], abs=0.02
+    )
 
     assert kept.read_bytes() == before
     with np.load(kept) as old, np.load(folder / "flame_param_refined.npz") as new:
@@ -199,13 +218,16 @@ def test_refined_test_poses_are_measured_on_the_other_cameras(folders: dict[str,
         assert all(np.array_equal(again[name], value) for name, value in fitted.items())
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--refine_cameras", "7"], "--refine_cameras 7: .* only of 0, 1, 2"),
-    (["--refine_cameras", "0", "1", "2"], "leaves no view to measure"),
-    (["--refine_cameras", "0", "--skip_test"], "--skip_test"),
-    (["--refine_cameras", "0", "--export_world", "3"], "--export_world"),
-    (["--refine_cameras", "0", "-t", "elsewhere"], "-t"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--refine_cameras", "7"], "--refine_cameras 7: .* only of 0, 1, 2"),
+        (["--refine_cameras", "0", "1", "2"], "leaves no view to measure"),
+        (["--refine_cameras", "0", "--skip_test"], "--skip_test"),
+        (["--refine_cameras", "0", "--export_world", "3"], "--export_world"),
+        (["--refine_cameras", "0", "-t", "elsewhere"], "-t"),
+    ],
+)
 def test_refinements_that_cannot_be(folders: dict[str, Path], arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run("-m", folders["avatar"], "--refine_flame", 5, *arguments)
@@ -218,8 +240,13 @@ def test_reenactment_moves_the_avatar_and_keeps_the_person(
     out = capfd.readouterr().out
     assert "No metrics" in out and "psnr" not in out
     folder = folders["avatar"] / "test_other" / "ours_100"
-    assert {path.name for path in folder.iterdir()} == {"renders", "renders.mp4", "renders_mesh", "renders_mesh.mp4",
-                                                        ".lock"}
+    assert {path.name for path in folder.iterdir()} == {
+        "renders",
+        "renders.mp4",
+        "renders_mesh",
+        "renders_mesh.mp4",
+        ".lock",
+    }
     assert len(list((folder / "renders").iterdir())) == 3
     # Timestep 1 of the target: expression -0.4, so 1 + 0.1 - 0.4 = 0.7 of the height; the target's
     # identity (shape 1.5) would make it 2.1.
@@ -276,10 +303,15 @@ def test_a_static_scene(folders: dict[str, Path], tmp_path: Path) -> None:
     pose[2, 3] = 3.0
     for split in ("train", "test"):
         Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(scene / f"{split}.png")
-        (scene / f"transforms_{split}.json").write_text(json.dumps({
-            "camera_angle_x": 0.7, "frames": [{"file_path": split, "transform_matrix": pose.tolist()}]}))
-    avatar = GaussianModel.from_points(rng.normal(size=(50, 3)).astype(np.float32) * 0.3,
-                                       rng.random((50, 3)).astype(np.float32), sh_degree=0, device="cpu")
+        (scene / f"transforms_{split}.json").write_text(
+            json.dumps({"camera_angle_x": 0.7, "frames": [{"file_path": split, "transform_matrix": pose.tolist()}]})
+        )
+    avatar = GaussianModel.from_points(
+        rng.normal(size=(50, 3)).astype(np.float32) * 0.3,
+        rng.random((50, 3)).astype(np.float32),
+        sh_degree=0,
+        device="cpu",
+    )
     avatar.save(model / "point_cloud" / "iteration_5")
     write_cfg_args(model, parse_train(["-s", str(scene), "-m", str(model), "--eval"]))
     assert list(run("-m", model, "--quiet")) == ["train", "test"]
@@ -295,14 +327,17 @@ def test_a_static_scene(folders: dict[str, Path], tmp_path: Path) -> None:
         run("-m", model, "--refine_flame", 5, "--refine_cameras", 0)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--iteration", "7"], "there are 20, 100"),
-    (["--select_camera_id", "5"], "only 0, 1, 2"),
-    (["--export_world", "5"], "3 to 9, 3 in all"),
-    (["-t", "nowhere"], "nowhere"),
-    (["--head_model", "nowhere.pkl"], "nowhere.pkl"),
-    (["--rasterizer", "gsplat", "--device", "cpu"], "gsplat"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--iteration", "7"], "there are 20, 100"),
+        (["--select_camera_id", "5"], "only 0, 1, 2"),
+        (["--export_world", "5"], "3 to 9, 3 in all"),
+        (["-t", "nowhere"], "nowhere"),
+        (["--head_model", "nowhere.pkl"], "nowhere.pkl"),
+        (["--rasterizer", "gsplat", "--device", "cpu"], "gsplat"),
+    ],
+)
 def test_wrong_options_are_one_sentence(folders: dict[str, Path], arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run("-m", folders["avatar"], *arguments)

@@ -165,7 +165,7 @@ def test_stages_add_up_per_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stages_switched_off_record_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "time", None)  # reading the clock would fail
-    timer = stages.Stages(False, "cuda")       # and so would synchronising, without a GPU
+    timer = stages.Stages(False, "cuda")  # and so would synchronising, without a GPU
     with timer("forward"):
         pass
     timer.end_iteration()
@@ -175,8 +175,15 @@ def test_stages_switched_off_record_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_results_are_valid_json(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     results.write_results(
-        path, metrics={"val": {"psnr": math.inf, "l1": 0.5, "lpips_vgg": None}}, iterations=10, points=3, seconds=1.5,
-        iterations_per_second=20.0, device="cpu", backend="reference", note=[1, math.nan],
+        path,
+        metrics={"val": {"psnr": math.inf, "l1": 0.5, "lpips_vgg": None}},
+        iterations=10,
+        points=3,
+        seconds=1.5,
+        iterations_per_second=20.0,
+        device="cpu",
+        backend="reference",
+        note=[1, math.nan],
     )
 
     def refuse(name: str) -> None:

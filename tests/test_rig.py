@@ -21,8 +21,9 @@ def scipy_matrix(quats: torch.Tensor) -> np.ndarray:
     return Rotation.from_quat(quats.detach().numpy()[..., [1, 2, 3, 0]]).as_matrix()
 
 
-def scene(count: int = 50, vertices: int = 30, faces: int = 40, seed: int = 0,
-          dtype: torch.dtype = torch.float64) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+def scene(
+    count: int = 50, vertices: int = 30, faces: int = 40, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """The five differentiable inputs of `bind` (vertices, xyz, rotation, scaling, opacity), faces and binding."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,8 +47,14 @@ def test_triangle_by_hand() -> None:
 
     root = math.sqrt(0.5)
     means, quats, scales, opacities = rig.bind(
-        vertices, torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 2, 3]]), torch.tensor([[2.0, 0, 0, 0]]),
-        torch.tensor([[0.0, math.log(2), 0]]), torch.tensor([[0.0]]), torch.tensor([0]))
+        vertices,
+        torch.tensor([[0, 1, 2]]),
+        torch.tensor([[1.0, 2, 3]]),
+        torch.tensor([[2.0, 0, 0, 0]]),
+        torch.tensor([[0.0, math.log(2), 0]]),
+        torch.tensor([[0.0]]),
+        torch.tensor([0]),
+    )
     # 3.5 * (1, -3, 2) + origin
     torch.testing.assert_close(means, torch.tensor([[3.5 + 4 / 3, -9.5, 8]]))
     # The frame itself is a quarter turn about x.
@@ -71,8 +78,10 @@ def test_frames_are_proper_rotations() -> None:
     torch.testing.assert_close(frames.scale, (length + area / length) / 2)
 
 
-@pytest.mark.parametrize("vector", [[0.0, 0, 0], [math.pi, 0, 0], [0, math.pi, 0], [0, 0, math.pi],
-                                    [2.0, 2.0, 0.1], [1e-4, 0, 0], [0, -3.1, 0.2]])
+@pytest.mark.parametrize(
+    "vector",
+    [[0.0, 0, 0], [math.pi, 0, 0], [0, math.pi, 0], [0, 0, math.pi], [2.0, 2.0, 0.1], [1e-4, 0, 0], [0, -3.1, 0.2]],
+)
 def test_matrix_to_quaternion(vector: list[float]) -> None:
     """Each of the four branches, value and gradient (along rotations, where the function is defined)."""
     start = torch.from_numpy(Rotation.from_rotvec(vector).as_matrix())
@@ -111,11 +120,13 @@ def test_gradients_by_finite_differences() -> None:
     inputs, faces, binding = scene(count=6, vertices=8, faces=5)
     inputs = [value.requires_grad_() for value in inputs]
     assert torch.autograd.gradcheck(
-        lambda v, x, r, s, o: rig.bind(v * 10, faces, x, r, s, o, binding), inputs, atol=1e-5)
+        lambda v, x, r, s, o: rig.bind(v * 10, faces, x, r, s, o, binding), inputs, atol=1e-5
+    )
 
 
-def run(inputs: list[torch.Tensor], faces: torch.Tensor, binding: torch.Tensor,
-        cotangents: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def run(
+    inputs: list[torch.Tensor], faces: torch.Tensor, binding: torch.Tensor, cotangents: list[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     inputs = [value.detach().clone().requires_grad_() for value in inputs]
     out = rig.bind(*inputs[:1], faces, *inputs[1:], binding)
     torch.autograd.backward(out, [c.to(inputs[0].dtype) for c in cotangents])
@@ -142,8 +153,9 @@ def test_native_against_float64() -> None:
     for values, exact in zip(got, want):
         for value, reference in zip(values, exact):
             assert value.dtype == torch.float32 and value.shape == reference.shape
-            torch.testing.assert_close(value.double(), reference, rtol=1e-4,
-                                       atol=1e-5 * min(1.0, reference.abs().max().item()))
+            torch.testing.assert_close(
+                value.double(), reference, rtol=1e-4, atol=1e-5 * min(1.0, reference.abs().max().item())
+            )
 
 
 @needs_native
@@ -175,6 +187,8 @@ def test_degenerate_triangles(dtype: torch.dtype) -> None:
     torch.testing.assert_close(frames.rotation[:5], torch.eye(3, dtype=dtype).expand(5, 3, 3))
     # The good triangle's vertex still gets its gradient; that of a point is the origin's share alone.
     assert gradients[0][4].abs().sum() > 0
-    lonely, _ = run([vertices, xyz[:1], rotation[:1], scaling[:1], opacity[:1]], faces, binding[:1],
-                    cotangents(1)), None
+    lonely, _ = (
+        run([vertices, xyz[:1], rotation[:1], scaling[:1], opacity[:1]], faces, binding[:1], cotangents(1)),
+        None,
+    )
     torch.testing.assert_close(lonely[1][0][2], (cotangents(1)[0][0] / 3).to(dtype))

@@ -39,21 +39,28 @@ def test_an_incomplete_active_environment_is_named_and_left_alone(machine: Machi
     assert (machine.bin.parent / "installed").read_text() == "requirements.txt\n"
 
 
-@pytest.mark.parametrize(("interpreters", "chosen"), [
-    ({"python3.12": {}, "python3.11": {}}, "python3.12"),
-    ({"python3.12": {"ensurepip": False}, "python3.11": {}, "python3": {}}, "python3.11"),
-    ({"python3.12": {"venv_works": False}, "python3.11": {"ensurepip": False}, "python3": {}}, "python3"),
-    ({"python3": {"old": True}, "python": {}}, "python"),
-])
+@pytest.mark.parametrize(
+    ("interpreters", "chosen"),
+    [
+        ({"python3.12": {}, "python3.11": {}}, "python3.12"),
+        ({"python3.12": {"ensurepip": False}, "python3.11": {}, "python3": {}}, "python3.11"),
+        ({"python3.12": {"venv_works": False}, "python3.11": {"ensurepip": False}, "python3": {}}, "python3"),
+        ({"python3": {"old": True}, "python": {}}, "python"),
+    ],
+)
 def test_the_first_interpreter_that_can_make_an_environment(
-    machine: Machine, interpreters: dict[str, dict[str, bool]], chosen: str,
+    machine: Machine, interpreters: dict[str, dict[str, bool]], chosen: str
 ) -> None:
     for name, properties in interpreters.items():
         machine.python(name, version=f"of {name}", **properties)
     out = succeeded(machine.run("tests/run.sh"))
     assert f"Creating .venv with Python of {chosen}" in out
-    assert subprocess.run([machine.venv / "bin" / "python", "--version"], env=machine.variables, text=True,
-                          capture_output=True).stdout == f"Python of {chosen}\n"
+    assert (
+        subprocess.run(
+            [machine.venv / "bin" / "python", "--version"], env=machine.variables, text=True, capture_output=True
+        ).stdout
+        == f"Python of {chosen}\n"
+    )
     # the next run finds all there
     assert succeeded(machine.run("tests/run.sh")) == ""
     assert not machine.calls("-m pip") and not machine.calls("-m venv")
@@ -177,7 +184,8 @@ def test_programs_of_the_environment_are_on_the_path(machine: Machine) -> None:
     machine.python("python3.12")
     (machine.repository / "show.sh").write_text(
         "#!/usr/bin/env bash\nset -euo pipefail\nsource utils/environment.sh\n"
-        "ensure_environment requirements.txt >/dev/null\necho \"$PATH\"\n")
+        'ensure_environment requirements.txt >/dev/null\necho "$PATH"\n'
+    )
     (machine.repository / "show.sh").chmod(0o755)
     assert succeeded(machine.run("show.sh")).startswith(f"{machine.venv / 'bin'}:")
 
@@ -193,9 +201,18 @@ def pretend(folder: Path, name: str, version: str | None) -> None:
         (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-@pytest.mark.parametrize(("version", "accepted"), [
-    ("2.10.2", False), ("2.11.0", True), ("2.13.0+cpu", True), ("2.13.1a0+git12", True), ("2.14.0", False),
-    ("1.13.0", False), ("3.0.0", False)])
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [
+        ("2.10.2", False),
+        ("2.11.0", True),
+        ("2.13.0+cpu", True),
+        ("2.13.1a0+git12", True),
+        ("2.14.0", False),
+        ("1.13.0", False),
+        ("3.0.0", False),
+    ],
+)
 def test_the_range_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, accepted: bool) -> None:
     pretend(tmp_path, "torch", version)
     monkeypatch.syspath_prepend(tmp_path)
@@ -218,8 +235,13 @@ def test_the_check_as_the_scripts_run_it(tmp_path: Path) -> None:
     (tmp_path / "absent.txt").write_text("no-such-package==1.0\n")
 
     def check(*files: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "utils.environment", *(str(tmp_path / name) for name in files)],
-                              cwd=ROOT, text=True, capture_output=True, env=dict(os.environ))
+        done = subprocess.run(
+            [sys.executable, "-m", "utils.environment", *(str(tmp_path / name) for name in files)],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env=dict(os.environ),
+        )
         return done.returncode, done.stdout + done.stderr
 
     assert check("here.txt") == (0, "")

@@ -32,6 +32,7 @@ def candidates(statistic: torch.Tensor, large: torch.Tensor | None = None, radii
 
 # ---- the policy -----------------------------------------------------------------
 
+
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
 def test_percentiles_are_numpys(count: int):
     values = torch.rand(count, generator=torch.Generator().manual_seed(count))
@@ -57,15 +58,17 @@ def test_the_unseen_and_the_broken_are_left_alone():
     statistic = torch.tensor([math.nan, math.inf, 5.0, 4.0, 0.0])
     seen = torch.tensor([True, True, False, True, True])
     selected = policy(percentile_clone=0, percentile_split=0)(
-        10, Candidates(statistic, seen, torch.zeros(5, dtype=torch.bool), torch.ones(5)))
+        10, Candidates(statistic, seen, torch.zeros(5, dtype=torch.bool), torch.ones(5))
+    )
     assert selected.clone.tolist() == [False, False, False, True, False]
     assert selected.clone_threshold == 4.0
 
 
 def test_large_on_screen_is_split_instead_of_cloned():
     statistic = torch.full((4,), 2.0)
-    given = Candidates(statistic, statistic > 0, torch.tensor([False, False, True, False]),
-                       torch.tensor([3.0, 8.0, 3.0, 9.0]))
+    given = Candidates(
+        statistic, statistic > 0, torch.tensor([False, False, True, False]), torch.tensor([3.0, 8.0, 3.0, 9.0])
+    )
     selected = policy(split_radius=8.0)(10, given)
     assert selected.clone.tolist() == [True, True, False, False]
     assert selected.split.tolist() == [False, False, True, True]
@@ -96,7 +99,7 @@ def test_clones_and_splits_share_the_room():
     statistic = torch.tensor([1.0, 5.0, 4.0, 2.0, 3.0])
     large = torch.tensor([False, True, False, True, False])
     tight = policy(percentile_clone=0, percentile_split=0, max_gaussians=8, until_iter=20)
-    selected = tight(10, candidates(statistic, large))   # the last densification: all the room is given, 8 - 5
+    selected = tight(10, candidates(statistic, large))  # the last densification: all the room is given, 8 - 5
     assert torch.nonzero(selected.clone).squeeze(1).tolist() == [2, 4]
     assert torch.nonzero(selected.split).squeeze(1).tolist() == [1]
 
@@ -111,19 +114,22 @@ def test_growth_is_smooth_and_ends_at_the_budget(start: int, budget: int):
     added = np.diff(counts)
     assert max(counts) == max(start, budget) == counts[-1]
     assert (added >= 0).all()
-    assert added.max() <= max(0, budget - start) * 3.1 / len(steps) + 1   # no jump
+    assert added.max() <= max(0, budget - start) * 3.1 / len(steps) + 1  # no jump
     for step, count in zip(steps, counts[1:]):
         left = 1 - step / 990
-        assert abs(count - (budget - (budget - start) * left ** 3)) <= len(steps) or budget < start
+        assert abs(count - (budget - (budget - start) * left**3)) <= len(steps) or budget < start
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(percentile_clone=-1.0), "--densify_percentile_clone must be between 0 and 100, not -1"),
-    (dict(percentile_split=100.5), "--densify_percentile_split must be between 0 and 100, not 100.5"),
-    (dict(percentile_clone=math.nan), "--densify_percentile_clone must be between 0 and 100, not nan"),
-    (dict(percentile_clone=91.0), "--densify_percentile_clone 91 is above --densify_percentile_split 90"),
-    (dict(max_gaussians=-5), "--max_gaussians must be at least 0 (0: no limit), not -5"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(percentile_clone=-1.0), "--densify_percentile_clone must be between 0 and 100, not -1"),
+        (dict(percentile_split=100.5), "--densify_percentile_split must be between 0 and 100, not 100.5"),
+        (dict(percentile_clone=math.nan), "--densify_percentile_clone must be between 0 and 100, not nan"),
+        (dict(percentile_clone=91.0), "--densify_percentile_clone 91 is above --densify_percentile_split 90"),
+        (dict(max_gaussians=-5), "--max_gaussians must be at least 0 (0: no limit), not -5"),
+    ],
+)
 def test_bad_values_are_one_sentence(options: dict, message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         policy(**options)
@@ -131,22 +137,49 @@ def test_bad_values_are_one_sentence(options: dict, message: str):
 
 # ---- in the density control -------------------------------------------------------
 
+
 def simulate(budget: int, steps: range, *, triangles: int = 40, seed: int = 0):
     """A bound model under random gradients, opacities and radii; the reports of all densifications and the model."""
     g = torch.Generator().manual_seed(seed)
-    model = GaussianModel({
-        "xyz": torch.randn(triangles, 3, generator=g), "features_dc": torch.zeros(triangles, 1, 3),
-        "features_rest": torch.zeros(triangles, 0, 3), "opacity": torch.zeros(triangles, 1),
-        "scaling": torch.full((triangles, 3), -6.0), "rotation": torch.randn(triangles, 4, generator=g),
-    }, sh_degree=0, binding=torch.arange(triangles))
+    model = GaussianModel(
+        {
+            "xyz": torch.randn(triangles, 3, generator=g),
+            "features_dc": torch.zeros(triangles, 1, 3),
+            "features_rest": torch.zeros(triangles, 0, 3),
+            "opacity": torch.zeros(triangles, 1),
+            "scaling": torch.full((triangles, 3), -6.0),
+            "rotation": torch.randn(triangles, 4, generator=g),
+        },
+        sh_degree=0,
+        binding=torch.arange(triangles),
+    )
     model.flame = SimpleNamespace(faces=torch.zeros(triangles, 3, dtype=torch.int64))
-    optimizer = GaussianOptimizer(model, extent=1.0, position_lr_init=0.005, position_lr_final=0.0005,
-                                  position_lr_max_steps=100, feature_lr=0.0025, opacity_lr=0.05, scaling_lr=0.017,
-                                  rotation_lr=0.001)
+    optimizer = GaussianOptimizer(
+        model,
+        extent=1.0,
+        position_lr_init=0.005,
+        position_lr_final=0.0005,
+        position_lr_max_steps=100,
+        feature_lr=0.0025,
+        opacity_lr=0.05,
+        scaling_lr=0.017,
+        rotation_lr=0.001,
+    )
     control = DensityControl(
-        model, optimizer, DensitySchedule(densify_from_iter=0, densify_until_iter=1000, densification_interval=10,
-                                          opacity_reset_interval=300, percent_dense=0.01, white_background=False),
-        policy(max_gaussians=budget), extent=1.0, generator=torch.Generator().manual_seed(1))
+        model,
+        optimizer,
+        DensitySchedule(
+            densify_from_iter=0,
+            densify_until_iter=1000,
+            densification_interval=10,
+            opacity_reset_interval=300,
+            percent_dense=0.01,
+            white_background=False,
+        ),
+        policy(max_gaussians=budget),
+        extent=1.0,
+        generator=torch.Generator().manual_seed(1),
+    )
     reports = []
     for step in steps:
         count = len(model)
@@ -158,7 +191,7 @@ def simulate(budget: int, steps: range, *, triangles: int = 40, seed: int = 0):
         control.observe(RenderOut(torch.empty(0), torch.empty(0), radii, means2d))
         reports.append(control.step(step, model.scaling.detach().exp()))
         assert reports[-1].total == len(model) <= max(budget, triangles)
-        assert model.binding.bincount(minlength=triangles).min() >= 1   # no triangle is ever emptied
+        assert model.binding.bincount(minlength=triangles).min() >= 1  # no triangle is ever emptied
     return reports, model
 
 
@@ -185,7 +218,13 @@ def test_every_densification_is_told():
     report = simulate(400, range(10, 30, 10))[0][-1]
     assert re.fullmatch(
         r"\[Smart Densification\] Clone threshold: [\d.e-]+ Split threshold: [\d.e-]+ "
-        r"\(cloned \d+, split \d+, pruned \d+, total \d+\)", report.line)
+        r"\(cloned \d+, split \d+, pruned \d+, total \d+\)",
+        report.line,
+    )
     assert report.scalars == {
-        "points/cloned": report.cloned, "points/split": report.split, "points/pruned": report.pruned,
-        "densify/clone_threshold": report.clone_threshold, "densify/split_threshold": report.split_threshold}
+        "points/cloned": report.cloned,
+        "points/split": report.split,
+        "points/pruned": report.pruned,
+        "densify/clone_threshold": report.clone_threshold,
+        "densify/split_threshold": report.split_threshold,
+    }

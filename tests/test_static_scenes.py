@@ -22,17 +22,18 @@ from scene.ply import read_ply
 from toy_capture import hit_ellipsoid, look_at, pixel_rays, texture
 
 SIZE, FOCAL, SAMPLES = 48, 55.0, 4  # pixels, pixels, rays per pixel along each side
-VIEWS = 17                          # of which COLMAP's rule holds out numbers 0, 8 and 16
-RADII = np.full(3, 0.5)             # the ball
-DISC = (-0.5, 0.9)                  # height and radius of the disc that it stands on
+VIEWS = 17  # of which COLMAP's rule holds out numbers 0, 8 and 16
+RADII = np.full(3, 0.5)  # the ball
+DISC = (-0.5, 0.9)  # height and radius of the disc that it stands on
 
 
 def poses() -> list[np.ndarray]:
     """OpenGL camera-to-world matrices on a spiral above the scene."""
     angles = 2 * math.pi * 5 / VIEWS * np.arange(VIEWS)
     heights = 0.6 + 1.4 * (0.618 * np.arange(VIEWS) % 1.0)
-    return [look_at(np.array([2.2 * math.sin(a), h, 2.2 * math.cos(a)]), (0.0, -0.2, 0.0))
-            for a, h in zip(angles, heights)]
+    return [
+        look_at(np.array([2.2 * math.sin(a), h, 2.2 * math.cos(a)]), (0.0, -0.2, 0.0)) for a, h in zip(angles, heights)
+    ]
 
 
 def surface_colour(points: np.ndarray, on_ball: np.ndarray) -> np.ndarray:
@@ -77,11 +78,14 @@ def write_blender(folder: Path) -> Path:
         Image.fromarray(np.rint(255 * photograph(pose)).astype(np.uint8)).save(folder / split / f"r_{index}.png")
         frames[split].append({"file_path": f"./{split}/r_{index}", "transform_matrix": pose.tolist()})
     for split, entries in frames.items():
-        (folder / f"transforms_{split}.json").write_text(json.dumps({
-            "camera_angle_x": 2 * math.atan(SIZE / 2 / FOCAL), "frames": entries}))
+        (folder / f"transforms_{split}.json").write_text(
+            json.dumps({"camera_angle_x": 2 * math.atan(SIZE / 2 / FOCAL), "frames": entries})
+        )
     points, colours = start_points()
-    rows = np.array([(*p, *c) for p, c in zip(points, colours)], dtype=[
-        *((axis, "f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))])
+    rows = np.array(
+        [(*p, *c) for p, c in zip(points, colours)],
+        dtype=[*((axis, "f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))],
+    )
     PlyData([PlyElement.describe(rows, "vertex")]).write(str(folder / "points3d.ply"))
     return folder
 
@@ -104,15 +108,26 @@ def write_colmap(folder: Path, kind: str) -> Path:
     if kind == "txt":
         (sparse / "cameras.txt").write_text("1 PINHOLE " + " ".join(map(str, camera[1:])) + "\n")
         (sparse / "images.txt").write_text("".join(" ".join(map(str, image)) + "\n\n" for image in images))
-        (sparse / "points3D.txt").write_text("".join(
-            f"{i} {' '.join(map(str, p.tolist()))} {' '.join(map(str, c))} 0.5\n"
-            for i, (p, c) in enumerate(zip(points, colours))))
+        (sparse / "points3D.txt").write_text(
+            "".join(
+                f"{i} {' '.join(map(str, p.tolist()))} {' '.join(map(str, c))} 0.5\n"
+                for i, (p, c) in enumerate(zip(points, colours))
+            )
+        )
     else:
         (sparse / "cameras.bin").write_bytes(struct.pack("<QiiQQ4d", 1, camera[0], 1, *camera[1:]))
-        (sparse / "images.bin").write_bytes(struct.pack("<Q", len(images)) + b"".join(
-            struct.pack("<i7di", *image[:9]) + image[9].encode() + b"\0" + struct.pack("<Q", 0) for image in images))
-        (sparse / "points3D.bin").write_bytes(struct.pack("<Q", len(points)) + b"".join(
-            struct.pack("<Q3d3BdQ", i, *p, *c, 0.5, 0) for i, (p, c) in enumerate(zip(points, colours.tolist()))))
+        (sparse / "images.bin").write_bytes(
+            struct.pack("<Q", len(images))
+            + b"".join(
+                struct.pack("<i7di", *image[:9]) + image[9].encode() + b"\0" + struct.pack("<Q", 0) for image in images
+            )
+        )
+        (sparse / "points3D.bin").write_bytes(
+            struct.pack("<Q", len(points))
+            + b"".join(
+                struct.pack("<Q3d3BdQ", i, *p, *c, 0.5, 0) for i, (p, c) in enumerate(zip(points, colours.tolist()))
+            )
+        )
     return folder
 
 
@@ -120,10 +135,38 @@ def write_colmap(folder: Path, kind: str) -> Path:
 # its learning rates are Kerbl et al.'s (2023), as is the rest of the schedule, in
 # small. With their gradient threshold, for pictures of a thousand pixels a side,
 # there would be five Gaussians to each of these few pixels.
-FLAGS = ["--eval", "--quiet", "--device", "cpu", "--threads", 1, "--iterations", 800, "--position_lr_init", 0.00016,
-         "--position_lr_final", 0.0000016, "--position_lr_max_steps", 800, "--scaling_lr", 0.005, "--sh_degree", 1,
-         "--sh_increase_interval", 400, "--densify_from_iter", 60, "--densification_interval", 40,
-         "--densify_until_iter", 400, "--opacity_reset_interval", 200, "--densify_grad_threshold", 0.0008]
+FLAGS = [
+    "--eval",
+    "--quiet",
+    "--device",
+    "cpu",
+    "--threads",
+    1,
+    "--iterations",
+    800,
+    "--position_lr_init",
+    0.00016,
+    "--position_lr_final",
+    0.0000016,
+    "--position_lr_max_steps",
+    800,
+    "--scaling_lr",
+    0.005,
+    "--sh_degree",
+    1,
+    "--sh_increase_interval",
+    400,
+    "--densify_from_iter",
+    60,
+    "--densification_interval",
+    40,
+    "--densify_until_iter",
+    400,
+    "--opacity_reset_interval",
+    200,
+    "--densify_grad_threshold",
+    0.0008,
+]
 
 
 @pytest.fixture
@@ -143,8 +186,9 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> dict[int, DensityReport]:
 
 
 @pytest.mark.parametrize("kind", ["blender", "bin", "txt"])
-def test_static_scene(kind: str, tmp_path: Path, reports: dict[int, DensityReport],
-                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_static_scene(
+    kind: str, tmp_path: Path, reports: dict[int, DensityReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
     folder = write_blender(tmp_path / "scene") if kind == "blender" else write_colmap(tmp_path / "scene", kind)
     flags = [*FLAGS, *(["-w"] if kind == "blender" else [])]
@@ -174,10 +218,21 @@ def test_static_scene(kind: str, tmp_path: Path, reports: dict[int, DensityRepor
 def test_an_unbound_run_resumes_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
     folder = write_colmap(tmp_path / "scene", "bin")
-    shorter = ["--iterations", 30, "--interval", 16, "--densify_from_iter", 5, "--densification_interval", 10,
-               "--opacity_reset_interval", 12]
+    shorter = [
+        "--iterations",
+        30,
+        "--interval",
+        16,
+        "--densify_from_iter",
+        5,
+        "--densification_interval",
+        10,
+        "--opacity_reset_interval",
+        12,
+    ]
     for model, more in (("whole", []), ("rest", ["--start_checkpoint", tmp_path / "whole" / "chkpnt16.pth"])):
-        train.train(parse_train([str(word) for word in ("-s", folder, "-m", tmp_path / model, *FLAGS, *shorter,
-                                                        *more)]))
+        train.train(
+            parse_train([str(word) for word in ("-s", folder, "-m", tmp_path / model, *FLAGS, *shorter, *more)])
+        )
     first, second = (tmp_path / model / "point_cloud/iteration_30/point_cloud.ply" for model in ("whole", "rest"))
     assert first.read_bytes() == second.read_bytes() and len(read_ply(first)["xyz"]) > 500

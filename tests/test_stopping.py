@@ -36,8 +36,11 @@ def _without_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _as_in_a_terminal() -> Iterator[None]:
     """A suite started in the background or with nohup ignores SIGINT and SIGHUP, and so would these tests."""
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
-                signal.SIGHUP: signal.SIG_DFL}
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
     for number, handler in before.items():
@@ -55,8 +58,22 @@ def whole(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(capture: Path, model: Path, *more: object) -> list[str]:
-    return rigged_flags(capture, model, "--threads", 1, "--quiet", "--iterations", STEPS, "--interval", STEPS,
-                        "--densify_from_iter", 50, "--densification_interval", 50, *more)
+    return rigged_flags(
+        capture,
+        model,
+        "--threads",
+        1,
+        "--quiet",
+        "--iterations",
+        STEPS,
+        "--interval",
+        STEPS,
+        "--densify_from_iter",
+        50,
+        "--densification_interval",
+        50,
+        *more,
+    )
 
 
 def test_a_signal_saves_and_the_run_goes_on_bit_identical(whole: Path, capture: Path, tmp_path: Path) -> None:
@@ -77,8 +94,15 @@ def test_a_signal_saves_and_the_run_goes_on_bit_identical(whole: Path, capture: 
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_the_iteration_is_finished(whole: Path, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                   capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int) -> None:
+def test_the_iteration_is_finished(
+    whole: Path,
+    capture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+) -> None:
     stopped, losses, calls = tmp_path / "stopped", train.compute_losses, []
 
     def interrupted(*args: object) -> object:
@@ -98,7 +122,8 @@ def test_the_iteration_is_finished(whole: Path, capture: Path, tmp_path: Path, m
 
 
 def test_stopped_in_the_last_iteration_it_only_measures_when_resumed(
-        capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, words = tmp_path / "model", ("--iterations", 9)
     save = train.save
 
@@ -115,9 +140,11 @@ def test_stopped_in_the_last_iteration_it_only_measures_when_resumed(
     assert train.train(parse_train(flags(capture, model, *words, "--start_checkpoint", "auto")))["metrics"]["val"]
 
 
-def test_signals_act_at_once_while_nothing_can_be_lost(capture: Path, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_act_at_once_while_nothing_can_be_lost(
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before the first iteration, and while the end, which is saved, is measured."""
+
     def interrupted(*args: object, **named: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
@@ -130,10 +157,27 @@ def test_signals_act_at_once_while_nothing_can_be_lost(capture: Path, tmp_path: 
 
 
 def test_checkpoints_by_the_clock_and_only_the_newest(capture: Path, tmp_path: Path) -> None:
-    train.train(parse_train(flags(capture, tmp_path / "model", "--iterations", 9, "--interval", 100,
-                                  "--checkpoint_every_minutes", 1e-9, "--keep_checkpoints", 3)))
+    train.train(
+        parse_train(
+            flags(
+                capture,
+                tmp_path / "model",
+                "--iterations",
+                9,
+                "--interval",
+                100,
+                "--checkpoint_every_minutes",
+                1e-9,
+                "--keep_checkpoints",
+                3,
+            )
+        )
+    )
     assert {path.name for path in (tmp_path / "model").glob("chkpnt*.pth")} == {
-        "chkpnt7.pth", "chkpnt8.pth", "chkpnt9.pth"}
+        "chkpnt7.pth",
+        "chkpnt8.pth",
+        "chkpnt9.pth",
+    }
     assert [path.name for path in (tmp_path / "model" / "point_cloud").iterdir()] == ["iteration_9"]
 
 
@@ -143,8 +187,10 @@ def test_a_folder_takes_one_run_at_a_time(capture: Path, tmp_path: Path) -> None
         with pytest.raises(UserError, match="another run is writing into .*model"):
             train.train(parse_train(flags(capture, model)))
         assert [path.name for path in model.iterdir()] == [".lock"]
-    program = ("import time\nfrom utils.files import only_writer\n"
-               f"with only_writer({str(model)!r}):\n    print('held', flush=True)\n    time.sleep(600)")
+    program = (
+        "import time\nfrom utils.files import only_writer\n"
+        f"with only_writer({str(model)!r}):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another run"), only_writer(model):

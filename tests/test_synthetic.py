@@ -20,8 +20,22 @@ from utils.errors import UserError
 
 SIZE = (48, 64)
 SETTINGS = {"size": SIZE, "cameras": 3, "timesteps": 3, "seed": 5, "samples": 4, "workers": 1, "progress": False}
-FLAME_NAMES = {"face", "neck", "scalp", "boundary", "right_eyeball", "left_eyeball", "right_ear", "left_ear",
-               "forehead", "eye_region", "nose", "lips", "right_eye_region", "left_eye_region"}
+FLAME_NAMES = {
+    "face",
+    "neck",
+    "scalp",
+    "boundary",
+    "right_eyeball",
+    "left_eyeball",
+    "right_ear",
+    "left_ear",
+    "forehead",
+    "eye_region",
+    "nose",
+    "lips",
+    "right_eye_region",
+    "left_eye_region",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +66,7 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 # --- the model ---
 
+
 def test_model_has_the_layout_of_a_flame_pickle(head: tuple[dict, dict]) -> None:
     model, _ = head
     count = len(model["v_template"])
@@ -72,7 +87,7 @@ def test_weights_and_regressor_sum_to_one_and_joints_lie_in_the_head(head: tuple
     np.testing.assert_allclose(model["weights"].sum(1), 1.0, atol=1e-12)
     np.testing.assert_allclose(np.asarray(model["J_regressor"].sum(1)).ravel(), 1.0, atol=1e-12)
     joints = model["J_regressor"] @ model["v_template"]
-    assert joints[3, 0] > 0.02 > -0.02 > joints[4, 0]          # left is +x
+    assert joints[3, 0] > 0.02 > -0.02 > joints[4, 0]  # left is +x
     np.testing.assert_allclose(joints[3] * [-1, 1, 1], joints[4], atol=1e-9)
     assert joints[0, 1] < joints[1, 1] < joints[2, 1] < joints[3, 1]
 
@@ -108,8 +123,20 @@ def test_masks_have_flames_names_and_are_disjoint_where_they_should_be(head: tup
     for name, ids in masks.items():
         assert len(ids) > 10 and len(np.unique(ids)) == len(ids), name
         assert ids.min() >= 0 and ids.max() < len(model["v_template"])
-    apart = ["nose", "lips", "left_eye_region", "right_eye_region", "scalp", "neck", "left_ear", "right_ear",
-             "left_eyeball", "right_eyeball", "teeth", "forehead"]
+    apart = [
+        "nose",
+        "lips",
+        "left_eye_region",
+        "right_eye_region",
+        "scalp",
+        "neck",
+        "left_ear",
+        "right_ear",
+        "left_eyeball",
+        "right_eyeball",
+        "teeth",
+        "forehead",
+    ]
     together = np.concatenate([masks[name] for name in apart])
     assert len(np.unique(together)) == len(together)
     assert set(masks["eye_region"]) == set(masks["left_eye_region"]) | set(masks["right_eye_region"])
@@ -127,6 +154,7 @@ def test_same_seed_same_arrays(head: tuple[dict, dict]) -> None:
 
 
 # --- motion ---
+
 
 def test_jaw_opens_the_mouth_and_leaves_the_nose(head: tuple[dict, dict]) -> None:
     model, masks = head
@@ -175,13 +203,28 @@ def test_a_blink_closes_the_lids_over_the_eyeball(whole: Head) -> None:
 
 # --- the capture ---
 
+
 def test_capture_is_complete(capture: Path) -> None:
     splits = {name: json.loads((capture / f"transforms_{name}.json").read_text()) for name in ("train", "val", "test")}
     everything = json.loads((capture / "transforms.json").read_text())
     assert [len(splits[n]["frames"]) for n in ("train", "val", "test")] == [4, 2, 3]
     assert len(everything["frames"]) == 9
-    keys = {"timestep_index", "timestep_id", "camera_index", "camera_id", "file_path", "fg_mask_path",
-            "flame_param_path", "w", "h", "fl_x", "fl_y", "cx", "cy", "transform_matrix"}
+    keys = {
+        "timestep_index",
+        "timestep_id",
+        "camera_index",
+        "camera_id",
+        "file_path",
+        "fg_mask_path",
+        "flame_param_path",
+        "w",
+        "h",
+        "fl_x",
+        "fl_y",
+        "cx",
+        "cy",
+        "transform_matrix",
+    }
     for frame in everything["frames"]:
         assert keys <= set(frame)
         with Image.open(capture / frame["file_path"]) as image, Image.open(capture / frame["fg_mask_path"]) as mask:
@@ -190,13 +233,23 @@ def test_capture_is_complete(capture: Path) -> None:
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
         assert np.linalg.det(rotation) > 0
     assert {f["camera_index"] for f in splits["train"]["frames"]}.isdisjoint(
-        f["camera_index"] for f in splits["val"]["frames"])
+        f["camera_index"] for f in splits["val"]["frames"]
+    )
     assert {f["timestep_index"] for f in splits["train"]["frames"]}.isdisjoint(
-        f["timestep_index"] for f in splits["test"]["frames"])
+        f["timestep_index"] for f in splits["test"]["frames"]
+    )
     with open(capture / "head_model.pkl", "rb") as file:
         count = len(pickle.load(file)["v_template"])
-    shapes = {"translation": (1, 3), "rotation": (1, 3), "neck_pose": (1, 3), "jaw_pose": (1, 3), "eyes_pose": (1, 6),
-              "expr": (1, 100), "shape": (300,), "static_offset": (1, count, 3)}
+    shapes = {
+        "translation": (1, 3),
+        "rotation": (1, 3),
+        "neck_pose": (1, 3),
+        "jaw_pose": (1, 3),
+        "eyes_pose": (1, 6),
+        "expr": (1, 100),
+        "shape": (300,),
+        "static_offset": (1, count, 3),
+    }
     for name in ("canonical_flame_param.npz", "flame_param/00002.npz", "true_flame_param/00002.npz"):
         with np.load(capture / name) as stored:
             assert {k: stored[k].shape for k in stored.files} == shapes
@@ -209,7 +262,7 @@ def test_background_is_white_and_masks_are_partial_at_the_edge(capture: Path) ->
     assert (image[mask == 0] == 255).all()
     assert mask.min() == 0 and mask.max() == 255 and ((mask > 0) & (mask < 255)).sum() > 20
     assert 0.2 < (mask > 127).mean() < 0.8
-    assert image[mask == 255].std() > 25       # skin, hair and cloth, not one flat colour
+    assert image[mask == 255].std() > 25  # skin, hair and cloth, not one flat colour
 
 
 def test_rendered_mask_agrees_with_a_projection_of_the_mesh(capture: Path) -> None:
@@ -259,7 +312,7 @@ def test_a_stopped_run_is_completed_and_equals_an_unbroken_one(capture: Path, tm
     make_capture(out, **SETTINGS)
     first, second = files_under(capture), files_under(out)
     assert first.keys() == second.keys()
-    assert all(first[name] == second[name] for name in first if not name.endswith(".npz"))   # npz carry the date
+    assert all(first[name] == second[name] for name in first if not name.endswith(".npz"))  # npz carry the date
     with np.load(capture / "flame_param/00000.npz") as a, np.load(out / "flame_param/00000.npz") as b:
         assert all(np.array_equal(a[name], b[name]) for name in a.files)
 
@@ -271,8 +324,14 @@ def test_foreign_folders_and_impossible_settings_are_refused(capture: Path, tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
     with pytest.raises(UserError, match="other settings"):
         make_capture(capture, **{**SETTINGS, "seed": 6})
-    for wrong in ({"cameras": 1}, {"timesteps": 1}, {"size": (0, 64)}, {"samples": 0}, {"seed": -1},
-                  {"tracking_noise": float("nan")}):
+    for wrong in (
+        {"cameras": 1},
+        {"timesteps": 1},
+        {"size": (0, 64)},
+        {"samples": 0},
+        {"seed": -1},
+        {"tracking_noise": float("nan")},
+    ):
         with pytest.raises(UserError):
             make_capture(tmp_path / "new", **{**SETTINGS, **wrong})
     assert not (tmp_path / "new").exists()

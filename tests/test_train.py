@@ -34,9 +34,24 @@ ITERATIONS = 300
 # Evaluations, saves and checkpoints at 70, 140, 210, 280 and 300. Every event of
 # the density control falls on both sides of each: densifications every 20 from
 # 40 on, opacity resets at 20 (white), 90, 180 and 270.
-SCHEDULE = ["--iterations", ITERATIONS, "--interval", 70, "--densify_from_iter", 20, "--densification_interval", 20,
-            "--opacity_reset_interval", 90, "--densify_until_iter", 290, "--densify_grad_threshold", 0.001,
-            "--sh_increase_interval", 60]
+SCHEDULE = [
+    "--iterations",
+    ITERATIONS,
+    "--interval",
+    70,
+    "--densify_from_iter",
+    20,
+    "--densification_interval",
+    20,
+    "--opacity_reset_interval",
+    90,
+    "--densify_until_iter",
+    290,
+    "--densify_grad_threshold",
+    0.001,
+    "--sh_increase_interval",
+    60,
+]
 
 
 def command_line(capture: Path, model: Path, *more: object) -> list[str]:
@@ -58,8 +73,7 @@ def _without_lpips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """`python train.py` with these arguments, to its end."""
-    return subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True,
-                          timeout=600)
+    return subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def run_here(capture: Path, model: Path, *more: object) -> dict[str, Any]:
@@ -84,8 +98,9 @@ def finished(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
 def killed(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the same run leaves when it is killed some time after its second checkpoint."""
     model = tmp_path_factory.mktemp("killed") / "model"
-    with subprocess.Popen([sys.executable, "train.py", *command_line(capture, model, *SCHEDULE, "--quiet")],
-                          cwd=ROOT) as process:
+    with subprocess.Popen(
+        [sys.executable, "train.py", *command_line(capture, model, *SCHEDULE, "--quiet")], cwd=ROOT
+    ) as process:
         deadline = time.monotonic() + 600
         try:
             while not (model / "chkpnt140.pth").exists():
@@ -137,8 +152,8 @@ def assert_same_run(first: Path, second: Path, iteration: int) -> None:
         np.testing.assert_array_equal(flames[0][name], flames[1][name], err_msg=name)
     states = [checkpoint.load(model / f"chkpnt{iteration}.pth") for model in (first, second)]
     for state in states:
-        del state["options"]                                  # the paths and --start_checkpoint differ
-        for name in ("seconds", "intervals", "elapsed"):      # as does the time it took
+        del state["options"]  # the paths and --start_checkpoint differ
+        for name in ("seconds", "intervals", "elapsed"):  # as does the time it took
             del state["reporter"][name]
         state["reporter"]["scalars"].pop("time/iteration_ms", None)
     assert {"optimizer", "flame_optimizer", "density", "sampler", "avatar", "flame"} <= states[0].keys()
@@ -146,6 +161,7 @@ def assert_same_run(first: Path, second: Path, iteration: int) -> None:
 
 
 # ---- what a run writes ------------------------------------------------------
+
 
 def test_everything_is_written(finished: SimpleNamespace, capture: Path) -> None:
     model = finished.model
@@ -163,8 +179,20 @@ def test_everything_is_written(finished: SimpleNamespace, capture: Path) -> None
     assert len(cameras) == 12 and {(camera["width"], camera["height"]) for camera in cameras} == {(32, 48)}
 
     vertices = PlyData.read(str(model / "point_cloud/iteration_300/point_cloud.ply"))["vertex"]
-    names = ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(45)),
-             "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4)), "binding_0"]
+    names = [
+        "x",
+        "y",
+        "z",
+        "nx",
+        "ny",
+        "nz",
+        *(f"f_dc_{i}" for i in range(3)),
+        *(f"f_rest_{i}" for i in range(45)),
+        "opacity",
+        *(f"scale_{i}" for i in range(3)),
+        *(f"rot_{i}" for i in range(4)),
+        "binding_0",
+    ]
     assert [item.name for item in vertices.properties] == names
     assert all(np.isfinite(vertices[name]).all() for name in names)
     # Every triangle keeps at least one Gaussian, and densification has added some.
@@ -208,8 +236,9 @@ def test_what_is_said(finished: SimpleNamespace) -> None:
 
 def test_the_saved_avatar_is_the_measured_one(finished: SimpleNamespace, tmp_path: Path) -> None:
     shutil.copytree(finished.model, tmp_path / "model")
-    measured = render.render_avatar(parse_render(["-m", str(tmp_path / "model"), "--skip_train", "--quiet",
-                                                  "--device", "cpu", "--threads", "1"]))
+    measured = render.render_avatar(
+        parse_render(["-m", str(tmp_path / "model"), "--skip_train", "--quiet", "--device", "cpu", "--threads", "1"])
+    )
     results = json.loads((finished.model / "results.json").read_text())["metrics"]
     for split in ("val", "test"):
         for name in ("psnr", "ssim", "l1", "flip"):
@@ -232,8 +261,10 @@ def test_only_the_rows_that_were_rendered_move(finished: SimpleNamespace, captur
 
 # ---- stopping and going on --------------------------------------------------
 
-def test_killed_and_resumed_ends_bit_identical(finished: SimpleNamespace, killed: Path, capture: Path,
-                                               tmp_path: Path) -> None:
+
+def test_killed_and_resumed_ends_bit_identical(
+    finished: SimpleNamespace, killed: Path, capture: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(killed, model)
     done = command(*command_line(capture, model, *SCHEDULE, "--start_checkpoint", "auto"))
@@ -252,12 +283,13 @@ def test_killed_and_resumed_ends_bit_identical(finished: SimpleNamespace, killed
     assert first["metrics"] == second["metrics"] and first["points"] == second["points"]
 
 
-def test_a_checkpoint_cut_in_half_is_passed_over(finished: SimpleNamespace, killed: Path, capture: Path,
-                                                 tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_cut_in_half_is_passed_over(
+    finished: SimpleNamespace, killed: Path, capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(killed, model)
     newest = checkpoint.newest(model)
-    newest.write_bytes(newest.read_bytes()[:newest.stat().st_size // 2])
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     # In this process and with another number of threads: the kernels add in a fixed order.
     run_here(capture, model, *SCHEDULE, "--start_checkpoint", "auto")
     captured = capfd.readouterr()
@@ -269,9 +301,24 @@ def test_a_checkpoint_cut_in_half_is_passed_over(finished: SimpleNamespace, kill
 
 
 def test_resuming_by_name_with_trained_offsets(capture: Path, tmp_path: Path) -> None:
-    flags = ["--interval", 7, "--densify_from_iter", 2, "--densification_interval", 3, "--opacity_reset_interval", 5,
-             "--densify_until_iter", 12, "--lambda_dynamic_offset", 1, "--lambda_dynamic_offset_std", 1,
-             "--lambda_laplacian", 1]
+    flags = [
+        "--interval",
+        7,
+        "--densify_from_iter",
+        2,
+        "--densification_interval",
+        3,
+        "--opacity_reset_interval",
+        5,
+        "--densify_until_iter",
+        12,
+        "--lambda_dynamic_offset",
+        1,
+        "--lambda_dynamic_offset_std",
+        1,
+        "--lambda_laplacian",
+        1,
+    ]
     run_here(capture, tmp_path / "whole", *flags)
     run_here(capture, tmp_path / "rest", *flags, "--start_checkpoint", tmp_path / "whole" / "chkpnt7.pth")
     assert_same_run(tmp_path / "whole", tmp_path / "rest", 12)
@@ -285,8 +332,9 @@ def test_a_run_is_never_overwritten_nor_begun_again(finished: SimpleNamespace, c
         run_here(capture, finished.model, *SCHEDULE)
     done = command(*command_line(capture, finished.model, *SCHEDULE, "--start_checkpoint", "auto"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: .*at iteration 300 of 300: this run is complete; raise --iterations to go on\n",
-                        done.stderr)
+    assert re.fullmatch(
+        r"error: .*at iteration 300 of 300: this run is complete; raise --iterations to go on\n", done.stderr
+    )
     assert {path: path.stat().st_mtime_ns for path in finished.model.rglob("*")} == before
 
 
@@ -301,20 +349,32 @@ def test_killed_while_measuring_the_end(finished: SimpleNamespace, capture: Path
     assert json.loads((model / "results.json").read_text())["metrics"] == whole["metrics"]
 
 
-@pytest.mark.parametrize(("flags", "told"), [
-    (["--sh_degree", "1"], "sh_degree = 3, this run has 1"),
-    (["--disable_flame_static_offset"], "disable_flame_static_offset = False, this run has True"),
-])
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--sh_degree", "1"], "sh_degree = 3, this run has 1"),
+        (["--disable_flame_static_offset"], "disable_flame_static_offset = False, this run has True"),
+    ],
+)
 def test_resuming_under_options_that_contradict_the_checkpoint(
-        finished: SimpleNamespace, capture: Path, tmp_path: Path, flags: list[str], told: str) -> None:
+    finished: SimpleNamespace, capture: Path, tmp_path: Path, flags: list[str], told: str
+) -> None:
     with pytest.raises(UserError, match=told):
-        run_here(capture, tmp_path / "model", "--start_checkpoint", finished.model / "chkpnt140.pth",
-                 "--iterations", 300, *flags)
+        run_here(
+            capture,
+            tmp_path / "model",
+            "--start_checkpoint",
+            finished.model / "chkpnt140.pth",
+            "--iterations",
+            300,
+            *flags,
+        )
 
 
 @pytest.mark.parametrize("part", ["step", "avatar", "optimizer", "density", "sampler", "flame"])
-def test_a_checkpoint_without_a_part_is_refused(finished: SimpleNamespace, capture: Path, tmp_path: Path,
-                                                part: str) -> None:
+def test_a_checkpoint_without_a_part_is_refused(
+    finished: SimpleNamespace, capture: Path, tmp_path: Path, part: str
+) -> None:
     state = checkpoint.load(finished.model / "chkpnt140.pth")
     del state[part]
     checkpoint.save(tmp_path / "chkpnt140.pth", state)
@@ -334,6 +394,7 @@ def test_a_checkpoint_of_other_data_is_refused(finished: SimpleNamespace, tmp_pa
 
 # ---- flags ------------------------------------------------------------------
 
+
 def test_tracked_parameters_can_be_kept(capture: Path, tmp_path: Path) -> None:
     run_here(capture, tmp_path, "--not_finetune_flame_params")
     trained = np.load(tmp_path / "point_cloud/iteration_12/flame_param.npz")
@@ -346,8 +407,9 @@ def test_tracked_parameters_can_be_kept(capture: Path, tmp_path: Path) -> None:
 def test_regularisers_in_triangle_units_and_in_metres(finished: SimpleNamespace, capture: Path) -> None:
     options = parse_train(command_line(capture, finished.model, *SCHEDULE))
     dataset = train.load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
-    avatar = train.build_avatar(options.model, dataset, checkpoint.load(finished.model / "chkpnt300.pth"), seed=0,
-                                device=torch.device("cpu"))
+    avatar = train.build_avatar(
+        options.model, dataset, checkpoint.load(finished.model / "chkpnt300.pth"), seed=0, device=torch.device("cpu")
+    )
     world, vertices = avatar(1)
     camera = dataset.train[2].camera
     rasterize = choose_rasterizer("native", torch.device("cpu"))[1]
@@ -358,8 +420,10 @@ def test_regularisers_in_triangle_units_and_in_metres(finished: SimpleNamespace,
 
     def terms(*flags: object) -> dict[str, float]:
         optim = parse_train(command_line(capture, finished.model, *flags)).optimization
-        return {name: term.item() for name, term in
-                train.compute_losses(optim, avatar, world, vertices, out, out.image, target, None).items()}
+        return {
+            name: term.item()
+            for name, term in train.compute_losses(optim, avatar, world, vertices, out, out.image, target, None).items()
+        }
 
     # Independently, from the mesh: a triangle's scale is the mean of its first edge and the height over it.
     corners = vertices.detach().double().numpy()[avatar.flame.faces.numpy()]
@@ -375,7 +439,8 @@ def test_regularisers_in_triangle_units_and_in_metres(finished: SimpleNamespace,
     metric = terms("--metric_xyz", "--metric_scale", "--threshold_xyz", 0.002, "--threshold_scale", 0.005)
     assert metric["xyz"] == pytest.approx(1e-2 * np.maximum(local * unit - 0.002, 0).mean(), rel=1e-4)
     assert metric["scale"] == pytest.approx(
-        np.linalg.norm(np.maximum(scale * unit[:, None] - 0.005, 0), axis=1).mean(), rel=1e-4)
+        np.linalg.norm(np.maximum(scale * unit[:, None] - 0.005, 0), axis=1).mean(), rel=1e-4
+    )
     assert "xyz" not in terms("--lambda_xyz", 0) and "scale" not in terms("--lambda_scale", 0)
 
 
@@ -386,8 +451,13 @@ def plain(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     return run_here(capture, model), model
 
 
-@pytest.mark.parametrize("flags", [["--convert_SHs_python", "--sh_increase_interval", "3"],
-                                   ["--rasterizer", "reference", "--sh_increase_interval", "3"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--convert_SHs_python", "--sh_increase_interval", "3"],
+        ["--rasterizer", "reference", "--sh_increase_interval", "3"],
+    ],
+)
 def test_other_ways_to_the_same_picture(capture: Path, tmp_path: Path, flags: list[str]) -> None:
     ours = run_here(capture, tmp_path / "plain", *flags[-2:])
     other = run_here(capture, tmp_path / "other", *flags)
@@ -407,8 +477,9 @@ def gaussians_at_start(capture: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("flags", [["--debug"], ["--debug_from", "5"], ["--detect_anomaly"]])
-def test_looking_for_nan_changes_nothing(plain: tuple[dict[str, Any], Path], capture: Path, tmp_path: Path,
-                                         flags: list[str]) -> None:
+def test_looking_for_nan_changes_nothing(
+    plain: tuple[dict[str, Any], Path], capture: Path, tmp_path: Path, flags: list[str]
+) -> None:
     assert run_here(capture, tmp_path, *flags)["metrics"] == plain[0]["metrics"]
     assert torch.is_anomaly_enabled() == (flags == ["--detect_anomaly"])
     assert_same_run(plain[1], tmp_path, 12)
@@ -443,7 +514,8 @@ def test_half_the_size(capture: Path, tmp_path: Path) -> None:
     run_here(capture, tmp_path, "-r", 2)
     cameras = json.loads((tmp_path / "cameras.json").read_text())
     assert {(camera["width"], camera["height"], camera["fx"], camera["fy"]) for camera in cameras} == {
-        (16, 24, 30.0, 31.0)}
+        (16, 24, 30.0, 31.0)
+    }
 
 
 def test_no_view_dependence(capture: Path, tmp_path: Path) -> None:
@@ -471,14 +543,20 @@ def main_here(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     train.main()
 
 
-def test_the_viewer_that_is_not_there(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                      capfd: pytest.CaptureFixture[str]) -> None:
-    main_here(monkeypatch, *command_line(capture, tmp_path, "--iterations", 2, "--quiet", "--threads", 1, "--ip",
-                                         "127.0.0.1", "--port", 6009))
+def test_the_viewer_that_is_not_there(
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main_here(
+        monkeypatch,
+        *command_line(
+            capture, tmp_path, "--iterations", 2, "--quiet", "--threads", 1, "--ip", "127.0.0.1", "--port", 6009
+        ),
+    )
     assert capfd.readouterr() == ("note: there is no live viewer yet; --ip and --port are ignored\n", "")
 
 
-def test_quiet(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-               capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet(
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     main_here(monkeypatch, *command_line(capture, tmp_path, "--iterations", 2, "--quiet", "--threads", 1))
     assert capfd.readouterr() == ("", "")

@@ -52,8 +52,17 @@ def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
 
 def test_subject_and_data_folder_from_the_environment(machine: Machine, data: str) -> None:
     out = succeeded(machine.run(SCRIPT, "balanced", SUBJECT="306", DATA_DIR=data))
-    assert trained(machine) == ["-s", data, "-m", "output/balanced_306", *RIGGED, "--interval", "60000", "--preset",
-                                "balanced"]
+    assert trained(machine) == [
+        "-s",
+        data,
+        "-m",
+        "output/balanced_306",
+        *RIGGED,
+        "--interval",
+        "60000",
+        "--preset",
+        "balanced",
+    ]
     shown = next(line for line in out.splitlines() if line.startswith("+ "))
     assert shlex.split(shown)[1:] == machine.calls("train.py")[0]
     assert "render.py -m output/balanced_306" in out
@@ -63,16 +72,35 @@ def test_subject_and_data_folder_from_the_environment(machine: Machine, data: st
 def test_every_preset_has_a_mode_whose_command_parses(machine: Machine, data: str, preset: str) -> None:
     succeeded(machine.run(SCRIPT, preset, "-s", data, "--iterations", "6000", "--no_amp"))
     words = trained(machine)
-    assert words == ["-s", data, "-m", f"output/{preset}_head 306", *RIGGED, "--interval", "60000", "--preset", preset,
-                     "--iterations", "6000", "--no_amp"]
+    assert words == [
+        "-s",
+        data,
+        "-m",
+        f"output/{preset}_head 306",
+        *RIGGED,
+        "--interval",
+        "60000",
+        "--preset",
+        preset,
+        "--iterations",
+        "6000",
+        "--no_amp",
+    ]
     options = parse_train(words)
     assert options.innovations.preset == preset and not options.innovations.use_amp
     assert options.optimization.iterations == 6000 and options.model.eval and options.model.bind_to_mesh
 
 
-@pytest.mark.parametrize("line", ["-s here -m out", "-mout -shere", "-m=out -s=here",
-                                  "--model_path=out --source_path here",
-                                  "-s no -m no --model_path out --source_path=here"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-s here -m out",
+        "-mout -shere",
+        "-m=out -s=here",
+        "--model_path=out --source_path here",
+        "-s no -m no --model_path out --source_path=here",
+    ],
+)
 def test_typed_folders_win_in_every_spelling(machine: Machine, line: str) -> None:
     (machine.repository / "here").mkdir()
     succeeded(machine.run(SCRIPT, "ultra", *line.split(), "--seed", "3", SUBJECT="306", DATA_DIR="elsewhere"))
@@ -102,16 +130,19 @@ def test_the_status_of_the_training_is_passed_on(machine: Machine, data: str) ->
     assert stopped.returncode == 130 and "Pictures and metrics" not in stopped.stdout
 
 
-@pytest.mark.parametrize(("words", "variables", "told"), [
-    ("balanced", {"SUBJECT": "306"}, ["SUBJECT is 306", "DATA_DIR", "-s"]),
-    ("balanced", {"SUBJECT": "306", "DATA_DIR": "data/306"}, ["SUBJECT is 306", "no folder data/306", "DATA_DIR"]),
-    ("balanced", {}, ["DATA_DIR", "-s"]),
-    ("balanced -s nowhere", {}, ["no folder nowhere", "-s"]),
-    ("balanced -m out -s", {}, ["-s needs a value"]),
-    ("balanced --model_path=", {}, ["--model_path is empty"]),
-    ("demo -s mine", {}, ["balanced -s mine"]),
-    ("fancy -s mine", {}, ["unknown mode 'fancy'", "balanced, ultra, quality, baseline, demo"]),
-])
+@pytest.mark.parametrize(
+    ("words", "variables", "told"),
+    [
+        ("balanced", {"SUBJECT": "306"}, ["SUBJECT is 306", "DATA_DIR", "-s"]),
+        ("balanced", {"SUBJECT": "306", "DATA_DIR": "data/306"}, ["SUBJECT is 306", "no folder data/306", "DATA_DIR"]),
+        ("balanced", {}, ["DATA_DIR", "-s"]),
+        ("balanced -s nowhere", {}, ["no folder nowhere", "-s"]),
+        ("balanced -m out -s", {}, ["-s needs a value"]),
+        ("balanced --model_path=", {}, ["--model_path is empty"]),
+        ("demo -s mine", {}, ["balanced -s mine"]),
+        ("fancy -s mine", {}, ["unknown mode 'fancy'", "balanced, ultra, quality, baseline, demo"]),
+    ],
+)
 def test_mistakes_are_one_sentence(machine: Machine, words: str, variables: dict[str, str], told: list[str]) -> None:
     refused(machine.run(SCRIPT, *words.split(), **variables), *told)
     assert not machine.calls()
@@ -131,9 +162,15 @@ def talk(machine: Machine, *answers: tuple[str, str], cwd: Path | None = None, *
     """
     machine.log.write_text("")
     master, slave = pty.openpty()
-    process = subprocess.Popen([str(machine.repository / SCRIPT)], cwd=cwd or machine.repository, stdin=slave,
-                               stdout=slave, stderr=slave, start_new_session=True,
-                               env={**machine.variables, "TERM": "dumb", **variables})
+    process = subprocess.Popen(
+        [str(machine.repository / SCRIPT)],
+        cwd=cwd or machine.repository,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        env={**machine.variables, "TERM": "dumb", **variables},
+    )
     os.close(slave)
     shown, seen = "", 0
     waiting, deadline = list(answers), time.monotonic() + 60
@@ -157,24 +194,43 @@ def talk(machine: Machine, *answers: tuple[str, str], cwd: Path | None = None, *
     return process.wait(10), shown.replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize(("number", "preset"), [("1", "balanced"), ("2", "ultra"), ("3", "quality"), ("4", "baseline"),
-                                                ("", "balanced")])
+@pytest.mark.parametrize(
+    ("number", "preset"), [("1", "balanced"), ("2", "ultra"), ("3", "quality"), ("4", "baseline"), ("", "balanced")]
+)
 def test_the_menu(machine: Machine, data: str, number: str, preset: str) -> None:
     status, shown = talk(machine, ("1 to 4 [1]: ", f"{number}\n"), ("data set: ", f"{data}\n"))
     assert status == 0, shown
     lines = shown.splitlines()
     assert [line.split() for line in lines[1:5]] == [
-        ["1", "Balanced"], ["2", "Ultra-Efficient"], ["3", "Quality-First"], ["4", "Baseline"]]
-    assert trained(machine) == ["-s", data, "-m", f"output/{preset}_head 306", *RIGGED, "--interval", "60000",
-                                "--preset", preset]
+        ["1", "Balanced"],
+        ["2", "Ultra-Efficient"],
+        ["3", "Quality-First"],
+        ["4", "Baseline"],
+    ]
+    assert trained(machine) == [
+        "-s",
+        data,
+        "-m",
+        f"output/{preset}_head 306",
+        *RIGGED,
+        "--interval",
+        "60000",
+        "--preset",
+        preset,
+    ]
     assert shlex.split(next(line for line in lines if line.startswith("+ ")))[1:] == machine.calls("train.py")[0]
 
 
 def test_wrong_answers_are_asked_again_and_the_environment_is_offered(machine: Machine, data: str) -> None:
-    status, shown = talk(machine, ("[1]: ", "5\n"), ("There is no '5' in the list.\r\n1 to 4 [1]: ", "3\n"),
-                         (f"data set [{data}]: ", "nowhere\n"),
-                         (f"There is no folder 'nowhere'.\r\nFolder of the data set [{data}]: ", "\n"),
-                         SUBJECT="306", DATA_DIR=data)
+    status, shown = talk(
+        machine,
+        ("[1]: ", "5\n"),
+        ("There is no '5' in the list.\r\n1 to 4 [1]: ", "3\n"),
+        (f"data set [{data}]: ", "nowhere\n"),
+        (f"There is no folder 'nowhere'.\r\nFolder of the data set [{data}]: ", "\n"),
+        SUBJECT="306",
+        DATA_DIR=data,
+    )
     assert status == 0, shown
     assert trained(machine)[:4] == ["-s", data, "-m", "output/quality_306"]
 
@@ -212,8 +268,12 @@ def test_the_demo_twice(machine: Machine) -> None:
     assert training[training.index("--preset") + 1] == "balanced" and "--scale_schedule" in training
     assert training[-4:] == ["--start_checkpoint", "auto", "--lambda_dssim", "0.3"]
     assert rendering[:6] == ["python", "render.py", "-m", f"{root}/model", "--iteration", "4000"]
-    for path in ("val/ours_4000/renders", "test/ours_4000/renders", "val/ours_4000/renders.mp4",
-                 "test/ours_4000/comparison.png"):
+    for path in (
+        "val/ours_4000/renders",
+        "test/ours_4000/renders",
+        "val/ours_4000/renders.mp4",
+        "test/ours_4000/comparison.png",
+    ):
         assert f" {root}/model/{path}" in out
     assert "*" not in out
 
@@ -235,8 +295,11 @@ def test_a_demo_that_was_stopped_goes_on(machine: Machine) -> None:
 def test_the_folder_is_relative_to_the_caller(machine: Machine, tmp_path: Path, name: str) -> None:
     machine.active_python("requirements.txt")
     folder = tmp_path / "an absolute place" if name == "/absolute" else machine.elsewhere / name
-    out = succeeded(machine.run("train_efficient.sh", "demo", cwd=machine.elsewhere,
-                                DEMO_DIR=str(folder) if name == "/absolute" else name))
+    out = succeeded(
+        machine.run(
+            "train_efficient.sh", "demo", cwd=machine.elsewhere, DEMO_DIR=str(folder) if name == "/absolute" else name
+        )
+    )
     assert f"Video:      {folder}/model/val/ours_4000/renders.mp4" in out
     assert not (machine.repository / "output").exists()
 
@@ -280,7 +343,11 @@ def test_help_from_another_folder(machine: Machine, arguments: list[str]) -> Non
 
 def test_called_by_a_relative_path_where_CDPATH_is_set(machine: Machine) -> None:
     (machine.elsewhere / machine.repository.name).mkdir()
-    result = subprocess.run(["bash", f"{machine.repository.name}/train_efficient.sh", "help"], text=True,
-                            cwd=machine.repository.parent, capture_output=True,
-                            env={**machine.variables, "CDPATH": str(machine.elsewhere)})
+    result = subprocess.run(
+        ["bash", f"{machine.repository.name}/train_efficient.sh", "help"],
+        text=True,
+        cwd=machine.repository.parent,
+        capture_output=True,
+        env={**machine.variables, "CDPATH": str(machine.elsewhere)},
+    )
     assert "train_efficient.sh demo" in succeeded(result)

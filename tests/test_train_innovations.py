@@ -28,11 +28,37 @@ from utils.errors import UserError
 TIMESTEPS = [3, 4, 7, 9]  # the last one is the test sequence
 STEPS = 90
 # Checkpoints at 30, 60 and 90; a switch of resolution and densifications on both sides of each.
-SCHEDULE = ("--iterations", STEPS, "--interval", 30, "--densify_from_iter", 5, "--densification_interval", 10,
-            "--opacity_reset_interval", 50, "--densify_until_iter", 85, "--densify_grad_threshold", 1e-4,
-            "--sh_increase_interval", 20)
-EVERYTHING = ("--preset", "balanced", "--color_per_camera", "--batch_views", 2, "--max_gaussians", 500,
-              "--resolution_milestones", "20,45", "--lr_cooldown", 0.5)
+SCHEDULE = (
+    "--iterations",
+    STEPS,
+    "--interval",
+    30,
+    "--densify_from_iter",
+    5,
+    "--densification_interval",
+    10,
+    "--opacity_reset_interval",
+    50,
+    "--densify_until_iter",
+    85,
+    "--densify_grad_threshold",
+    1e-4,
+    "--sh_increase_interval",
+    20,
+)
+EVERYTHING = (
+    "--preset",
+    "balanced",
+    "--color_per_camera",
+    "--batch_views",
+    2,
+    "--max_gaussians",
+    500,
+    "--resolution_milestones",
+    "20,45",
+    "--lr_cooldown",
+    0.5,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,8 +96,9 @@ def until(finished: Path, step: int, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("step", [30, 60])
-def test_resumed_with_everything_on_it_ends_bit_identical(finished: Path, capture: Path, tmp_path: Path,
-                                                          step: int) -> None:
+def test_resumed_with_everything_on_it_ends_bit_identical(
+    finished: Path, capture: Path, tmp_path: Path, step: int
+) -> None:
     model = until(finished, step, tmp_path / "model")
     run(capture, model, "--quiet", *EVERYTHING, "--start_checkpoint", "auto")
     assert_same_run(finished, model, STEPS)
@@ -95,8 +122,19 @@ def test_the_saved_avatar_with_its_colours_is_the_measured_one(finished: Path, t
 
 
 def test_what_is_said_and_how_much_it_grows(capture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = run(capture, tmp_path / "model", "--preset", "ultra", "--use_progressive_resolution",
-                  "--resolution_milestones", "20,45", "--max_gaussians", 400, "--densify_floor", 0)
+    results = run(
+        capture,
+        tmp_path / "model",
+        "--preset",
+        "ultra",
+        "--use_progressive_resolution",
+        "--resolution_milestones",
+        "20,45",
+        "--max_gaussians",
+        400,
+        "--densify_floor",
+        0,
+    )
     told = capsys.readouterr().out
     assert "[ITER 20] Switching to resolution scale 0.75" in told
     assert "[ITER 45] Switching to resolution scale 1" in told
@@ -107,9 +145,21 @@ def test_what_is_said_and_how_much_it_grows(capture: Path, tmp_path: Path, capsy
 def test_switched_off_they_leave_no_trace(capture: Path, tmp_path: Path) -> None:
     """Every part of a preset switched off again is the plain run, bit for bit."""
     run(capture, tmp_path / "plain", "--quiet")
-    run(capture, tmp_path / "off", "--quiet", "--preset", "balanced", "--no_region_adaptive_loss",
-        "--no_smart_densification", "--no_progressive_resolution", "--no_color_calibration", "--no_amp",
-        "--no_warm_start", "--lr_cooldown", 0)
+    run(
+        capture,
+        tmp_path / "off",
+        "--quiet",
+        "--preset",
+        "balanced",
+        "--no_region_adaptive_loss",
+        "--no_smart_densification",
+        "--no_progressive_resolution",
+        "--no_color_calibration",
+        "--no_amp",
+        "--no_warm_start",
+        "--lr_cooldown",
+        0,
+    )
     assert_same_run(tmp_path / "plain", tmp_path / "off", STEPS)
     assert not list(tmp_path.rglob("color_calibration.pt"))
 
@@ -125,14 +175,16 @@ def test_looking_for_bad_steps_and_an_untrained_network_change_nothing(capture: 
     run(capture, tmp_path / "color", *flags, "--use_color_calibration", "--color_lr", 0)
     # Not the rotations: of a ball their gradient is rounding, of which Adam sees the sign.
     for name in ("opacity", "features_dc"):
-        torch.testing.assert_close(gaussians(tmp_path / "color", 3)[name], gaussians(tmp_path / "short", 3)[name],
-                                   rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            gaussians(tmp_path / "color", 3)[name], gaussians(tmp_path / "short", 3)[name], rtol=1e-3, atol=1e-4
+        )
 
 
 def test_gradients_of_the_views_of_a_step_are_averaged(capture: Path, tmp_path: Path) -> None:
     """Adam's first moment after one step is a tenth of the gradient: against that of the mean loss, made by hand."""
-    options = parse_train(rigged_flags(capture, tmp_path / "model", "--threads", 1, "--iterations", 1, "--quiet",
-                                       "--batch_views", 3))
+    options = parse_train(
+        rigged_flags(capture, tmp_path / "model", "--threads", 1, "--iterations", 1, "--quiet", "--batch_views", 3)
+    )
     train.train(options)
     state = checkpoint.load(tmp_path / "model" / "chkpnt1.pth")
     views = state["sampler"]["order"][:3].tolist()
@@ -146,8 +198,11 @@ def test_gradients_of_the_views_of_a_step_are_averaged(capture: Path, tmp_path: 
         camera = dataset.train[view].camera
         world, vertices = avatar(camera.timestep)
         out = draw(world, camera, torch.ones(3), sh_degree=0, rasterize=rasterize)
-        loss = sum(train.compute_losses(options.optimization, avatar, world, vertices, out, out.image,
-                                        images.image(view, "cpu"), None).values())
+        loss = sum(
+            train.compute_losses(
+                options.optimization, avatar, world, vertices, out, out.image, images.image(view, "cpu"), None
+            ).values()
+        )
         (gradient,) = torch.autograd.grad(loss, out.means2d, retain_graph=True)
         statistic = statistic + gradient.norm(dim=1)
         total = total + loss / 3
@@ -163,21 +218,56 @@ def test_an_ultra_run_goes_on_under_quality_flags(capture: Path, tmp_path: Path)
     """New parts begin as the identity, region weights may change."""
     model = tmp_path / "model"
     run(capture, model, "--quiet", "--preset", "ultra", "--iterations", 30)
-    run(capture, model, "--quiet", "--preset", "quality", "--iterations", 31, "--color_lr", 0, "--start_checkpoint",
-        "auto")
+    run(
+        capture,
+        model,
+        "--quiet",
+        "--preset",
+        "quality",
+        "--iterations",
+        31,
+        "--color_lr",
+        0,
+        "--start_checkpoint",
+        "auto",
+    )
     color = ColorCalibration.load(model / "point_cloud" / "iteration_31" / "color_calibration.pt")
     image = torch.rand(3, 5, 6)
     torch.testing.assert_close(color(image, "00"), image)
-    results = run(capture, model, "--quiet", "--preset", "quality", "--region_weight_eyes", 3, "--iterations", 40,
-                  "--start_checkpoint", "auto")
+    results = run(
+        capture,
+        model,
+        "--quiet",
+        "--preset",
+        "quality",
+        "--region_weight_eyes",
+        3,
+        "--iterations",
+        40,
+        "--start_checkpoint",
+        "auto",
+    )
     assert results["iterations"] == 40
 
 
 def test_poses_of_the_test_sequence_are_refined(capture: Path, tmp_path: Path) -> None:
-    cameras = sorted({view.camera_index for view in load_dataset(
-        capture, bind_to_mesh=True, eval_split=True, white_background=True).test})
-    results = run(capture, tmp_path / "model", "--quiet", "--preset", "ultra", "--refine_test_poses", 10,
-                  "--refine_cameras", cameras[0])
+    cameras = sorted(
+        {
+            view.camera_index
+            for view in load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True).test
+        }
+    )
+    results = run(
+        capture,
+        tmp_path / "model",
+        "--quiet",
+        "--preset",
+        "ultra",
+        "--refine_test_poses",
+        10,
+        "--refine_cameras",
+        cameras[0],
+    )
     assert list(results["metrics"]) == ["val", "test", "test_as_tracked", "test_refined"]
     with pytest.raises(UserError, match="--refine_cameras 77"):
         run(capture, tmp_path / "other", "--quiet", "--refine_test_poses", 10, "--refine_cameras", 77)
@@ -186,12 +276,19 @@ def test_poses_of_the_test_sequence_are_refined(capture: Path, tmp_path: Path) -
 
 def test_a_warm_start_begins_nearer(capture: Path, tmp_path: Path) -> None:
     """After one iteration, which moves next to nothing: what the start alone is worth."""
-    first = [run(capture, tmp_path / name, "--quiet", "--iterations", 1, *flags)["metrics"]["val"]["psnr"]
-             for name, flags in (("cold", ()), ("warm", ("--use_warm_start",)))]
+    first = [
+        run(capture, tmp_path / name, "--quiet", "--iterations", 1, *flags)["metrics"]["val"]["psnr"]
+        for name, flags in (("cold", ()), ("warm", ("--use_warm_start",)))
+    ]
     assert first[1] > first[0] + 1
     with pytest.raises(UserError, match="--use_warm_start"):
-        train.warm_up(_unbound(), train.build_warm_start(parse_train(
-            rigged_flags(capture, tmp_path / "x", "--use_warm_start")).innovations), [], lambda index: None, (1, 1, 1))
+        train.warm_up(
+            _unbound(),
+            train.build_warm_start(parse_train(rigged_flags(capture, tmp_path / "x", "--use_warm_start")).innovations),
+            [],
+            lambda index: None,
+            (1, 1, 1),
+        )
 
 
 def _unbound() -> Any:
@@ -210,11 +307,18 @@ def test_the_weighted_loss_is_what_trains(capture: Path, tmp_path: Path) -> None
     assert not torch.equal(other, plain)
 
 
-@pytest.mark.parametrize("flags, faintest", [
-    ([], 0.005), (["--use_warm_start"], 0.05), (["--use_warm_start", "--warm_prune_opacity", "0.2"], 0.2),
-    (["--use_warm_start", "--no_warm_skip_resets"], 0.005)])
-def test_faint_gaussians_go_sooner_where_nothing_is_reset(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                          flags: list[str], faintest: float) -> None:
+@pytest.mark.parametrize(
+    "flags, faintest",
+    [
+        ([], 0.005),
+        (["--use_warm_start"], 0.05),
+        (["--use_warm_start", "--warm_prune_opacity", "0.2"], 0.2),
+        (["--use_warm_start", "--no_warm_skip_resets"], 0.005),
+    ],
+)
+def test_faint_gaussians_go_sooner_where_nothing_is_reset(
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], faintest: float
+) -> None:
     """A reset lowers all opacities to 0.01: a higher limit would then empty the avatar."""
     seen: list[float] = []
 

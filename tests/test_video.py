@@ -108,7 +108,7 @@ def test_png_errors_reach_the_caller(tmp_path: Path) -> None:
 def test_heat_map_gets_lighter_and_saturates() -> None:
     colours = images.heat_map(torch.linspace(0, 2, 201)[None], top=1.0)
     assert colours.shape == (3, 1, 201)
-    lightness = (torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None] * colours ** 2.2).sum(0)[0]
+    lightness = (torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None] * colours**2.2).sum(0)[0]
     assert (lightness[1:101] > lightness[:100]).all()
     assert torch.equal(lightness[100:], lightness[100:101].expand(101))
     assert torch.allclose(colours[:, 0, 0], torch.tensor(images.MAGMA[0]))

@@ -68,8 +68,9 @@ def test_a_sphere_shows_the_cap_before_its_tangent_cone(twin: str) -> None:
     assert seen.visible[height > 1 / 3 + 0.02].all()
     assert not seen.visible[height < 1 / 3 - 0.02].any()
     centre = vertices[faces].mean(dim=1) + torch.tensor([0.0, 0.0, 3.0])
-    expected = -(torch.nn.functional.normalize(vertices[faces].mean(dim=1), dim=1)
-                 * torch.nn.functional.normalize(centre, dim=1)).sum(dim=1)
+    expected = -(
+        torch.nn.functional.normalize(vertices[faces].mean(dim=1), dim=1) * torch.nn.functional.normalize(centre, dim=1)
+    ).sum(dim=1)
     assert torch.allclose(seen.facing, expected, atol=0.01)
     # The ray through the image's middle meets the sphere at depth 2.
     assert seen.depth[23:25, 31:33].mean().item() == pytest.approx(2.0, abs=0.01)
@@ -90,7 +91,7 @@ def test_what_is_before_hides_and_what_is_beside_does_not(twin: str) -> None:
 def test_crossing_sheets_show_each_its_nearer_half(twin: str) -> None:
     flat, faces = patch(2.0, half=0.5, pieces=20)
     tilted = flat.clone()
-    tilted[:, 2] += 0.4 * tilted[:, 0]                    # behind where x > 0, before where x < 0
+    tilted[:, 2] += 0.4 * tilted[:, 0]  # behind where x > 0, before where x < 0
     seen = see(front_camera(), *joined((flat, faces), (tilted, faces)), 48, 64)
     x = flat[faces].mean(dim=1)[:, 0]
     away = x.abs() > 0.02
@@ -165,9 +166,15 @@ def broken_meshes() -> dict[str, tuple[Tensor, Tensor]]:
     inf[40, 0] = torch.inf
     behind[:30, 2] = -1.0
     flat[:] = vertices[40]
-    return {"nan": (nan, faces), "inf": (inf, faces), "behind": (behind, faces), "all one point": (flat, faces),
-            "far": (vertices * torch.tensor([1e30, 1e30, 1.0]), faces),
-            "at the camera": (vertices * torch.tensor([1, 1, 0.0]), faces), "none": (vertices, faces[:0])}
+    return {
+        "nan": (nan, faces),
+        "inf": (inf, faces),
+        "behind": (behind, faces),
+        "all one point": (flat, faces),
+        "far": (vertices * torch.tensor([1e30, 1e30, 1.0]), faces),
+        "at the camera": (vertices * torch.tensor([1, 1, 0.0]), faces),
+        "none": (vertices, faces[:0]),
+    }
 
 
 @pytest.mark.parametrize("kind", broken_meshes())

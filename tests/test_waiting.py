@@ -47,14 +47,23 @@ class NoWaiting(TorchDispatchMode):
 
 def _foreign(function: Callable[..., Any]) -> Callable[..., Any]:
     """A stand-in may do what the real package does in its own kernels."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
             return function(*args, **kwargs)
+
     return call
 
 
-@pytest.mark.parametrize("waits", [lambda: torch.tensor([1.0]), lambda: torch.ones(2).new_tensor([1.0]),
-                                   lambda: torch.ones(1).item(), lambda: torch.ones(2)[torch.ones(2) > 0]])
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda: torch.tensor([1.0]),
+        lambda: torch.ones(2).new_tensor([1.0]),
+        lambda: torch.ones(1).item(),
+        lambda: torch.ones(2)[torch.ones(2) > 0],
+    ],
+)
 def test_waiting_is_noticed(waits: Callable[[], Any]) -> None:
     with pytest.raises(AssertionError), NoWaiting():
         waits()
@@ -97,8 +106,9 @@ def test_dgr_adapter_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rig_in_pytorch_does_not_wait() -> None:
     generator = torch.Generator().manual_seed(5)
-    vertices, xyz, scaling = (torch.randn(9, 3, generator=generator, dtype=torch.float64).requires_grad_()
-                              for _ in range(3))
+    vertices, xyz, scaling = (
+        torch.randn(9, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)
+    )
     rotation = torch.randn(9, 4, generator=generator, dtype=torch.float64).requires_grad_()
     opacity = torch.randn(9, 1, generator=generator, dtype=torch.float64).requires_grad_()
     faces = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 0, 1]])
@@ -132,17 +142,36 @@ class Watchman:
 
 
 SETTLE, WATCHED = 8, 8  # iterations; there are six views
-FLAGS_OF_LOSSES = [[], ["--metric_xyz", "--metric_scale"],
-                   ["--lambda_dynamic_offset", "1", "--lambda_dynamic_offset_std", "1", "--lambda_laplacian", "1"]]
+FLAGS_OF_LOSSES = [
+    [],
+    ["--metric_xyz", "--metric_scale"],
+    ["--lambda_dynamic_offset", "1", "--lambda_dynamic_offset_std", "1", "--lambda_laplacian", "1"],
+]
 
 
 def watch_training(folder: Path, names: set[str], watch: Callable[[], Any], *flags: str) -> None:
     """Trains for a few iterations, between two densifications, with the stages `names` watched."""
     capture = write_capture(folder / "capture", [3, 4, 7, 9], size=(32, 48))
     watchman = Watchman(names, SETTLE, watch)
-    train.train(parse_train(rigged_flags(
-        capture, folder / "model", "--threads", 1, "--quiet", "--iterations", SETTLE + WATCHED, "--densify_from_iter",
-        100, "--densify_until_iter", 200, *flags)), watchman)
+    train.train(
+        parse_train(
+            rigged_flags(
+                capture,
+                folder / "model",
+                "--threads",
+                1,
+                "--quiet",
+                "--iterations",
+                SETTLE + WATCHED,
+                "--densify_from_iter",
+                100,
+                "--densify_until_iter",
+                200,
+                *flags,
+            )
+        ),
+        watchman,
+    )
     assert watchman.watched == WATCHED * len(names)
 
 
@@ -150,7 +179,7 @@ def watch_training(folder: Path, names: set[str], watch: Callable[[], Any], *fla
 def test_training_in_pytorch_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
     monkeypatch.setattr(native, "available", lambda: False)  # then all of it takes the way it takes on a GPU
-    monkeypatch.setattr(amp, "_not_finite", amp._flag)       # and this, which is a plain bool on a CPU
+    monkeypatch.setattr(amp, "_not_finite", amp._flag)  # and this, which is a plain bool on a CPU
     # "forward" is the reference, which waits; the real backends do so too, for the number of tiles hit.
     # "report" reads its means now and then: tests/test_report.py.
     watch_training(tmp_path, {"data", "avatar", "loss", "backward", "optimizer", "density"}, NoWaiting, *flags)

@@ -17,8 +17,9 @@ POSES = (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), (
 
 def rigged_flags(capture: Path, model: Path, *more: object) -> list[str]:
     """The command line of a training run on `write_capture`'s files."""
-    return [str(word) for word in ("-s", capture, "-m", model, "--eval", "--bind_to_mesh", "-w", "--device", "cpu",
-                                   *more)]
+    return [
+        str(word) for word in ("-s", capture, "-m", model, "--eval", "--bind_to_mesh", "-w", "--device", "cpu", *more)
+    ]
 
 
 def look_at(position: np.ndarray, target: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:
@@ -32,8 +33,9 @@ def look_at(position: np.ndarray, target: tuple[float, float, float] = (0.0, 0.0
     return pose
 
 
-def pixel_rays(pose: np.ndarray, size: tuple[int, int], focal: tuple[float, float], centre: tuple[float, float],
-               samples: int = 1) -> np.ndarray:
+def pixel_rays(
+    pose: np.ndarray, size: tuple[int, int], focal: tuple[float, float], centre: tuple[float, float], samples: int = 1
+) -> np.ndarray:
     """[height * samples, width * samples, 3] directions in world space, of length 1 along the camera's axis."""
     x, y = ((np.arange(side * samples) + 0.5) / samples for side in size)
     across, down = np.meshgrid((x - centre[0]) / focal[0], (y - centre[1]) / focal[1])
@@ -43,7 +45,7 @@ def pixel_rays(pose: np.ndarray, size: tuple[int, int], focal: tuple[float, floa
 def hit_ellipsoid(origin: np.ndarray, rays: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """[...] distance along the rays to an ellipsoid around the world's origin, infinite where they miss it."""
     start, step = origin / radii, rays / radii
-    a, b, c = (step ** 2).sum(-1), (step @ start), start @ start - 1.0
+    a, b, c = (step**2).sum(-1), (step @ start), start @ start - 1.0
     root = b * b - a * c
     return np.where(root >= 0, (-b - np.sqrt(np.maximum(root, 0))) / a, np.inf)
 
@@ -71,14 +73,22 @@ def write_head_model(path: Path) -> None:
     modes[:, 1, 1] = vertices[:, 1]
     weights = np.zeros((count, 5))
     weights[:, 0] = 1.0
-    model = {"v_template": vertices, "f": np.asarray(BALL.faces), "shapedirs": modes, "n_shape": 1,
-             "posedirs": np.zeros((count, 3, 36)), "J_regressor": np.full((5, count), 1.0 / count), "weights": weights,
-             "kintree_table": np.array([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]])}
+    model = {
+        "v_template": vertices,
+        "f": np.asarray(BALL.faces),
+        "shapedirs": modes,
+        "n_shape": 1,
+        "posedirs": np.zeros((count, 3, 36)),
+        "J_regressor": np.full((5, count), 1.0 / count),
+        "weights": weights,
+        "kintree_table": np.array([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]]),
+    }
     path.write_bytes(pickle.dumps(model))
 
 
-def write_capture(folder: Path, timesteps: list[int], shape: float = 0.0, taller: float = 0.3,
-                  size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
+def write_capture(
+    folder: Path, timesteps: list[int], shape: float = 0.0, taller: float = 0.3, size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> Path:
     """Two training cameras (0 and 2), camera 1 for val, the last timestep for test; row n is n x `taller` higher."""
     (folder / "flame_param").mkdir(parents=True)
     (folder / "images").mkdir()
@@ -88,8 +98,12 @@ def write_capture(folder: Path, timesteps: list[int], shape: float = 0.0, taller
     np.savez(folder / "canonical_flame_param.npz", **zero, **identity, expr=np.zeros((1, 1), np.float32))
     frames: dict[str, list] = {"train": [], "val": [], "test": []}
     for number, timestep in enumerate(timesteps):
-        np.savez(folder / "flame_param" / f"{timestep:05d}.npz", **zero, **identity,
-                 expr=np.full((1, 1), taller * number, np.float32))
+        np.savez(
+            folder / "flame_param" / f"{timestep:05d}.npz",
+            **zero,
+            **identity,
+            expr=np.full((1, 1), taller * number, np.float32),
+        )
         radii = 0.1 * np.array([1 + shape, 1 + shape + taller * number, 1 + shape])
         for camera in range(3):
             name = f"{timestep:05d}_{camera:02d}"
@@ -97,13 +111,27 @@ def write_capture(folder: Path, timesteps: list[int], shape: float = 0.0, taller
             pose = look_at(0.6 * np.array([np.sin(angle), 0.0, np.cos(angle)]))
             split = "test" if timestep == timesteps[-1] else "val" if camera == 1 else "train"
             # The principal point is off the centre, and pixels are not square.
-            frame = {"w": size[0], "h": size[1], "fl_x": 60.0, "fl_y": 62.0, "cx": size[0] / 2 - 1.5,
-                     "cy": size[1] / 2 + 0.5}
+            frame = {
+                "w": size[0],
+                "h": size[1],
+                "fl_x": 60.0,
+                "fl_y": 62.0,
+                "cx": size[0] / 2 - 1.5,
+                "cy": size[1] / 2 + 0.5,
+            }
             Image.fromarray(photograph(pose, radii, frame)).save(folder / "images" / f"{name}.png")
-            frames[split].append({
-                **frame, "timestep_index": timestep, "timestep_id": str(timestep), "camera_index": camera,
-                "camera_id": str(100 + camera), "file_path": f"images/{name}.png", "transform_matrix": pose.tolist(),
-                "flame_param_path": f"flame_param/{timestep:05d}.npz"})
+            frames[split].append(
+                {
+                    **frame,
+                    "timestep_index": timestep,
+                    "timestep_id": str(timestep),
+                    "camera_index": camera,
+                    "camera_id": str(100 + camera),
+                    "file_path": f"images/{name}.png",
+                    "transform_matrix": pose.tolist(),
+                    "flame_param_path": f"flame_param/{timestep:05d}.npz",
+                }
+            )
     for split, entries in frames.items():
         (folder / f"transforms_{split}.json").write_text(json.dumps({"frames": entries}))
     return folder

@@ -25,7 +25,7 @@ def toy_arrays(vertices: int = 40, faces: int = 60, modes: int = 400, seed: int 
         "posedirs": rng.normal(size=(vertices, 3, 36)) * 0.002,
         "J_regressor": sparse.csc_matrix(regressor / regressor.sum(1, keepdims=True)),
         "weights": weights / weights.sum(1, keepdims=True),
-        "kintree_table": np.array([[2 ** 32 - 1, 0, 1, 1, 1], [0, 1, 2, 3, 4]], dtype=np.uint32),
+        "kintree_table": np.array([[2**32 - 1, 0, 1, 1, 1], [0, 1, 2, 3, 4]], dtype=np.uint32),
         "bs_style": "lbs",
     }
 
@@ -38,9 +38,16 @@ def write_pickle(path: Path, content: Any, protocol: int = 2) -> Path:
 def toy_head(vertices: int = 40, faces: int = 60, n_shape: int = 4, n_expr: int = 6, seed: int = 0) -> HeadModel:
     """A random head model with `n_shape` + `n_expr` modes."""
     arrays = toy_arrays(vertices, faces, n_shape + n_expr, seed)
-    tensors = {key: torch.from_numpy(np.asarray(value)).float() for key, value in arrays.items()
-               if isinstance(value, np.ndarray) and key in ("v_template", "shapedirs", "posedirs", "weights")}
+    tensors = {
+        key: torch.from_numpy(np.asarray(value)).float()
+        for key, value in arrays.items()
+        if isinstance(value, np.ndarray) and key in ("v_template", "shapedirs", "posedirs", "weights")
+    }
     modes = tensors.pop("shapedirs")
-    return HeadModel(faces=torch.from_numpy(arrays["f"].astype(np.int64)), shapedirs=modes[..., :n_shape],
-                     exprdirs=modes[..., n_shape:],
-                     joint_regressor=torch.from_numpy(arrays["J_regressor"].toarray()).float(), **tensors)
+    return HeadModel(
+        faces=torch.from_numpy(arrays["f"].astype(np.int64)),
+        shapedirs=modes[..., :n_shape],
+        exprdirs=modes[..., n_shape:],
+        joint_regressor=torch.from_numpy(arrays["J_regressor"].toarray()).float(),
+        **tensors,
+    )

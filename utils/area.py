@@ -13,9 +13,9 @@ from utils import native
 
 def area_reduce(
     image: Tensor,  # [C, H, W] uint8, any device
-    height: int,    # 1..H
-    width: int,     # 1..W
-) -> Tensor:        # [C, height, width] uint8, same device
+    height: int,  # 1..H
+    width: int,  # 1..W
+) -> Tensor:  # [C, height, width] uint8, same device
     """`image` on a grid of `width` x `height` pixels over the same picture, rounded to bytes.
 
     The grid is that of `Camera.resized`: pixel j of n covers [j, j + 1) * W / n,
@@ -34,9 +34,15 @@ def area_reduce(
     if image.device.type == "cpu" and native.available():
         image = image.contiguous()
         out = torch.empty(image.shape[0], height, width, dtype=torch.uint8)
-        native.check(native.library().area_reduce(
-            native.pointer(image, torch.uint8), *map(ctypes.c_int64, image.shape), native.pointer(out, torch.uint8),
-            ctypes.c_int64(height), ctypes.c_int64(width)))
+        native.check(
+            native.library().area_reduce(
+                native.pointer(image, torch.uint8),
+                *map(ctypes.c_int64, image.shape),
+                native.pointer(out, torch.uint8),
+                ctypes.c_int64(height),
+                ctypes.c_int64(width),
+            )
+        )
         return out
     rows, columns = _shares(image.shape[1], height, image.device), _shares(image.shape[2], width, image.device)
     with torch.autocast(image.device.type, enabled=False):

@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.report import Reporter
 
 LIMIT = 20  # in a row: neither one bad view nor a gradient scaler that looks for its scale (16 at most) gets there
-TOLD = 10   # so many are told one by one
+TOLD = 10  # so many are told one by one
 NAMED = 10  # so many views are named at once
 
 
@@ -36,8 +36,8 @@ class BadSteps:
         self._reporter = reporter
         self._last_checkpoint = last_checkpoint
         self._unread: list[tuple[int, Sequence[str], Tensor]] = []
-        self._views: Counter[str] = Counter()      # how often each was in a bad step
-        self._row: list[tuple[int, str]] = []      # iterations and views since the last good step
+        self._views: Counter[str] = Counter()  # how often each was in a bad step
+        self._row: list[tuple[int, str]] = []  # iterations and views since the last good step
         self.count = 0
 
     def note(self, step: int, views: Sequence[str], bad: Tensor | bool) -> None:
@@ -71,8 +71,10 @@ class BadSteps:
         self._reporter.scalars(step, {"steps/left_out": self.count})
         if self.count <= TOLD:
             more = "; further ones are only counted" if self.count == TOLD else ""
-            self._reporter.warn(f"warning: iteration {step} (view {named}) is left out, because its loss or a gradient "
-                                f"is not finite{more}")
+            self._reporter.warn(
+                f"warning: iteration {step} (view {named}) is left out, because its loss or a gradient "
+                f"is not finite{more}"
+            )
         if len(self._row) == LIMIT:
             first = self._row[0][0]
             path = self._last_checkpoint(first - 1)
@@ -82,8 +84,12 @@ class BadSteps:
                 f"the loss or a gradient was not finite in {LIMIT} iterations in a row, {first} to {step} (views "
                 f"{', '.join(recent[:NAMED])}{more}), so the training has failed: lower the learning rates or the "
                 "weights of the losses, or look at these views, then "
-                + (f"go on from the last good checkpoint with --start_checkpoint {path}" if path else
-                   "start again, in another --model_path (there is no checkpoint from before)"))
+                + (
+                    f"go on from the last good checkpoint with --start_checkpoint {path}"
+                    if path
+                    else "start again, in another --model_path (there is no checkpoint from before)"
+                )
+            )
 
     def summary(self) -> dict[str, Any]:
         """For results.json: how many steps were left out, and how often the views most concerned were in them."""

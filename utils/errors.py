@@ -37,11 +37,17 @@ def short_of_memory(error: BaseException) -> str | None:
     """Whose memory ran out, "GPU" or "computer", if that is what `error` says; else None."""
     # By name and text: this module imports no PyTorch, whose allocator for the CPU has no exception of its own.
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, RuntimeError) and (
-            "CUDA error: out of memory" in text or "ALLOC_FAILED" in text):
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, RuntimeError)
+        and ("CUDA error: out of memory" in text or "ALLOC_FAILED" in text)
+    ):
         return "GPU"
-    if isinstance(error, MemoryError) or isinstance(error, (RuntimeError, OSError)) and (
-            "DefaultCPUAllocator: " in text or getattr(error, "errno", None) == errno.ENOMEM):
+    if (
+        isinstance(error, MemoryError)
+        or isinstance(error, (RuntimeError, OSError))
+        and ("DefaultCPUAllocator: " in text or getattr(error, "errno", None) == errno.ENOMEM)
+    ):
         return "computer"
     return None
 
@@ -61,11 +67,17 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except (MemoryError, RuntimeError, OSError) as error:
         place = short_of_memory(error)
         if place is not None:
-            _end(2, f"error: the memory of the {place} ran out ({one_line(error)[:200] or 'no details'}): free some "
-                 "of it, or work at a smaller --resolution")
+            _end(
+                2,
+                f"error: the memory of the {place} ran out ({one_line(error)[:200] or 'no details'}): free some "
+                "of it, or work at a smaller --resolution",
+            )
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            _end(2, f"error: {one_line(error)}: make room on the disk of the output, of its log and of temporary "
-                 "files, and repeat the command")
+            _end(
+                2,
+                f"error: {one_line(error)}: make room on the disk of the output, of its log and of temporary "
+                "files, and repeat the command",
+            )
         raise
     sys.exit(0)
 

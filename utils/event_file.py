@@ -74,8 +74,10 @@ class EventFile:
             if not self._told:
                 self._told = True
                 with contextlib.suppress(OSError):  # it may be the disk of the log, too
-                    print(f"warning: {cannot_write(self.path, error)}; until then the curves wait in memory",
-                          file=sys.stderr)
+                    print(
+                        f"warning: {cannot_write(self.path, error)}; until then the curves wait in memory",
+                        file=sys.stderr,
+                    )
 
     def _write(self) -> None:
         """Writes what waits. Half a record, left by an attempt that failed, is written over by the next."""

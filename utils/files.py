@@ -114,8 +114,12 @@ def locked(folder: str | Path, *, wait: bool) -> Iterator[bool]:
     try:
         _make_folder(folder)
         # A link or a pipe of that name, in a folder from a stranger, is not followed and not waited for.
-        file = open(folder / ".lock", "a", encoding="utf-8",
-                    opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666))
+        file = open(
+            folder / ".lock",
+            "a",
+            encoding="utf-8",
+            opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666),
+        )
     except OSError as error:
         raise UserError(cannot_write(f"to {folder}", error)) from error
     with file:
@@ -140,8 +144,9 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         try:
             stack.enter_context(locked(folder, wait=False))
         except BlockingIOError as error:
-            raise UserError(f"another run is writing into {folder}: wait for its end, or give each its own "
-                            "output folder") from error
+            raise UserError(
+                f"another run is writing into {folder}: wait for its end, or give each its own output folder"
+            ) from error
         remove_leftovers(folder)
         yield
 
@@ -160,8 +165,10 @@ def refuse_ways_out(root: str | Path) -> None:
     for place, folders, _ in os.walk(root):
         for link in (Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))):
             if not link.resolve().is_relative_to(top):
-                raise UserError(f"{link} is a symbolic link that leads out of {root}, and what is written there would "
-                                "follow it: put a folder in its place")
+                raise UserError(
+                    f"{link} is a symbolic link that leads out of {root}, and what is written there would "
+                    "follow it: put a folder in its place"
+                )
 
 
 def remove_leftovers(folder: str | Path) -> None:

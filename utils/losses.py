@@ -15,15 +15,15 @@ from torch import Tensor
 
 from utils import native
 
-WINDOW_RADIUS = 5    # pixels; an 11 x 11 window
-WINDOW_SIGMA = 1.5   # pixels
-C1 = 0.01 ** 2
-C2 = 0.03 ** 2
+WINDOW_RADIUS = 5  # pixels; an 11 x 11 window
+WINDOW_SIGMA = 1.5  # pixels
+C1 = 0.01**2
+C2 = 0.03**2
 
 
 def photometric(
-    image: Tensor,                  # [C, H, W]  0..1 (not clamped)
-    target: Tensor,                 # [C, H, W]
+    image: Tensor,  # [C, H, W]  0..1 (not clamped)
+    target: Tensor,  # [C, H, W]
     weights: Tensor | None = None,  # [1, H, W]  >= 0
 ) -> tuple[Tensor, Tensor]:
     """Mean absolute difference and mean SSIM, two scalars.
@@ -52,9 +52,9 @@ def photometric(
 
 
 def ssim_map(
-    image: Tensor,   # [C, H, W]  0..1
+    image: Tensor,  # [C, H, W]  0..1
     target: Tensor,  # [C, H, W]
-) -> Tensor:         # [C, H, W]
+) -> Tensor:  # [C, H, W]
     """Structural similarity of every pixel (Wang et al. 2004), in the dtype of the images.
 
     11 x 11 Gaussian window, sigma 1.5, zeros outside the image. Written with
@@ -122,10 +122,18 @@ class _NativePhotometric(torch.autograd.Function):
         channels, height, width = image.shape
         gradient = torch.empty_like(image) if ctx.needs_input_grad[0] else None
         sums = (ctypes.c_double * 3)()
-        native.check(_library().ssim_forward(
-            native.pointer(image), native.pointer(target), native.pointer(weights),
-            channels, height, width, sums, native.pointer(gradient),
-        ))
+        native.check(
+            _library().ssim_forward(
+                native.pointer(image),
+                native.pointer(target),
+                native.pointer(weights),
+                channels,
+                height,
+                width,
+                sums,
+                native.pointer(gradient),
+            )
+        )
         absolute, similarity, total = sums
         # "not (<= 0)" and not "> 0": a NaN among the weights must not look like a perfect score.
         used = not total <= 0.0
@@ -139,15 +147,21 @@ class _NativePhotometric(torch.autograd.Function):
         image, target, weights, gradient = ctx.saved_tensors
         out = torch.empty_like(image)
         _library().ssim_backward(
-            native.pointer(image), native.pointer(target), native.pointer(weights), native.pointer(gradient),
-            *image.shape, ctx.scale * grad_l1.item(), ctx.scale * grad_ssim.item(), native.pointer(out),
+            native.pointer(image),
+            native.pointer(target),
+            native.pointer(weights),
+            native.pointer(gradient),
+            *image.shape,
+            ctx.scale * grad_l1.item(),
+            ctx.scale * grad_ssim.item(),
+            native.pointer(out),
         )
         return out, None, None
 
 
 def xyz_regulariser(
-    xyz: Tensor,       # [N, 3]  triangle units, or metres (--metric_xyz)
-    visible: Tensor,   # [N]     bool
+    xyz: Tensor,  # [N, 3]  triangle units, or metres (--metric_xyz)
+    visible: Tensor,  # [N]     bool
     threshold: float,  # in the unit of xyz
 ) -> Tensor:
     """mean over the visible of relu(|mu| - threshold): keeps Gaussians near their triangle.
@@ -158,8 +172,8 @@ def xyz_regulariser(
 
 
 def scale_regulariser(
-    scales: Tensor,    # [N, 3]  triangle units, or metres (--metric_scale); activated, one standard deviation
-    visible: Tensor,   # [N]     bool
+    scales: Tensor,  # [N, 3]  triangle units, or metres (--metric_scale); activated, one standard deviation
+    visible: Tensor,  # [N]     bool
     threshold: float,  # in the unit of scales
 ) -> Tensor:
     """mean over the visible of |relu(s - threshold)|: keeps Gaussians about as small as their triangle.
@@ -170,17 +184,19 @@ def scale_regulariser(
 
 
 def local_regularisers(
-    xyz: Tensor,             # [N, 3]  triangle units
-    log_scales: Tensor,      # [N, 3]  logarithms of triangle units
-    visible: Tensor,         # [N]     bool
-    threshold_xyz: float,    # triangle units
+    xyz: Tensor,  # [N, 3]  triangle units
+    log_scales: Tensor,  # [N, 3]  logarithms of triangle units
+    visible: Tensor,  # [N]     bool
+    threshold_xyz: float,  # triangle units
     threshold_scale: float,  # triangle units
 ) -> tuple[Tensor, Tensor]:
     """`xyz_regulariser` of the positions and `scale_regulariser` of the scales, in one pass on the CPU."""
     native_types = all(rows.dtype == torch.float32 and rows.device.type == "cpu" for rows in (xyz, log_scales))
     if not (native_types and native.available()):
-        return (xyz_regulariser(xyz, visible, threshold_xyz),
-                scale_regulariser(log_scales.exp(), visible, threshold_scale))
+        return (
+            xyz_regulariser(xyz, visible, threshold_xyz),
+            scale_regulariser(log_scales.exp(), visible, threshold_scale),
+        )
     for rows in (xyz, log_scales):
         _check_rows(rows, visible)
     return _NativeLocal.apply(xyz, log_scales, visible, threshold_xyz, threshold_scale)
@@ -206,7 +222,7 @@ def dynamic_offset_std(
 
 
 def laplacian(
-    offset: Tensor,    # [V, 3]  metres
+    offset: Tensor,  # [V, 3]  metres
     operator: Tensor,  # [V, V]  sparse, of `uniform_laplacian`
 ) -> Tensor:
     """mean over the vertices of |L offset|^2, square metres: keeps vertex offsets smooth over the mesh."""
@@ -214,10 +230,10 @@ def laplacian(
 
 
 def uniform_laplacian(
-    faces: Tensor,      # [F, 3]  int64 vertex indices
+    faces: Tensor,  # [F, 3]  int64 vertex indices
     vertex_count: int,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:            # [V, V]  sparse COO, on the device of `faces`
+) -> Tensor:  # [V, V]  sparse COO, on the device of `faces`
     """The operator (L x)_i = x_i - mean of the neighbours of i; zero for a vertex without any."""
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     edges = torch.unique(torch.cat([edges, edges.flip(1)]), dim=0)
@@ -246,8 +262,9 @@ def _row_penalty(rows: Tensor, visible: Tensor, threshold: float, norm_first: bo
 def _check_rows(rows: Tensor, visible: Tensor) -> None:
     """The kernels trust the sizes."""
     if rows.ndim != 2 or rows.shape[1] != 3 or visible.shape != rows.shape[:1] or visible.dtype != torch.bool:
-        raise ValueError(f"expected [N, 3] and a bool [N], got {tuple(rows.shape)} and "
-                         f"{visible.dtype} {tuple(visible.shape)}")
+        raise ValueError(
+            f"expected [N, 3] and a bool [N], got {tuple(rows.shape)} and {visible.dtype} {tuple(visible.shape)}"
+        )
 
 
 class _NativeRowPenalty(torch.autograd.Function):
@@ -258,10 +275,17 @@ class _NativeRowPenalty(torch.autograd.Function):
         rows, visible = rows.contiguous(), visible.contiguous()
         gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         sums = (ctypes.c_double * 2)()
-        native.check(_library().regulariser_rows(
-            native.pointer(rows), native.pointer(visible, torch.bool), rows.shape[0], threshold, norm_first,
-            sums, native.pointer(gradient),
-        ))
+        native.check(
+            _library().regulariser_rows(
+                native.pointer(rows),
+                native.pointer(visible, torch.bool),
+                rows.shape[0],
+                threshold,
+                norm_first,
+                sums,
+                native.pointer(gradient),
+            )
+        )
         ctx.scale = 1.0 / max(sums[1], 1.0)
         ctx.save_for_backward(gradient)
         return rows.new_tensor(sums[0] * ctx.scale)
@@ -277,15 +301,26 @@ class _NativeLocal(torch.autograd.Function):
     """`local_regularisers` by csrc/regularisers.cpp."""
 
     @staticmethod
-    def forward(ctx, xyz: Tensor, log_scales: Tensor, visible: Tensor, threshold_xyz: float,
-                threshold_scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, xyz: Tensor, log_scales: Tensor, visible: Tensor, threshold_xyz: float, threshold_scale: float
+    ) -> tuple[Tensor, Tensor]:
         xyz, log_scales, visible = xyz.contiguous(), log_scales.contiguous(), visible.contiguous()
-        slopes = [torch.empty_like(rows) if needed else None
-                  for rows, needed in zip((xyz, log_scales), ctx.needs_input_grad)]
+        slopes = [
+            torch.empty_like(rows) if needed else None for rows, needed in zip((xyz, log_scales), ctx.needs_input_grad)
+        ]
         sums = (ctypes.c_double * 3)()
-        native.check(_library().regulariser_local(
-            native.pointer(xyz), native.pointer(log_scales), native.pointer(visible, torch.bool), len(xyz),
-            threshold_xyz, threshold_scale, sums, *map(native.pointer, slopes)))
+        native.check(
+            _library().regulariser_local(
+                native.pointer(xyz),
+                native.pointer(log_scales),
+                native.pointer(visible, torch.bool),
+                len(xyz),
+                threshold_xyz,
+                threshold_scale,
+                sums,
+                *map(native.pointer, slopes),
+            )
+        )
         ctx.scale = 1.0 / max(sums[2], 1.0)
         ctx.save_for_backward(*slopes)
         return xyz.new_tensor(sums[0] * ctx.scale), xyz.new_tensor(sums[1] * ctx.scale)
@@ -293,8 +328,10 @@ class _NativeLocal(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        slopes = (None if slope is None else slope * (ctx.scale * grad.item())
-                  for slope, grad in zip(ctx.saved_tensors, grads))
+        slopes = (
+            None if slope is None else slope * (ctx.scale * grad.item())
+            for slope, grad in zip(ctx.saved_tensors, grads)
+        )
         return (*slopes, None, None, None)
 
 

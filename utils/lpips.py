@@ -28,12 +28,12 @@ INSTALL_COMMAND = "python -m utils.lpips_weights"
 class Layer(NamedTuple):
     """One convolution with the ReLU after it, and the max-pooling before it, if any."""
 
-    channels: int            # of its output
-    kernel: int              # pixels, square
+    channels: int  # of its output
+    kernel: int  # pixels, square
     stride: int
     padding: int
     pool: tuple[int, int] | None = None  # (window, stride) before the convolution
-    tap: bool = False        # whether LPIPS compares its output
+    tap: bool = False  # whether LPIPS compares its output
 
 
 def _vgg16() -> tuple[Layer, ...]:
@@ -82,9 +82,9 @@ class LPIPS(nn.Module):
 
     def forward(
         self,
-        image: Tensor,   # [3, H, W] or [B, 3, H, W]  0..1
+        image: Tensor,  # [3, H, W] or [B, 3, H, W]  0..1
         target: Tensor,  # as image
-    ) -> Tensor:         # [] or [B]  0 = alike
+    ) -> Tensor:  # [] or [B]  0 = alike
         """The distance of each pair; differentiable with respect to both.
 
         The conversion to the [-1, 1] that LPIPS expects happens here.
@@ -96,8 +96,10 @@ class LPIPS(nn.Module):
         if image.shape != target.shape or image.ndim not in (3, 4) or image.shape[-3] != 3:
             raise ValueError(f"expected two images [3, H, W], got {tuple(image.shape)} and {tuple(target.shape)}")
         if min(image.shape[-2:]) < least:
-            raise ValueError(f"LPIPS ({self.network}) needs images of at least {least} pixels on each side, "
-                             f"got {tuple(image.shape[-2:])}")
+            raise ValueError(
+                f"LPIPS ({self.network}) needs images of at least {least} pixels on each side, "
+                f"got {tuple(image.shape[-2:])}"
+            )
         single = image.ndim == 3
         pair = torch.stack([image, target]) if single else torch.cat([image, target])
         # cuDNN would round the convolutions' inputs to TF32: figures that depend on the GPU.
@@ -150,6 +152,7 @@ def load(network: str, device: torch.device | str = "cpu") -> LPIPS:
     try:
         model.load_state_dict(load_tensors(path))
     except Exception as error:  # a damaged file can fail in any way
-        raise UserError(f"{path} does not hold the LPIPS weights ({type(error).__name__}): "
-                        f"delete it and run `{INSTALL_COMMAND}`") from error
+        raise UserError(
+            f"{path} does not hold the LPIPS weights ({type(error).__name__}): delete it and run `{INSTALL_COMMAND}`"
+        ) from error
     return model.to(device).eval()

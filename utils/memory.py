@@ -22,8 +22,11 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     """
     if torch.device(device).type == "cuda":
         # What PyTorch's allocator has in store is as good as free.
-        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-                - torch.cuda.memory_allocated(device))
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     room = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     free = _entries(PROC / "meminfo").get("MemAvailable")
     room += [free] if free is not None else []
@@ -39,6 +42,7 @@ def peak_host_memory() -> int | None:
     if peak is None:
         with contextlib.suppress(ImportError):  # there is no such module on Windows
             import resource
+
             # Not on Linux: a child starts there with what its parent held when it was made.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return peak
@@ -49,7 +53,7 @@ def _room_in_containers() -> Iterator[int]:
     with contextlib.suppress(OSError):
         for line in (PROC / "self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "":          # version 2
+            if controllers == "":  # version 2
                 top, limit, used = CGROUPS, "memory.max", "memory.current"
             elif "memory" in controllers.split(","):
                 top, limit, used = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
@@ -69,6 +73,7 @@ def _room_under_limits() -> Iterator[int]:
     """What `ulimit -v` and `ulimit -d` leave."""
     with contextlib.suppress(ImportError):
         import resource
+
         status = _entries(PROC / "self/status")
         for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
             allowed = resource.getrlimit(limit)[0]

@@ -54,13 +54,15 @@ def flip(image: Tensor, target: Tensor) -> float:
     try:
         from flip_evaluator import evaluate
     except ImportError as error:
-        raise UserError(f"the FLIP metric needs the package flip-evaluator ({error}): "
-                        "pip install -r requirements.txt") from error
+        raise UserError(
+            f"the FLIP metric needs the package flip-evaluator ({error}): pip install -r requirements.txt"
+        ) from error
     image, target = _clamped(image, target)
     if not torch.isfinite(image).all():
         return math.nan  # the package would print garbage or stop
-    _, mean, _ = evaluate(_as_numpy(target), _as_numpy(image), "LDR", applyMagma=False,
-                          parameters={"ppd": FLIP_PIXELS_PER_DEGREE})
+    _, mean, _ = evaluate(
+        _as_numpy(target), _as_numpy(image), "LDR", applyMagma=False, parameters={"ppd": FLIP_PIXELS_PER_DEGREE}
+    )
     return float(mean)
 
 
@@ -84,7 +86,10 @@ class Suite:
         self.notes: list[str] = []
         self._values: dict[str, list[float]] = {name: [] for name in self.names}
         self._functions: dict[str, Callable[[Tensor, Tensor], float]] = {
-            "psnr": psnr, "ssim": ssim, "l1": l1, "flip": flip,
+            "psnr": psnr,
+            "ssim": ssim,
+            "l1": l1,
+            "flip": flip,
         }
         for name in self.names:
             if name.startswith("lpips_"):
@@ -146,8 +151,10 @@ def format_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     for name, row in rows.items():
         cells.append([name, *(_cell(column, row.get(column)) for column in columns)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
-    lines = ["  ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))])
-             for line in cells]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))])
+        for line in cells
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -27,8 +27,13 @@ class Refused(Exception):
 
 
 # The opcodes that hash what is on the stack, and what of it.
-_HASHED = {pickle.SETITEM[0]: slice(-2, -1), pickle.SETITEMS[0]: slice(0, None, 2), pickle.DICT[0]: slice(0, None, 2),
-           pickle.ADDITEMS[0]: slice(None), pickle.FROZENSET[0]: slice(None)}
+_HASHED = {
+    pickle.SETITEM[0]: slice(-2, -1),
+    pickle.SETITEMS[0]: slice(0, None, 2),
+    pickle.DICT[0]: slice(0, None, 2),
+    pickle.ADDITEMS[0]: slice(None),
+    pickle.FROZENSET[0]: slice(None),
+}
 
 
 def _checked(code: int, handler: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -38,19 +43,25 @@ def _checked(code: int, handler: Callable[[Any], None]) -> Callable[[Any], None]
         reader.opcodes += 1
         if reader.opcodes > _MOST_OPCODES:
             raise Refused(f"more than {_MOST_OPCODES:,} pickle opcodes")
-        if hashed and any(isinstance(key, tuple) and any(isinstance(item, (tuple, frozenset)) for item in key)
-                          for key in reader.stack[hashed]):
+        if hashed and any(
+            isinstance(key, tuple) and any(isinstance(item, (tuple, frozenset)) for item in key)
+            for key in reader.stack[hashed]
+        ):
             raise Refused("a dictionary with nested keys")
         handler(reader)
+
     return run
 
 
 class PlainUnpickler(pickle._Unpickler):
     """Unpickles `content`; subclasses define `find_class`, and `persistent_load` where the format has it."""
 
-    dispatch = {code: _checked(code, handler) for code, handler in pickle._Unpickler.dispatch.items()
-                if code not in (*pickle.EXT1, *pickle.EXT2, *pickle.EXT4, *pickle.PERSID, *pickle.NEXT_BUFFER,
-                                *pickle.READONLY_BUFFER)}
+    dispatch = {
+        code: _checked(code, handler)
+        for code, handler in pickle._Unpickler.dispatch.items()
+        if code
+        not in (*pickle.EXT1, *pickle.EXT2, *pickle.EXT4, *pickle.PERSID, *pickle.NEXT_BUFFER, *pickle.READONLY_BUFFER)
+    }
 
     def __init__(self, content: bytes | bytearray, **options: Any) -> None:
         super().__init__(io.BytesIO(content), **options)

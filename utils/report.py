@@ -62,11 +62,16 @@ class Reporter:
         self._pause_at: float | None = None  # since when, if now
         self._intervals: list[float] = []  # milliseconds per iteration, one for each reading
         self._seconds = 0.0
-        self._shown: set[str] = set()      # ground truths already written
+        self._shown: set[str] = set()  # ground truths already written
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=iterations, initial=start, disable=quiet, unit="it", file=_Lossy(sys.stderr),
-            dynamic_ncols=terminal, smoothing=0.1,
+            total=iterations,
+            initial=start,
+            disable=quiet,
+            unit="it",
+            file=_Lossy(sys.stderr),
+            dynamic_ncols=terminal,
+            smoothing=0.1,
             mininterval=0.3 if terminal else 30.0,  # a log file wants a line now and then, not a film
         )
 
@@ -91,8 +96,14 @@ class Reporter:
         elapsed = max(now - self._read_at - self._paused, 0.0)
         self._seconds += elapsed
         self._intervals.append(1e3 * elapsed / self._count)
-        self.scalars(iteration, {**{f"loss/{name}": value for name, value in means.items()},
-                                 "points/total": points, "time/iteration_ms": self._intervals[-1]})
+        self.scalars(
+            iteration,
+            {
+                **{f"loss/{name}": value for name, value in means.items()},
+                "points/total": points,
+                "time/iteration_ms": self._intervals[-1],
+            },
+        )
         losses = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         self._bar.set_postfix_str(f"{losses} points {points / 1e3:.1f}k", refresh=False)
         self._bar.update(iteration - self._bar.n)
@@ -166,10 +177,16 @@ class Reporter:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to continue the curves and to tell the time of the whole one."""
-        return {"seconds": self._seconds, "intervals": list(self._intervals), "shown": sorted(self._shown),
-                "pending": _values(self._pending), "count": self._count,
-                "elapsed": (self._pause_at or time.perf_counter()) - self._read_at - self._paused,
-                "step": self._step, "scalars": dict(self._scalars)}
+        return {
+            "seconds": self._seconds,
+            "intervals": list(self._intervals),
+            "shown": sorted(self._shown),
+            "pending": _values(self._pending),
+            "count": self._count,
+            "elapsed": (self._pause_at or time.perf_counter()) - self._read_at - self._paused,
+            "step": self._step,
+            "scalars": dict(self._scalars),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._seconds = float(state["seconds"])
@@ -225,13 +242,17 @@ class _Lossy:
 
 def _values(pending: Mapping[str, list[Tensor | float]]) -> dict[str, list[float]]:
     """The scalars themselves, in float32, which is what `_means` makes of numbers too; one transfer for each list."""
-    return {name: torch.stack([torch.as_tensor(v, dtype=torch.float32).reshape(()) for v in values]).tolist()
-            for name, values in pending.items()}
+    return {
+        name: torch.stack([torch.as_tensor(v, dtype=torch.float32).reshape(()) for v in values]).tolist()
+        for name, values in pending.items()
+    }
 
 
 def _means(pending: Mapping[str, list[Tensor | float]]) -> dict[str, float]:
     """The mean of each list of scalars; one transfer for all that are tensors."""
     device = next((v.device for values in pending.values() for v in values if isinstance(v, Tensor)), None)
-    columns = [torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device).reshape(()) for v in values]).mean()
-               for values in pending.values()]
+    columns = [
+        torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device).reshape(()) for v in values]).mean()
+        for values in pending.values()
+    ]
     return dict(zip(pending, torch.stack(columns).tolist())) if columns else {}

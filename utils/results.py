@@ -54,19 +54,25 @@ def write_results(
         backend: the rasterizer used.
         more: anything else worth keeping, as JSON values.
     """
-    results = json_ready({
-        "metrics": metrics,
-        "iterations": iterations,
-        "points": points,
-        "seconds": seconds,
-        "iterations_per_second": iterations_per_second,
-        "peak_memory": peak_memory(device),
-        "backend": backend,
-        "device": device_name(device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
-        "git_commit": git_commit(),
-        **more,
-    })
+    results = json_ready(
+        {
+            "metrics": metrics,
+            "iterations": iterations,
+            "points": points,
+            "seconds": seconds,
+            "iterations_per_second": iterations_per_second,
+            "peak_memory": peak_memory(device),
+            "backend": backend,
+            "device": device_name(device),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "platform": platform.platform(),
+            },
+            "git_commit": git_commit(),
+            **more,
+        }
+    )
     write_json(path, results)
     return results
 

@@ -17,8 +17,7 @@ def axis_angle_to_matrix(rotvec: Tensor) -> Tensor:
     # at zero is infinite and would turn the masked branch's gradient into NaN.
     angle = torch.where(small, torch.ones_like(square), square).sqrt()
     sine = torch.where(small, 1 - square / 6 + square * square / 120, angle.sin() / angle)
-    cosine = torch.where(small, 0.5 - square / 24 + square * square / 720,
-                         2 * ((0.5 * angle).sin() / angle) ** 2)
+    cosine = torch.where(small, 0.5 - square / 24 + square * square / 720, 2 * ((0.5 * angle).sin() / angle) ** 2)
     x, y, z = rotvec.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
@@ -33,14 +32,18 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     value and the gradient stay accurate for every rotation.
     """
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = matrix.flatten(-2).unbind(-1)
-    squares = torch.stack([1 + m00 + m11 + m22, 1 + m00 - m11 - m22,
-                           1 - m00 + m11 - m22, 1 - m00 - m11 + m22], -1)  # 4 q_i^2
-    products = torch.stack([
-        torch.stack([squares[..., 0], m21 - m12, m02 - m20, m10 - m01], -1),
-        torch.stack([m21 - m12, squares[..., 1], m10 + m01, m02 + m20], -1),
-        torch.stack([m02 - m20, m10 + m01, squares[..., 2], m12 + m21], -1),
-        torch.stack([m10 - m01, m02 + m20, m12 + m21, squares[..., 3]], -1),
-    ], -2)  # 4 q_i q_j
+    squares = torch.stack(
+        [1 + m00 + m11 + m22, 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22], -1
+    )  # 4 q_i^2
+    products = torch.stack(
+        [
+            torch.stack([squares[..., 0], m21 - m12, m02 - m20, m10 - m01], -1),
+            torch.stack([m21 - m12, squares[..., 1], m10 + m01, m02 + m20], -1),
+            torch.stack([m02 - m20, m10 + m01, squares[..., 2], m12 + m21], -1),
+            torch.stack([m10 - m01, m02 + m20, m12 + m21, squares[..., 3]], -1),
+        ],
+        -2,
+    )  # 4 q_i q_j
     largest = squares.argmax(-1, keepdim=True)
     row = products.gather(-2, largest[..., None].expand(*largest.shape, 4)).squeeze(-2)
     return torch.nn.functional.normalize(row, dim=-1)
@@ -50,12 +53,15 @@ def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
     """[..., 4] wxyz: the rotation `b` followed by the rotation `a`."""
     aw, ax, ay, az = a.unbind(-1)
     bw, bx, by, bz = b.unbind(-1)
-    return torch.stack([
-        aw * bw - ax * bx - ay * by - az * bz,
-        aw * bx + ax * bw + ay * bz - az * by,
-        aw * by - ax * bz + ay * bw + az * bx,
-        aw * bz + ax * by - ay * bx + az * bw,
-    ], -1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        -1,
+    )
 
 
 def rotate(quats: Tensor, vectors: Tensor) -> Tensor:

@@ -70,8 +70,14 @@ class Stages:
         """
         kept = self._iterations[skip:]
         names = {name: None for iteration in kept for name in iteration if name != "total"}
-        return {name: 1e3 * statistics.median(iteration.get(name, 0.0) for iteration in kept)
-                for name in [*names, "total"]} if kept else {}
+        return (
+            {
+                name: 1e3 * statistics.median(iteration.get(name, 0.0) for iteration in kept)
+                for name in [*names, "total"]
+            }
+            if kept
+            else {}
+        )
 
     def table(self, skip: int = 0) -> str:
         """The medians as text, with each stage's share and the iterations per second."""

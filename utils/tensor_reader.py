@@ -21,14 +21,22 @@ from torch import Tensor
 from utils.plain_pickle import PlainUnpickler, Refused
 from utils.untrusted import open_archive, read_entry
 
-_DTYPES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-           "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-           "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
-           "BoolStorage": torch.bool}
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 _SCALARS = (bool, int, float, str, type(None))
 _LARGEST_INTEGER = 1 << 256  # states of random generators have 128 bits
-_MOST_VALUES = 2_000_000     # shared ones counted each time
-_LARGEST_PICKLE = 64 << 20   # bytes; the tensors are outside of it
+_MOST_VALUES = 2_000_000  # shared ones counted each time
+_LARGEST_PICKLE = 64 << 20  # bytes; the tensors are outside of it
 
 
 def load_tensors(path: str | Path) -> Any:
@@ -54,8 +62,15 @@ def load_tensors(path: str | Path) -> Any:
         order = entries.get(f"{folder}byteorder")
         if order is not None and bytes(read_entry(archive, order)).decode("ascii") != sys.byteorder:
             raise Refused("numbers in the other byte order")
-        reader = _Reader(archive, {name.removeprefix(f"{folder}data/"): entry for name, entry in entries.items()
-                                   if name.startswith(f"{folder}data/")}, read_entry(archive, entries[main[0]]))
+        reader = _Reader(
+            archive,
+            {
+                name.removeprefix(f"{folder}data/"): entry
+                for name, entry in entries.items()
+                if name.startswith(f"{folder}data/")
+            },
+            read_entry(archive, entries[main[0]]),
+        )
         value, _ = _plain(reader.load(), {})
         # What no tensor asked for was not read above; a flipped bit there is damage as well.
         for name, entry in entries.items():
@@ -86,8 +101,11 @@ class _Tensor:
 
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
         numbers = [offset, *size, *stride]
-        if not (isinstance(storage, _Storage) and len(size) == len(stride) <= 64
-                and all(type(number) is int and number >= 0 for number in numbers)):
+        if not (
+            isinstance(storage, _Storage)
+            and len(size) == len(stride) <= 64
+            and all(type(number) is int and number >= 0 for number in numbers)
+        ):
             raise Refused("a tensor of an unusual kind")
         available = storage.values.numel()
         count = math.prod(size)
@@ -110,8 +128,11 @@ class _Parameter:
 class _Reader(PlainUnpickler):
     """Unpickles `content`; the tensors' numbers are in the entries `data` of `archive`."""
 
-    globals = {("torch._utils", "_rebuild_tensor_v2"): _Tensor, ("torch._utils", "_rebuild_parameter"): _Parameter,
-               ("collections", "OrderedDict"): _Dict}
+    globals = {
+        ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+        ("torch._utils", "_rebuild_parameter"): _Parameter,
+        ("collections", "OrderedDict"): _Dict,
+    }
 
     def __init__(self, archive: zipfile.ZipFile, data: dict[str, zipfile.ZipInfo], content: bytearray) -> None:
         super().__init__(content)
@@ -124,8 +145,10 @@ class _Reader(PlainUnpickler):
             return self.globals[module, name]
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise Refused(f"it asks for {module}.{name}, which such a file does not need, so it may be malicious "
-                      "(nothing of it was run)")
+        raise Refused(
+            f"it asks for {module}.{name}, which such a file does not need, so it may be malicious "
+            "(nothing of it was run)"
+        )
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count = pid

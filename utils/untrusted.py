@@ -13,7 +13,7 @@ from typing import BinaryIO, Iterator
 
 # The directory of an archive takes about 100 bytes per entry; a checkpoint has a few hundred.
 _LARGEST_READ = 16 << 20  # bytes
-_PIECE = 1 << 20          # bytes
+_PIECE = 1 << 20  # bytes
 
 
 def open_regular(path: str | Path) -> BinaryIO:

@@ -90,17 +90,47 @@ def _start_ffmpeg(
 ) -> subprocess.Popen[bytes]:
     try:
         import imageio_ffmpeg
+
         program = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         raise UserError(f"no ffmpeg for videos: pip install imageio-ffmpeg ({error})") from None
     command = [
-        program, "-y", "-loglevel", "error",
-        "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-",
+        program,
+        "-y",
+        "-loglevel",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        str(fps),
+        "-i",
+        "-",
         # Say which YCbCr it is: left untold, players guess by the size and shift the colours.
-        "-vf", "scale=out_color_matrix=bt709:out_range=tv",
-        "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
-        "-codec:v", "libx264", "-preset", "fast", "-crf", str(quality), "-pix_fmt", "yuv420p",
-        "-movflags", "+faststart", str(path.absolute()),
+        "-vf",
+        "scale=out_color_matrix=bt709:out_range=tv",
+        "-colorspace",
+        "bt709",
+        "-color_primaries",
+        "bt709",
+        "-color_trc",
+        "bt709",
+        "-color_range",
+        "tv",
+        "-codec:v",
+        "libx264",
+        "-preset",
+        "fast",
+        "-crf",
+        str(quality),
+        "-pix_fmt",
+        "yuv420p",
+        "-movflags",
+        "+faststart",
+        str(path.absolute()),
     ]
     try:
         # A session of its own: Ctrl-C reaches us, and we end ffmpeg in order.
@@ -116,6 +146,7 @@ def _fitted(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     scale = min(width / frame.shape[1], height / frame.shape[0])
     size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
     canvas = Image.new("RGB", (width, height))
-    canvas.paste(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC),
-                 ((width - size[0]) // 2, (height - size[1]) // 2))
+    canvas.paste(
+        Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC), ((width - size[0]) // 2, (height - size[1]) // 2)
+    )
     return np.asarray(canvas)

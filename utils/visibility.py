@@ -24,20 +24,20 @@ from utils import native
 from utils.mesh_overlay import Pinhole
 
 # Keep equal to csrc/visibility.cpp, where each has its reason.
-_NEAR_PLANE = 1e-3   # metres
-_FAR_AWAY = 1e6      # cells
-_OVERLAP = 1e-4      # cells
-_SAME_DEPTH = 1e-5   # relative
+_NEAR_PLANE = 1e-3  # metres
+_FAR_AWAY = 1e6  # cells
+_OVERLAP = 1e-4  # cells
+_SAME_DEPTH = 1e-5  # relative
 
 
 class Visibility(NamedTuple):
     """What a camera sees of a mesh with F triangles, on a grid over the whole image."""
 
-    visible: Tensor      # [F] bool: turned to the camera, inside the image, nothing in front of the centroid
-    facing: Tensor       # [F] float: cosine of the angle to the camera; negative from behind, 0 where it has none
+    visible: Tensor  # [F] bool: turned to the camera, inside the image, nothing in front of the centroid
+    facing: Tensor  # [F] float: cosine of the angle to the camera; negative from behind, 0 where it has none
     centre_cell: Tensor  # [F] int64: flat index of the cell of the centroid, -1 outside the image
-    first: Tensor        # [rows, columns] int64: nearest triangle (either side) at the cell's centre, -1 for none
-    depth: Tensor        # [rows, columns] float: its depth along the optical axis in metres, inf for none
+    first: Tensor  # [rows, columns] int64: nearest triangle (either side) at the cell's centre, -1 for none
+    depth: Tensor  # [rows, columns] float: its depth along the optical axis in metres, inf for none
 
 
 def grid_size(width: int, height: int, cells: int) -> tuple[int, int]:
@@ -49,8 +49,8 @@ def grid_size(width: int, height: int, cells: int) -> tuple[int, int]:
 @torch.no_grad()
 def see(
     camera: Pinhole,
-    vertices: Tensor,   # [V, 3]  world space, metres
-    faces: Tensor,      # [F, 3]  int64, counter-clockwise from outside
+    vertices: Tensor,  # [V, 3]  world space, metres
+    faces: Tensor,  # [F, 3]  int64, counter-clockwise from outside
     rows: int,
     columns: int,
 ) -> Visibility:
@@ -69,36 +69,59 @@ def see(
         ValueError: shapes or types that do not fit, or an index beyond the vertices.
     """
     if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
-        raise ValueError(f"expected vertices [V, 3] and faces [F, 3], got {tuple(vertices.shape)} and "
-                         f"{tuple(faces.shape)}")
+        raise ValueError(
+            f"expected vertices [V, 3] and faces [F, 3], got {tuple(vertices.shape)} and {tuple(faces.shape)}"
+        )
     if faces.dtype != torch.int64 or rows < 1 or columns < 1:
         raise ValueError(f"expected int64 faces and a grid of at least one cell, got {faces.dtype}, {rows} x {columns}")
-    intrinsics = (camera.fx * columns / camera.width, camera.fy * rows / camera.height,
-                  camera.cx * columns / camera.width, camera.cy * rows / camera.height)
+    intrinsics = (
+        camera.fx * columns / camera.width,
+        camera.fy * rows / camera.height,
+        camera.cx * columns / camera.width,
+        camera.cy * rows / camera.height,
+    )
     if vertices.device.type == "cpu" and native.available():
         return _see_native(camera.world_to_camera, intrinsics, vertices, faces, rows, columns)
     return _see_torch(camera.world_to_camera, intrinsics, vertices, faces, rows, columns)
 
 
-def _see_native(pose: Tensor, intrinsics: tuple[float, ...], vertices: Tensor, faces: Tensor, rows: int,
-                columns: int) -> Visibility:
+def _see_native(
+    pose: Tensor, intrinsics: tuple[float, ...], vertices: Tensor, faces: Tensor, rows: int, columns: int
+) -> Visibility:
     if faces.numel() and not 0 <= int(faces.min()) <= int(faces.max()) < len(vertices):
         raise ValueError(f"the faces name vertices beyond the {len(vertices)} there are")
     pose, vertices, faces = pose.cpu().float().contiguous(), vertices.float().contiguous(), faces.contiguous()
     count = len(faces)
-    out = Visibility(torch.empty(count, dtype=torch.bool), torch.empty(count), torch.empty(count, dtype=torch.int64),
-                     torch.empty(rows, columns, dtype=torch.int64), torch.empty(rows, columns))
-    native.check(_library().visibility_faces(
-        native.pointer(pose), (ctypes.c_double * 4)(*intrinsics), native.pointer(vertices), len(vertices),
-        native.pointer(faces, torch.int64), count, rows, columns,
-        native.pointer(out.visible, torch.bool), native.pointer(out.facing),
-        native.pointer(out.centre_cell, torch.int64), native.pointer(out.first, torch.int64),
-        native.pointer(out.depth)))
+    out = Visibility(
+        torch.empty(count, dtype=torch.bool),
+        torch.empty(count),
+        torch.empty(count, dtype=torch.int64),
+        torch.empty(rows, columns, dtype=torch.int64),
+        torch.empty(rows, columns),
+    )
+    native.check(
+        _library().visibility_faces(
+            native.pointer(pose),
+            (ctypes.c_double * 4)(*intrinsics),
+            native.pointer(vertices),
+            len(vertices),
+            native.pointer(faces, torch.int64),
+            count,
+            rows,
+            columns,
+            native.pointer(out.visible, torch.bool),
+            native.pointer(out.facing),
+            native.pointer(out.centre_cell, torch.int64),
+            native.pointer(out.first, torch.int64),
+            native.pointer(out.depth),
+        )
+    )
     return out
 
 
-def _see_torch(pose: Tensor, intrinsics: tuple[float, ...], vertices: Tensor, faces: Tensor, rows: int,
-               columns: int) -> Visibility:
+def _see_torch(
+    pose: Tensor, intrinsics: tuple[float, ...], vertices: Tensor, faces: Tensor, rows: int, columns: int
+) -> Visibility:
     """The twin of csrc/visibility.cpp: any device. The host waits a few times for the sizes of lists."""
     device, cells = vertices.device, rows * columns
     fx, fy, cx, cy = intrinsics
@@ -132,7 +155,7 @@ def _see_torch(pose: Tensor, intrinsics: tuple[float, ...], vertices: Tensor, fa
 
     # The triangles relative to the centre of their cell: edge functions, positive inside.
     offset = torch.stack([at % columns, at // columns], dim=1) + 0.5
-    x, y = (uv[faces[face]] - offset[:, None]).unbind(dim=2)          # [E, 3]
+    x, y = (uv[faces[face]] - offset[:, None]).unbind(dim=2)  # [E, 3]
     nx, ny, px, py = x.roll(-1, 1), y.roll(-1, 1), x.roll(-2, 1), y.roll(-2, 1)
     area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (y[:, 1] - y[:, 0]) * (x[:, 2] - x[:, 0])
     sign = torch.where(area < 0, -1.0, 1.0)[:, None]
@@ -140,8 +163,8 @@ def _see_torch(pose: Tensor, intrinsics: tuple[float, ...], vertices: Tensor, fa
     c = -(a * nx + b * ny) + _OVERLAP * torch.hypot(a, b)
     inverse = (1 / corners[..., 2])[face]
     total = c.sum(dim=1, keepdim=True)
-    edges = torch.stack([a, b, c], dim=2)                             # [E, 3, 3]
-    plane = (edges * (inverse / total)[:, :, None]).sum(dim=1)        # [E, 3]  1/depth = plane . (x, y, 1)
+    edges = torch.stack([a, b, c], dim=2)  # [E, 3, 3]
+    plane = (edges * (inverse / total)[:, :, None]).sum(dim=1)  # [E, 3]  1/depth = plane . (x, y, 1)
     real = total[:, 0] > 0
 
     # Who is first at the centre of each cell; of equals the one that comes first in the mesh.
@@ -182,6 +205,19 @@ def _library() -> ctypes.CDLL:
     """The native library with the argument types of the function used here declared."""
     library = native.library()
     address, size = ctypes.c_void_p, ctypes.c_int64
-    library.visibility_faces.argtypes = [address, address, address, size, address, size, size, size,
-                                         address, address, address, address, address]
+    library.visibility_faces.argtypes = [
+        address,
+        address,
+        address,
+        size,
+        address,
+        size,
+        size,
+        size,
+        address,
+        address,
+        address,
+        address,
+        address,
+    ]
     return library

@@ -25,13 +25,22 @@ from scene.synthetic.render import Assets, View, make_assets, render_frame
 from utils.errors import UserError
 from utils.files import atomic_path, remove_leftovers, write_json
 
-MARKER = "synthetic.json"   # names the settings of a folder that this module writes
-VERSION = 1                 # of what the same settings produce
+MARKER = "synthetic.json"  # names the settings of a folder that this module writes
+VERSION = 1  # of what the same settings produce
 
 
-def make_capture(out: str | Path, *, size: tuple[int, int] = (256, 352), cameras: int = 12, timesteps: int = 30,
-                 seed: int = 0, samples: int = 4, tracking_noise: float = 1.0, workers: int | None = None,
-                 progress: bool = True) -> Path:
+def make_capture(
+    out: str | Path,
+    *,
+    size: tuple[int, int] = (256, 352),
+    cameras: int = 12,
+    timesteps: int = 30,
+    seed: int = 0,
+    samples: int = 4,
+    tracking_noise: float = 1.0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
     """Writes a complete capture to the folder `out`; a run that was stopped is completed by the next.
 
     Args:
@@ -50,8 +59,17 @@ def make_capture(out: str | Path, *, size: tuple[int, int] = (256, 352), cameras
         UserError: impossible settings, or `out` holds something else.
     """
     out = Path(out)
-    settings = _checked({"version": VERSION, "size": list(size), "cameras": cameras, "timesteps": timesteps,
-                         "seed": seed, "samples": samples, "tracking_noise": tracking_noise})
+    settings = _checked(
+        {
+            "version": VERSION,
+            "size": list(size),
+            "cameras": cameras,
+            "timesteps": timesteps,
+            "seed": seed,
+            "samples": samples,
+            "tracking_noise": tracking_noise,
+        }
+    )
     _claim(out, settings)
     remove_leftovers(out)
     head = build_head(seed)
@@ -72,8 +90,17 @@ def make_capture(out: str | Path, *, size: tuple[int, int] = (256, 352), cameras
         _write_npz(out / "true_flame_param" / f"{t:05d}.npz", truth)
         _write_npz(out / "flame_param" / f"{t:05d}.npz", tracked(truth, tracking_noise, seed, t))
 
-    _render_missing(out, head, motion, views, sorted({p for pairs in splits.values() for p in pairs}), seed, samples,
-                    workers, progress)
+    _render_missing(
+        out,
+        head,
+        motion,
+        views,
+        sorted({p for pairs in splits.values() for p in pairs}),
+        seed,
+        samples,
+        workers,
+        progress,
+    )
 
     # Last, so that a capture that can be opened is complete.
     for name, pairs in splits.items():
@@ -84,10 +111,14 @@ def make_capture(out: str | Path, *, size: tuple[int, int] = (256, 352), cameras
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     width, height = settings["size"]
-    limits = (("--size W", width, 16, 8192), ("--size H", height, 16, 8192),
-              ("--cameras", settings["cameras"], 2, 1000),
-              ("--timesteps", settings["timesteps"], 2, 100000), ("--samples", settings["samples"], 1, 256),
-              ("--seed", settings["seed"], 0, 2**31 - 1))
+    limits = (
+        ("--size W", width, 16, 8192),
+        ("--size H", height, 16, 8192),
+        ("--cameras", settings["cameras"], 2, 1000),
+        ("--timesteps", settings["timesteps"], 2, 100000),
+        ("--samples", settings["samples"], 1, 256),
+        ("--seed", settings["seed"], 0, 2**31 - 1),
+    )
     for name, value, low, high in limits:
         if not low <= value <= high:
             raise UserError(f"{name} is {value}; give a whole number from {low} to {high}")
@@ -106,8 +137,10 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         except (OSError, ValueError):
             found = None
         if found != settings:
-            raise UserError(f"{out} holds a synthetic capture with other settings ({MARKER}); "
-                            "give another folder or delete that one")
+            raise UserError(
+                f"{out} holds a synthetic capture with other settings ({MARKER}); "
+                "give another folder or delete that one"
+            )
         return
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder for the synthetic capture")
@@ -120,9 +153,11 @@ def _splits(cameras: int, timesteps: int, held_out: int, frontal: int) -> dict[s
     """Split -> (timestep, camera) pairs."""
     seen = range(timesteps - held_out)
     free = sorted({max(frontal - 2, 0), frontal, min(frontal + 2, cameras - 1)})
-    return {"train": [(t, c) for t in seen for c in range(cameras) if c != frontal],
-            "val": [(t, frontal) for t in seen],
-            "test": [(t, c) for t in range(timesteps - held_out, timesteps) for c in free]}
+    return {
+        "train": [(t, c) for t in seen for c in range(cameras) if c != frontal],
+        "val": [(t, frontal) for t in seen],
+        "test": [(t, c) for t in range(timesteps - held_out, timesteps) for c in free],
+    }
 
 
 def _image_path(t: int, camera: int) -> str:
@@ -138,18 +173,32 @@ def _transforms(pairs: list[tuple[int, int]], views: list[View]) -> dict[str, An
     frames = []
     for t, camera in pairs:
         view = views[camera]
-        frames.append({
-            "timestep_index": t, "timestep_index_original": t, "timestep_id": f"frame_{t:05d}",
-            "camera_index": camera, "camera_id": f"cam_{camera:02d}",
-            "cx": view.cx, "cy": view.cy, "fl_x": view.fx, "fl_y": view.fy, "h": view.height, "w": view.width,
-            "camera_angle_x": 2.0 * math.atan(view.width / (2.0 * view.fx)),
-            "camera_angle_y": 2.0 * math.atan(view.height / (2.0 * view.fy)),
-            "transform_matrix": view.camera_to_world.tolist(),
-            "file_path": _image_path(t, camera), "fg_mask_path": _mask_path(t, camera),
-            "flame_param_path": f"flame_param/{t:05d}.npz",
-        })
-    return {"frames": frames, "timestep_indices": sorted({t for t, _ in pairs}),
-            "camera_indices": sorted({c for _, c in pairs})}
+        frames.append(
+            {
+                "timestep_index": t,
+                "timestep_index_original": t,
+                "timestep_id": f"frame_{t:05d}",
+                "camera_index": camera,
+                "camera_id": f"cam_{camera:02d}",
+                "cx": view.cx,
+                "cy": view.cy,
+                "fl_x": view.fx,
+                "fl_y": view.fy,
+                "h": view.height,
+                "w": view.width,
+                "camera_angle_x": 2.0 * math.atan(view.width / (2.0 * view.fx)),
+                "camera_angle_y": 2.0 * math.atan(view.height / (2.0 * view.fy)),
+                "transform_matrix": view.camera_to_world.tolist(),
+                "file_path": _image_path(t, camera),
+                "fg_mask_path": _mask_path(t, camera),
+                "flame_param_path": f"flame_param/{t:05d}.npz",
+            }
+        )
+    return {
+        "frames": frames,
+        "timestep_indices": sorted({t for t, _ in pairs}),
+        "camera_indices": sorted({c for _, c in pairs}),
+    }
 
 
 def _write_pickle(path: Path, value: Any) -> None:
@@ -170,9 +219,17 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def _render_missing(out: Path, head: Any, motion: list[dict[str, np.ndarray]], views: list[View],
-                    pairs: Iterable[tuple[int, int]], seed: int, samples: int, workers: int | None,
-                    progress: bool) -> None:
+def _render_missing(
+    out: Path,
+    head: Any,
+    motion: list[dict[str, np.ndarray]],
+    views: list[View],
+    pairs: Iterable[tuple[int, int]],
+    seed: int,
+    samples: int,
+    workers: int | None,
+    progress: bool,
+) -> None:
     """Renders the images that are not there yet, one task per timestep."""
     missing: dict[int, list[int]] = {}
     for t, camera in pairs:
@@ -185,8 +242,9 @@ def _render_missing(out: Path, head: Any, motion: list[dict[str, np.ndarray]], v
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, len(missing))
     count = sum(len(c) for c in missing.values())
-    with tqdm(total=count, desc="rendering the procedural head", unit="image", disable=not progress,
-              file=sys.stderr) as bar:
+    with tqdm(
+        total=count, desc="rendering the procedural head", unit="image", disable=not progress, file=sys.stderr
+    ) as bar:
         if workers <= 1:
             for t, chosen in missing.items():
                 bar.update(_render_timestep(assets, out, t, motion[t], chosen, views, samples))
@@ -194,8 +252,10 @@ def _render_missing(out: Path, head: Any, motion: list[dict[str, np.ndarray]], v
         # "spawn": forked children of a process that has run OpenMP code (PyTorch) may hang.
         context = multiprocessing.get_context("spawn")
         with _single_threaded_children(), ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
-            tasks: list[Future[int]] = [pool.submit(_render_timestep, assets, out, t, motion[t], chosen,
-                                                    views, samples) for t, chosen in missing.items()]
+            tasks: list[Future[int]] = [
+                pool.submit(_render_timestep, assets, out, t, motion[t], chosen, views, samples)
+                for t, chosen in missing.items()
+            ]
             try:
                 for task in as_completed(tasks):
                     bar.update(task.result())
@@ -232,8 +292,15 @@ def _single_threaded_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _render_timestep(assets: Assets, out: Path, t: int, parameters: dict[str, np.ndarray], chosen: list[int],
-                     views: list[View], samples: int) -> int:
+def _render_timestep(
+    assets: Assets,
+    out: Path,
+    t: int,
+    parameters: dict[str, np.ndarray],
+    chosen: list[int],
+    views: list[View],
+    samples: int,
+) -> int:
     """Writes the pictures of one timestep; returns how many."""
     for camera, (image, mask) in zip(chosen, render_frame(assets, parameters, [views[c] for c in chosen], samples)):
         _write_png(out / _mask_path(t, camera), mask)

@@ -13,21 +13,21 @@ from scene.synthetic.texture import Palette, to_linear
 
 Array = np.ndarray
 
-POINTS = 8                                     # per strand
-WHORL = np.array([0.012, 0.1250, -0.0480])     # where the hair parts, on the back of the crown
+POINTS = 8  # per strand
+WHORL = np.array([0.012, 0.1250, -0.0480])  # where the hair parts, on the back of the crown
 
 
 @dataclass(frozen=True)
 class Strands:
     """Ribbons in the template's rest pose. S strands of `POINTS` cross-sections with two vertices each."""
 
-    vertices: Array    # [S * POINTS * 2, 3] metres
-    faces: Array       # [F, 3]
-    normals: Array     # [S * POINTS * 2, 3] for shading: out of the head, tilted per strand
-    tangents: Array    # [S * POINTS * 2, 3] along the strand
-    colours: Array     # [S * POINTS * 2, 3] linear
-    occlusion: Array   # [S * POINTS * 2] 0..1, 1 = open
-    nearest: Array     # [S * POINTS * 2] template vertex that each ribbon vertex follows
+    vertices: Array  # [S * POINTS * 2, 3] metres
+    faces: Array  # [F, 3]
+    normals: Array  # [S * POINTS * 2, 3] for shading: out of the head, tilted per strand
+    tangents: Array  # [S * POINTS * 2, 3] along the strand
+    colours: Array  # [S * POINTS * 2, 3] linear
+    occlusion: Array  # [S * POINTS * 2] 0..1, 1 = open
+    nearest: Array  # [S * POINTS * 2] template vertex that each ribbon vertex follows
 
 
 def grow_strands(mesh: HeadMesh, colours: Palette, seed: int, count: int = 5200) -> Strands:
@@ -45,8 +45,9 @@ def grow_strands(mesh: HeadMesh, colours: Palette, seed: int, count: int = 5200)
     u, v = rng.random(count), rng.random(count)
     flip = u + v > 1
     u[flip], v[flip] = 1 - u[flip], 1 - v[flip]
-    point = (corners[chosen, 0] * (1 - u - v)[:, None] + corners[chosen, 1] * u[:, None]
-             + corners[chosen, 2] * v[:, None])
+    point = (
+        corners[chosen, 0] * (1 - u - v)[:, None] + corners[chosen, 1] * u[:, None] + corners[chosen, 2] * v[:, None]
+    )
     root_depth = (depth[faces[chosen]] * np.stack([1 - u - v, u, v], axis=1)).sum(1)
 
     top = shape.smoothstep(point[:, 1], 0.060, 0.110)
@@ -76,7 +77,7 @@ def grow_strands(mesh: HeadMesh, colours: Palette, seed: int, count: int = 5200)
         wanted = lift * (0.35 + 0.65 * np.sin(np.pi / 2 * min(1.0, 2.2 * share))) - 0.0012 * share * share
         position = position + flow * step[:, None]
         position = position + normal * (wanted - shape.distance(position))[:, None]
-    line, normal, tangent = (np.stack(a, axis=1) for a in (path, normals, tangents))   # [S, POINTS, 3]
+    line, normal, tangent = (np.stack(a, axis=1) for a in (path, normals, tangents))  # [S, POINTS, 3]
     side = np.cross(normal, tangent)
     taper = np.linspace(1.0, 0.25, POINTS)[None, :, None]
     width = rng.uniform(0.0006, 0.0011, count)[:, None, None] * taper
@@ -93,8 +94,15 @@ def grow_strands(mesh: HeadMesh, colours: Palette, seed: int, count: int = 5200)
     base = (np.arange(count)[:, None] * POINTS + np.arange(POINTS - 1)[None]).reshape(-1, 1) * 2
     quads = np.concatenate([base + [0, 1, 2], base + [1, 3, 2]])
     _, nearest = cKDTree(mesh.vertices[mesh.parts["skin"]]).query(np.repeat(point, 2 * POINTS, axis=0))
-    return Strands(vertices, quads, doubled(tilt), doubled(tangent), doubled(np.broadcast_to(tone, line.shape)),
-                   doubled(open_[..., None])[:, 0], mesh.parts["skin"][nearest])
+    return Strands(
+        vertices,
+        quads,
+        doubled(tilt),
+        doubled(tangent),
+        doubled(np.broadcast_to(tone, line.shape)),
+        doubled(open_[..., None])[:, 0],
+        mesh.parts["skin"][nearest],
+    )
 
 
 def _tuft_direction(points: Array, seed: int) -> Array:

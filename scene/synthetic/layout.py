@@ -66,8 +66,9 @@ def _mouth_loop(count: int, grow: float = 0.0) -> Array:
     return np.column_stack([shape.CHART_RADIUS * theta, points[:, 1]])
 
 
-def _boundary_and_interior(rng: np.random.Generator, taken: Array, clearance: Array,
-                           inside: list[Array]) -> tuple[Array, Array]:
+def _boundary_and_interior(
+    rng: np.random.Generator, taken: Array, clearance: Array, inside: list[Array]
+) -> tuple[Array, Array]:
     """Chart points that fill the half domain around the loops: fixed (on its border) and free."""
     back = shape.CHART_RADIUS * np.pi
     blocked = cKDTree(taken)
@@ -101,7 +102,7 @@ def _boundary_and_interior(rng: np.random.Generator, taken: Array, clearance: Ar
 
 def _thinned(candidates: Array, kept: Array) -> Array:
     """The `candidates` [N, 2], taken in order, that keep the wanted distance to `kept` and to those taken before."""
-    cell = 0.011                                     # metres, at least the coarsest spacing
+    cell = 0.011  # metres, at least the coarsest spacing
     grid: dict[tuple[int, int], list[Array]] = {}
 
     def insert(q: Array) -> None:
@@ -149,7 +150,8 @@ def skin_half(rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
     fixed = np.vstack(eye_loops + mouth_loops)
     clearance = np.concatenate(
         [np.full(eye_count, c) for c in (0.001, 0.001, 0.0013, 0.0020)]
-        + [np.full(2 * mouth_count + 1, c) for c in (0.001, 0.001, 0.0014, 0.0018, 0.0022)])
+        + [np.full(2 * mouth_count + 1, c) for c in (0.001, 0.001, 0.0014, 0.0018, 0.0022)]
+    )
     border, free = _boundary_and_interior(rng, fixed, clearance, [eye_loops[-1], mouth_loops[-1]])
     chart = np.vstack([fixed, border, free])
     loose = slice(len(fixed) + len(border), None)

@@ -15,18 +15,18 @@ from scene.synthetic import layout, shape
 
 Array = np.ndarray
 
-SKIN, EYEBALL, MOUTH, TEETH, EAR = range(5)   # kinds of triangles
-MOUTH_TEETH_Y = shape.MOUTH_Y + 0.0010         # height of the middle between the rows of teeth
+SKIN, EYEBALL, MOUTH, TEETH, EAR = range(5)  # kinds of triangles
+MOUTH_TEETH_Y = shape.MOUTH_Y + 0.0010  # height of the middle between the rows of teeth
 
 
 @dataclass
 class HeadMesh:
     """The template and what is known about its parts. V vertices, F triangles."""
 
-    vertices: Array            # [V, 3] metres
-    faces: Array               # [F, 3] int64, counter-clockwise seen from outside
-    kind: Array                # [F] int64, one of SKIN...EAR
-    chart: Array               # [V, 2] (theta in -pi..pi, h); meaningful on the skin
+    vertices: Array  # [V, 3] metres
+    faces: Array  # [F, 3] int64, counter-clockwise seen from outside
+    kind: Array  # [F] int64, one of SKIN...EAR
+    chart: Array  # [V, 2] (theta in -pi..pi, h); meaningful on the skin
     parts: dict[str, Array] = field(default_factory=dict)  # name -> vertex ids
 
 
@@ -124,17 +124,26 @@ class _Builder:
         n = len(outer)
         i = np.arange(n if closed else n - 1)
         j = (i + 1) % n
-        self.add_faces(np.vstack([np.column_stack([outer[i], outer[j], inner[i]]),
-                                  np.column_stack([outer[j], inner[j], inner[i]])]), kind)
+        self.add_faces(
+            np.vstack(
+                [np.column_stack([outer[i], outer[j], inner[i]]), np.column_stack([outer[j], inner[j], inner[i]])]
+            ),
+            kind,
+        )
 
 
 def _sphere(rings: int, segments: int) -> tuple[Array, Array]:
     """Unit sphere with its pole on +z: vertices and triangles; the rings crowd towards the front pole."""
     polar = np.pi * (np.arange(1, rings) / rings) ** 1.25
     azimuth = 2.0 * np.pi * np.arange(segments) / segments
-    grid = np.stack(np.broadcast_arrays(
-        np.sin(polar)[:, None] * np.cos(azimuth), np.sin(polar)[:, None] * np.sin(azimuth),
-        np.cos(polar)[:, None] * np.ones(segments)), axis=-1).reshape(-1, 3)
+    grid = np.stack(
+        np.broadcast_arrays(
+            np.sin(polar)[:, None] * np.cos(azimuth),
+            np.sin(polar)[:, None] * np.sin(azimuth),
+            np.cos(polar)[:, None] * np.ones(segments),
+        ),
+        axis=-1,
+    ).reshape(-1, 3)
     vertices = np.vstack([[[0, 0, 1.0]], grid, [[0, 0, -1.0]]])
     faces = []
     s = np.arange(segments)
@@ -168,8 +177,13 @@ def _teeth(builder: _Builder, upper: bool) -> Array:
     edge = MOUTH_TEETH_Y + (-0.0022 if upper else -0.0030) + sign * 0.0007 * (1 - tooth)
     root = np.full(count, MOUTH_TEETH_Y + (0.0100 if upper else -0.0130))
     rows = []
-    for arch, y, bulge in ((outer, root, 0.0), (outer, (root + edge) / 2, 0.0006), (outer, edge, 0.0003),
-                           (inner, edge, 0.0), (inner, root, 0.0)):
+    for arch, y, bulge in (
+        (outer, root, 0.0),
+        (outer, (root + edge) / 2, 0.0006),
+        (outer, edge, 0.0003),
+        (inner, edge, 0.0),
+        (inner, root, 0.0),
+    ):
         rows.append(builder.add_vertices(np.column_stack([arch[:, 0], y, arch[:, 1] + back + bulge * tooth])))
     for a, b in zip(rows[:-1], rows[1:]):
         if upper:
@@ -188,18 +202,20 @@ def _ear(builder: _Builder) -> None:
     v = 0.0285 * np.sin(angle) + 0.0015 * np.cos(angle)
     rows = []
     levels = np.array([0.0, 0.26, 0.5, 0.68, 0.82, 0.93, 1.0])
-    front = np.clip((-np.cos(angle) - 0.2) / 0.8, 0.0, 1.0)      # 1 at the side that joins the cheek
+    front = np.clip((-np.cos(angle) - 0.2) / 0.8, 0.0, 1.0)  # 1 at the side that joins the cheek
     lobe = np.clip((-np.sin(angle) - 0.5) / 0.5, 0.0, 1.0)
     for level in levels[1:]:
-        rim = 0.0042 * np.exp(-((level - 0.90) / 0.10) ** 2) * (1.0 - 0.6 * lobe)
-        fold = 0.0030 * np.exp(-((level - 0.56) / 0.13) ** 2) * (1.0 - front) * (1.0 - lobe)
-        bowl = -0.0075 * np.exp(-(level / 0.42) ** 2)
+        rim = 0.0042 * np.exp(-(((level - 0.90) / 0.10) ** 2)) * (1.0 - 0.6 * lobe)
+        fold = 0.0030 * np.exp(-(((level - 0.56) / 0.13) ** 2)) * (1.0 - front) * (1.0 - lobe)
+        bowl = -0.0075 * np.exp(-((level / 0.42) ** 2))
         height = rim * (1.0 - 0.5 * front) + fold + bowl + 0.0018 * lobe
         rows.append(np.column_stack([u * level, v * level, height]))
     centre = np.array([[0.0, 0.0, -0.0075]])
-    behind = [np.column_stack([u * 0.97, v * 0.97, np.full(segments, -0.0030)]),
-              np.column_stack([u * 0.62, v * 0.70, np.full(segments, -0.0120)]),
-              np.column_stack([u * 0.45, v * 0.55, np.full(segments, -0.0240)])]
+    behind = [
+        np.column_stack([u * 0.97, v * 0.97, np.full(segments, -0.0030)]),
+        np.column_stack([u * 0.62, v * 0.70, np.full(segments, -0.0120)]),
+        np.column_stack([u * 0.45, v * 0.55, np.full(segments, -0.0240)]),
+    ]
     # The plane of the ear: faces outward and forward, leans back a little.
     outward = np.array([0.93, 0.0, 0.37])
     backward = np.array([0.37, 0.0, -0.93])
@@ -208,8 +224,9 @@ def _ear(builder: _Builder) -> None:
     backward, up = (np.cos(lean) * backward - np.sin(lean) * up, np.sin(lean) * backward + np.cos(lean) * up)
 
     def place(local: Array) -> Array:
-        return (np.array([0.0775, 0.0060, -0.0080]) + local[:, :1] * backward + local[:, 1:2] * up
-                + local[:, 2:] * outward)
+        return (
+            np.array([0.0775, 0.0060, -0.0080]) + local[:, :1] * backward + local[:, 1:2] * up + local[:, 2:] * outward
+        )
 
     middle = builder.add_vertices(place(centre))
     ids = [builder.add_vertices(place(row)) for row in rows + behind]
@@ -231,8 +248,11 @@ def _mouth_pocket(builder: _Builder, rim: Array, rim_points: Array) -> list[Arra
     # Each row: width, height, forward shift at the middle, curvature of the arch. Behind the lips first,
     # then around the teeth, then the throat.
     for width, height, z_front, z_side in (
-        (0.0245, 0.0030, 0.0855, 0.0700), (0.0262, 0.0120, 0.0828, 0.0620),
-        (0.0275, 0.0160, 0.0740, 0.0500), (0.0260, 0.0165, 0.0560, 0.0380), (0.0160, 0.0120, 0.0350, 0.0300),
+        (0.0245, 0.0030, 0.0855, 0.0700),
+        (0.0262, 0.0120, 0.0828, 0.0620),
+        (0.0275, 0.0160, 0.0740, 0.0500),
+        (0.0260, 0.0165, 0.0560, 0.0380),
+        (0.0160, 0.0120, 0.0350, 0.0300),
     ):
         x = width * (np.cos(angle) if height > 0.01 else across)
         y = MOUTH_TEETH_Y - 0.0008 + height * upward
@@ -274,8 +294,13 @@ def build_mesh(seed: int = 0) -> HeadMesh:
     fixed[:half][low] = fixed[mirror[low]] = True
     everything = _relaxed(np.vstack(builder.vertices), np.vstack(builder.faces), fixed)
     everything[np.flatnonzero(on_middle), 0] = 0.0
-    everything, polar, skin_faces = _refined(everything, _chart_after(everything, np.vstack(builder.charts)),
-                                             np.vstack(builder.faces), longest=0.014, below=-0.12)
+    everything, polar, skin_faces = _refined(
+        everything,
+        _chart_after(everything, np.vstack(builder.charts)),
+        np.vstack(builder.faces),
+        longest=0.014,
+        below=-0.12,
+    )
     builder = _Builder()
     skin_ids = builder.add_vertices(everything, polar)
     builder.add_faces(skin_faces, SKIN)
@@ -302,7 +327,7 @@ def build_mesh(seed: int = 0) -> HeadMesh:
 
     # The mouth's rim as one counter-clockwise loop that starts at the left corner.
     n = len(mouth_loop)
-    upper_left, lower_left = mouth_loop[: n // 2 + 1][::-1], mouth_loop[n // 2 + 1:]
+    upper_left, lower_left = mouth_loop[: n // 2 + 1][::-1], mouth_loop[n // 2 + 1 :]
     rim = np.concatenate([upper_left, mirror[upper_left][::-1][1:], mirror[lower_left], lower_left[::-1][1:]])
     rows = _mouth_pocket(builder, rim, everything[rim])
     parts["mouth_rim"] = rim
@@ -319,5 +344,10 @@ def build_mesh(seed: int = 0) -> HeadMesh:
     builder.add_faces(parts["left_ear"][0] + ear_faces, EAR)
     parts["right_ear"] = builder.add_vertices(ear_vertices * [-1.0, 1.0, 1.0])
     builder.add_faces(parts["right_ear"][0] + ear_faces[:, ::-1], EAR)
-    return HeadMesh(np.vstack(builder.vertices), np.vstack(builder.faces), np.concatenate(builder.kinds),
-                    np.vstack(builder.charts), parts)
+    return HeadMesh(
+        np.vstack(builder.vertices),
+        np.vstack(builder.faces),
+        np.concatenate(builder.kinds),
+        np.vstack(builder.charts),
+        parts,
+    )

@@ -21,8 +21,8 @@ class Head:
     """What the capture needs to know of a procedural head."""
 
     mesh: HeadMesh
-    model: dict[str, Any]         # in the layout of a FLAME pickle
-    masks: dict[str, Array]       # region -> vertex ids
+    model: dict[str, Any]  # in the layout of a FLAME pickle
+    masks: dict[str, Array]  # region -> vertex ids
 
 
 def build_head(seed: int = 0) -> Head:
@@ -32,7 +32,7 @@ def build_head(seed: int = 0) -> Head:
     directions = np.zeros((count, 3, SHAPE_COLUMNS + EXPRESSION_COLUMNS), dtype=np.float32)
     identity, expression = modes.identity_modes(mesh), modes.expression_modes(mesh)
     directions[:, :, : identity.shape[-1]] = identity
-    directions[:, :, SHAPE_COLUMNS: SHAPE_COLUMNS + expression.shape[-1]] = expression
+    directions[:, :, SHAPE_COLUMNS : SHAPE_COLUMNS + expression.shape[-1]] = expression
     regressor = modes.joint_regressor(mesh)
     model = {
         "v_template": mesh.vertices.copy(),
@@ -74,8 +74,9 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
     """[V, 3] unit area-weighted normals."""
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     flat = np.cross(b - a, c - a)
-    total = np.stack([sum(np.bincount(faces[:, i], flat[:, axis], len(vertices)) for i in range(3))
-                      for axis in range(3)], axis=-1)
+    total = np.stack(
+        [sum(np.bincount(faces[:, i], flat[:, axis], len(vertices)) for i in range(3)) for axis in range(3)], axis=-1
+    )
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-20)
 
 
@@ -89,16 +90,18 @@ def pose_head(model: dict[str, Any], parameters: dict[str, Array]) -> tuple[Arra
         Vertices [V, 3] in world space, unposed shaped vertices [V, 3], joint transforms [5, 4, 4]
         that take unposed points to world space.
     """
-    coefficients = np.concatenate([_padded(parameters["shape"], SHAPE_COLUMNS),
-                                   _padded(parameters["expr"], EXPRESSION_COLUMNS)])
+    coefficients = np.concatenate(
+        [_padded(parameters["shape"], SHAPE_COLUMNS), _padded(parameters["expr"], EXPRESSION_COLUMNS)]
+    )
     used = np.flatnonzero(coefficients)
     shaped = model["v_template"] + model["shapedirs"][:, :, used] @ coefficients[used]
     offset = parameters.get("static_offset")
     if offset is not None:
         shaped = shaped + offset[0]
     joints = np.asarray(model["J_regressor"] @ shaped)
-    rotation_vectors = np.concatenate([np.ravel(parameters[k]) for k in
-                                       ("rotation", "neck_pose", "jaw_pose", "eyes_pose")]).reshape(5, 3)
+    rotation_vectors = np.concatenate(
+        [np.ravel(parameters[k]) for k in ("rotation", "neck_pose", "jaw_pose", "eyes_pose")]
+    ).reshape(5, 3)
     rotations = Rotation.from_rotvec(rotation_vectors.astype(np.float64)).as_matrix()
     feature = (rotations[1:] - np.eye(3)).reshape(36)
     active = np.flatnonzero(np.abs(feature) > 0)

@@ -15,26 +15,60 @@ from scene.synthetic.mesh import HeadMesh
 
 Array = np.ndarray
 
-JOINTS = np.array([
-    [0.0, -0.1650, -0.0350],   # root
-    [0.0, -0.0850, -0.0320],   # neck
-    [0.0, -0.0080, 0.0080],    # jaw
-    shape.EYE,                 # left eye
-    shape.EYE * [-1, 1, 1],    # right eye
-])
+JOINTS = np.array(
+    [
+        [0.0, -0.1650, -0.0350],  # root
+        [0.0, -0.0850, -0.0320],  # neck
+        [0.0, -0.0080, 0.0080],  # jaw
+        shape.EYE,  # left eye
+        shape.EYE * [-1, 1, 1],  # right eye
+    ]
+)
 PARENTS = (-1, 0, 1, 1, 1)
-IDENTITY_NAMES = ("width", "height", "depth", "jaw_width", "chin", "nose_length", "nose_width", "nose_tip",
-                  "cheekbones", "brow_ridge", "lips", "mouth_width", "forehead", "ears", "neck_width", "asymmetry")
-EXPRESSION_NAMES = ("smile", "frown", "brow_up_left", "brow_up_right", "brow_down", "blink_left", "blink_right",
-                    "funnel", "cheek_puff", "sneer", "stretch", "upper_lip_up", "lower_lip_down", "eyes_wide",
-                    "squint", "mouth_left", "chin_up")
+IDENTITY_NAMES = (
+    "width",
+    "height",
+    "depth",
+    "jaw_width",
+    "chin",
+    "nose_length",
+    "nose_width",
+    "nose_tip",
+    "cheekbones",
+    "brow_ridge",
+    "lips",
+    "mouth_width",
+    "forehead",
+    "ears",
+    "neck_width",
+    "asymmetry",
+)
+EXPRESSION_NAMES = (
+    "smile",
+    "frown",
+    "brow_up_left",
+    "brow_up_right",
+    "brow_down",
+    "blink_left",
+    "blink_right",
+    "funnel",
+    "cheek_puff",
+    "sneer",
+    "stretch",
+    "upper_lip_up",
+    "lower_lip_down",
+    "eyes_wide",
+    "squint",
+    "mouth_left",
+    "chin_up",
+)
 
 
 def _brush(points: Array, centre: tuple, size: tuple | float, move: tuple, mirrored: bool = True) -> Array:
     """[V, 3] displacement `move` (metres) around `centre` with standard deviations `size`; x is mirrored too."""
     size = np.broadcast_to(np.asarray(size, dtype=np.float64), 3)
     total = np.zeros_like(points)
-    for sign in ((1.0, -1.0) if mirrored else (1.0,)):
+    for sign in (1.0, -1.0) if mirrored else (1.0,):
         flip = np.array([sign, 1.0, 1.0])
         weight = np.exp(-0.5 * (((points - np.asarray(centre) * flip) / size) ** 2).sum(1))
         total += weight[:, None] * (np.asarray(move) * flip)
@@ -109,8 +143,9 @@ def joint_regressor(mesh: HeadMesh) -> sparse.csc_matrix:
         rows.append(np.full(len(ids), row))
         columns.append(ids)
         values.append(value)
-    return sparse.csc_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
-                             shape=(5, len(x)))
+    return sparse.csc_matrix(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(5, len(x))
+    )
 
 
 def identity_modes(mesh: HeadMesh) -> Array:
@@ -200,43 +235,69 @@ def expression_modes(mesh: HeadMesh) -> Array:
     low[rim] = np.where(np.sin(angle) > 1e-9, 0.0, np.where(np.sin(angle) < -1e-9, 1.0, 0.5))
     low, up = low[:, None], 1.0 - low[:, None]
     corner = (0.0240, shape.MOUTH_Y, 0.0790)
-    smile = (_brush(p, corner, (0.010, 0.011, 0.016), (0.0062, 0.0060, -0.0055))
-             + _brush(p, (0.036, -0.020, 0.070), (0.014, 0.014, 0.02), (0.0016, 0.0034, 0.0026))
-             + _brush(p, (0.034, 0.010, 0.066), (0.012, 0.006, 0.02), (0, 0.0012, 0.0005))
-             + _brush(p, (0, shape.MOUTH_Y, 0.090), (0.014, 0.008, 0.02), (0, 0.0004, -0.0016), False))
-    frown = (_brush(p, corner, (0.010, 0.011, 0.016), (0.0012, -0.0062, -0.0008))
-             + low * _brush(p, (0, -0.056, 0.090), (0.010, 0.006, 0.02), (0, 0.0014, 0.0008), False))
+    smile = (
+        _brush(p, corner, (0.010, 0.011, 0.016), (0.0062, 0.0060, -0.0055))
+        + _brush(p, (0.036, -0.020, 0.070), (0.014, 0.014, 0.02), (0.0016, 0.0034, 0.0026))
+        + _brush(p, (0.034, 0.010, 0.066), (0.012, 0.006, 0.02), (0, 0.0012, 0.0005))
+        + _brush(p, (0, shape.MOUTH_Y, 0.090), (0.014, 0.008, 0.02), (0, 0.0004, -0.0016), False)
+    )
+    frown = _brush(p, corner, (0.010, 0.011, 0.016), (0.0012, -0.0062, -0.0008)) + low * _brush(
+        p, (0, -0.056, 0.090), (0.010, 0.006, 0.02), (0, 0.0014, 0.0008), False
+    )
 
     def brow_up(mirror: float) -> Array:
-        return (_brush(p, (0.026 * mirror, 0.046, 0.082), (0.017, 0.009, 0.02), (0, 0.0062, 0.0004), False)
-                + _brush(p, (0.024 * mirror, 0.066, 0.086), (0.020, 0.014, 0.02), (0, 0.0030, 0), False))
+        return _brush(p, (0.026 * mirror, 0.046, 0.082), (0.017, 0.009, 0.02), (0, 0.0062, 0.0004), False) + _brush(
+            p, (0.024 * mirror, 0.066, 0.086), (0.020, 0.014, 0.02), (0, 0.0030, 0), False
+        )
 
-    brow_down = (_brush(p, (0.013, 0.043, 0.088), (0.010, 0.008, 0.02), (-0.0028, -0.0050, 0.0008))
-                 + _brush(p, (0.030, 0.046, 0.080), (0.012, 0.008, 0.02), (0, -0.0026, 0)))
-    funnel = (_brush(p, corner, (0.012, 0.012, 0.016), (-0.0080, 0, 0.0052))
-              + up * _brush(p, (0, -0.044, 0.095), (0.012, 0.007, 0.02), (0, 0.0012, 0.0056), False)
-              + low * _brush(p, (0, -0.055, 0.093), (0.012, 0.008, 0.02), (0, -0.0018, 0.0054), False))
-    puff = (_brush(p, (0.042, -0.036, 0.062), (0.014, 0.015, 0.020), (0.0078, -0.0004, 0.0052))
-            + _brush(p, (0, -0.036, 0.092), (0.016, 0.006, 0.02), (0, 0, 0.0012), False))
-    sneer = (_brush(p, (0.013, -0.018, 0.092), (0.008, 0.011, 0.016), (0.0008, 0.0040, -0.0006))
-             + up * _brush(p, (0.010, -0.041, 0.092), (0.010, 0.007, 0.02), (0, 0.0030, -0.0004))
-             + _brush(p, (0.011, 0.016, 0.082), (0.006, 0.012, 0.016), (-0.0002, -0.0016, 0.0012)))
-    stretch = (_brush(p, corner, (0.011, 0.012, 0.016), (0.0070, -0.0012, -0.0050))
-               + _brush(p, (0, shape.MOUTH_Y, 0.090), (0.015, 0.008, 0.02), (0, 0, -0.0018), False))
+    brow_down = _brush(p, (0.013, 0.043, 0.088), (0.010, 0.008, 0.02), (-0.0028, -0.0050, 0.0008)) + _brush(
+        p, (0.030, 0.046, 0.080), (0.012, 0.008, 0.02), (0, -0.0026, 0)
+    )
+    funnel = (
+        _brush(p, corner, (0.012, 0.012, 0.016), (-0.0080, 0, 0.0052))
+        + up * _brush(p, (0, -0.044, 0.095), (0.012, 0.007, 0.02), (0, 0.0012, 0.0056), False)
+        + low * _brush(p, (0, -0.055, 0.093), (0.012, 0.008, 0.02), (0, -0.0018, 0.0054), False)
+    )
+    puff = _brush(p, (0.042, -0.036, 0.062), (0.014, 0.015, 0.020), (0.0078, -0.0004, 0.0052)) + _brush(
+        p, (0, -0.036, 0.092), (0.016, 0.006, 0.02), (0, 0, 0.0012), False
+    )
+    sneer = (
+        _brush(p, (0.013, -0.018, 0.092), (0.008, 0.011, 0.016), (0.0008, 0.0040, -0.0006))
+        + up * _brush(p, (0.010, -0.041, 0.092), (0.010, 0.007, 0.02), (0, 0.0030, -0.0004))
+        + _brush(p, (0.011, 0.016, 0.082), (0.006, 0.012, 0.016), (-0.0002, -0.0016, 0.0012))
+    )
+    stretch = _brush(p, corner, (0.011, 0.012, 0.016), (0.0070, -0.0012, -0.0050)) + _brush(
+        p, (0, shape.MOUTH_Y, 0.090), (0.015, 0.008, 0.02), (0, 0, -0.0018), False
+    )
     upper_lip_up = up * _brush(p, (0, -0.043, 0.093), (0.013, 0.008, 0.02), (0, 0.0054, 0.0004), False)
     lower_lip_down = low * _brush(p, (0, -0.056, 0.091), (0.013, 0.009, 0.02), (0, -0.0058, 0.0006), False)
     mouth_left = _brush(p, (0, -0.050, 0.088), (0.022, 0.016, 0.03), (0.0060, 0, 0), False)
     chin_up = low * _brush(p, (0, -0.066, 0.088), (0.018, 0.014, 0.02), (0, 0.0040, 0.0008), False)
-    modes = [smile, frown, brow_up(1.0), brow_up(-1.0), brow_down,
-             _lid_rotation(mesh, "left", 0.88, 0.12), _lid_rotation(mesh, "right", 0.88, 0.12),
-             funnel, puff, sneer, stretch, upper_lip_up, lower_lip_down,
-             sum(_lid_rotation(mesh, s, -0.22, -0.05) for s in ("left", "right")),
-             sum(_lid_rotation(mesh, s, 0.16, 0.22) for s in ("left", "right"))
-             + _brush(p, (0.032, 0.008, 0.070), (0.014, 0.006, 0.02), (0, 0.0016, 0.0008)),
-             mouth_left, chin_up]
+    modes = [
+        smile,
+        frown,
+        brow_up(1.0),
+        brow_up(-1.0),
+        brow_down,
+        _lid_rotation(mesh, "left", 0.88, 0.12),
+        _lid_rotation(mesh, "right", 0.88, 0.12),
+        funnel,
+        puff,
+        sneer,
+        stretch,
+        upper_lip_up,
+        lower_lip_down,
+        sum(_lid_rotation(mesh, s, -0.22, -0.05) for s in ("left", "right")),
+        sum(_lid_rotation(mesh, s, 0.16, 0.22) for s in ("left", "right"))
+        + _brush(p, (0.032, 0.008, 0.070), (0.014, 0.006, 0.02), (0, 0.0016, 0.0008)),
+        mouth_left,
+        chin_up,
+    ]
     result = np.stack(modes, axis=-1)
-    rigid = [mesh.parts[n] for n in ("left_eyeball", "right_eyeball", "upper_teeth", "lower_teeth",
-                                     "left_ear", "right_ear", "mouth_row_6")]
+    rigid = [
+        mesh.parts[n]
+        for n in ("left_eyeball", "right_eyeball", "upper_teeth", "lower_teeth", "left_ear", "right_ear", "mouth_row_6")
+    ]
     result[np.concatenate(rigid)] = 0.0
     # The lining follows the lips, less with depth; the lid margins follow their lid.
     for depth, share in ((1, 1.0), (2, 0.6), (3, 0.2), (4, 0.0), (5, 0.0)):
@@ -251,9 +312,9 @@ def pose_correctives(mesh: HeadMesh) -> Array:
     """[V, 3, 36]: the cheeks hollow and the lower lip rolls out as the jaw opens; all other entries are zero."""
     p = mesh.vertices
     result = np.zeros((len(p), 3, 36))
-    moves = (_brush(p, (0.045, -0.030, 0.045), (0.014, 0.018, 0.02), (-0.0080, 0, 0))
-             + lower_side(mesh)[:, None] * _brush(p, (0, -0.055, 0.090), (0.014, 0.006, 0.02), (0, -0.0020, 0.0030),
-                                                  False))
+    moves = _brush(p, (0.045, -0.030, 0.045), (0.014, 0.018, 0.02), (-0.0080, 0, 0)) + lower_side(mesh)[
+        :, None
+    ] * _brush(p, (0, -0.055, 0.090), (0.014, 0.006, 0.02), (0, -0.0020, 0.0030), False)
     still = np.ones(len(p), dtype=bool)
     still[mesh.parts["skin"]] = False
     moves[still] = 0.0
@@ -290,9 +351,16 @@ def region_masks(mesh: HeadMesh) -> dict[str, Array]:
     face |= eye["left"] | eye["right"]
     forehead = front & (y > 0.0560) & ~eye["left"] & ~eye["right"]
     masks = {
-        "face": face, "neck": skin & ~face & ~scalp, "scalp": scalp, "boundary": skin & (h < shape.H_BOTTOM + 1e-6),
-        "forehead": forehead, "eye_region": eye["left"] | eye["right"], "nose": nose, "lips": lips,
-        "right_eye_region": eye["right"], "left_eye_region": eye["left"],
+        "face": face,
+        "neck": skin & ~face & ~scalp,
+        "scalp": scalp,
+        "boundary": skin & (h < shape.H_BOTTOM + 1e-6),
+        "forehead": forehead,
+        "eye_region": eye["left"] | eye["right"],
+        "nose": nose,
+        "lips": lips,
+        "right_eye_region": eye["right"],
+        "left_eye_region": eye["left"],
     }
     result = {name: np.flatnonzero(mask).astype(np.int64) for name, mask in masks.items()}
     for name in ("right_eyeball", "left_eyeball", "right_ear", "left_ear"):

@@ -10,9 +10,9 @@ from scene.synthetic.render import View
 
 Array = np.ndarray
 
-TARGET = np.array([0.0, -0.0120, 0.0050])   # the cameras look here
-DISTANCE = 1.05                             # metres
-FRAME_HEIGHT = 0.345                        # metres of the head's plane that the picture's height shows
+TARGET = np.array([0.0, -0.0120, 0.0050])  # the cameras look here
+DISTANCE = 1.05  # metres
+FRAME_HEIGHT = 0.345  # metres of the head's plane that the picture's height shows
 # A frame narrower than this share of its height moves back instead of cutting the head.
 WIDEST_HEAD = 0.250
 PITCHES = (8.0, -14.0, 20.0, 0.0, -20.0, 14.0)
@@ -39,8 +39,17 @@ def make_views(count: int, size: tuple[int, int]) -> tuple[list[View], int]:
         pose[:3, 3] = TARGET + DISTANCE * backward
         # As in a real rig, no principal point is centred and pixels are not quite square.
         shift = 0.010 * np.array([np.sin(1.7 * index), np.cos(2.3 * index)]) * [width, height]
-        views.append(View(pose, focal, focal * (1.0 + 0.004 * np.cos(index)), width / 2 + shift[0],
-                          height / 2 + shift[1], width, height))
+        views.append(
+            View(
+                pose,
+                focal,
+                focal * (1.0 + 0.004 * np.cos(index)),
+                width / 2 + shift[0],
+                height / 2 + shift[1],
+                width,
+                height,
+            )
+        )
     return views, frontal
 
 
@@ -76,11 +85,11 @@ def make_motion(count: int, held_out: int, seed: int, offset: Array) -> list[dic
     eyes = np.zeros((count, 6))
     train = count - held_out
     t = np.arange(count, dtype=np.float64)
-    u = t / max(train, 1) * 60.0       # the training performance lasts 60 units, whatever the count
+    u = t / max(train, 1) * 60.0  # the training performance lasts 60 units, whatever the count
 
     talk = np.clip(_pulse(u, 6, 9) + _pulse(u, 34, 8) * 0.6 + (t >= train) * 0.9, 0, 1)
     syllables = 0.5 + 0.5 * np.sin(u * 1.9 + 4.5)
-    jaw[:, 0] = 0.015 + 0.20 * talk * syllables ** 1.5
+    jaw[:, 0] = 0.015 + 0.20 * talk * syllables**1.5
     jaw[:, 1] = 0.02 * _smooth_noise(rng, count, 13)
 
     def act(name: str, value: Array) -> None:
@@ -105,8 +114,15 @@ def make_motion(count: int, held_out: int, seed: int, offset: Array) -> list[dic
     free = t >= train
     if held_out:
         s = (t - train) / held_out
-        for name, size in (("smile", 0.6), ("funnel", 0.4), ("brow_up_left", 0.6), ("brow_up_right", 0.6),
-                           ("frown", 0.3), ("squint", 0.3), ("cheek_puff", 0.3)):
+        for name, size in (
+            ("smile", 0.6),
+            ("funnel", 0.4),
+            ("brow_up_left", 0.6),
+            ("brow_up_right", 0.6),
+            ("frown", 0.3),
+            ("squint", 0.3),
+            ("cheek_puff", 0.3),
+        ):
             act(name, free * size * np.clip(_smooth_noise(rng, count, 9), 0, 1))
         blink = np.maximum(blink, free * _pulse(s, 0.45, 0.07))
     for name in ("blink_left", "blink_right"):
@@ -124,22 +140,40 @@ def make_motion(count: int, held_out: int, seed: int, offset: Array) -> list[dic
         translation[:, axis] = 0.0015 * _smooth_noise(rng, count, 19)
 
     shape = identity(seed)
-    fields = {"translation": translation, "rotation": rotation, "neck_pose": neck, "jaw_pose": jaw,
-              "eyes_pose": eyes, "expr": expression}
-    return [{**{name: value[i: i + 1].astype(np.float32) for name, value in fields.items()},
-             "shape": shape, "static_offset": offset[None].astype(np.float32)} for i in range(count)]
+    fields = {
+        "translation": translation,
+        "rotation": rotation,
+        "neck_pose": neck,
+        "jaw_pose": jaw,
+        "eyes_pose": eyes,
+        "expr": expression,
+    }
+    return [
+        {
+            **{name: value[i : i + 1].astype(np.float32) for name, value in fields.items()},
+            "shape": shape,
+            "static_offset": offset[None].astype(np.float32),
+        }
+        for i in range(count)
+    ]
 
 
 def tracked(parameters: dict[str, Array], scale: float, seed: int, timestep: int) -> dict[str, Array]:
     """What a tracker would report: the truth plus noise of `scale` x (0.3 mm, 0.3 degrees, 0.03 expression units)."""
     rng = np.random.default_rng([seed, 10, timestep])
     angle = np.radians(0.3)
-    sigma = {"translation": 0.0003, "rotation": angle, "neck_pose": angle, "jaw_pose": angle, "eyes_pose": angle,
-             "expr": 0.03}
+    sigma = {
+        "translation": 0.0003,
+        "rotation": angle,
+        "neck_pose": angle,
+        "jaw_pose": angle,
+        "eyes_pose": angle,
+        "expr": 0.03,
+    }
     result = dict(parameters)
     for name, size in sigma.items():
         noise = scale * size * rng.standard_normal(parameters[name].shape)
         if name == "expr":
-            noise[:, len(EXPRESSION_NAMES):] = 0.0
+            noise[:, len(EXPRESSION_NAMES) :] = 0.0
         result[name] = (parameters[name] + noise).astype(np.float32)
     return result

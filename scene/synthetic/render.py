@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 Array = np.ndarray
 
-HAIR = 5   # kind of a triangle, after mesh.SKIN ... mesh.EAR
+HAIR = 5  # kind of a triangle, after mesh.SKIN ... mesh.EAR
 
 
 def _unit(v: tuple) -> Array:
@@ -35,7 +35,7 @@ SKY = np.array([0.46, 0.48, 0.52], dtype=np.float32)
 GROUND = np.array([0.30, 0.26, 0.24], dtype=np.float32)
 # How far diffuse light wraps around the terminator, per channel: blood under the skin makes it reddish.
 SKIN_WRAP = np.array([0.38, 0.20, 0.15], dtype=np.float32)
-SOFTNESS = 0.04         # radius of the key light as seen from the head, radians
+SOFTNESS = 0.04  # radius of the key light as seen from the head, radians
 OCCLUSION_REACH = 0.05  # metres
 OCCLUSION_RAYS = 24
 
@@ -59,15 +59,15 @@ class Assets:
 
     head: Head
     strands: Strands
-    picture: Array            # [H, W, 3] uint8 albedo over the chart
+    picture: Array  # [H, W, 3] uint8 albedo over the chart
     colours: texture.Palette
-    vertex_colour: Array      # [V', 3] linear, fine mesh
-    edges: Array              # [E, 2] coarse vertices of each new vertex
-    faces: Array              # [F', 3] fine
-    kind: Array               # [F' + strand faces]
-    corner_chart: Array       # [F', 3, 2] texel positions of the corners
-    relief: Array             # [V'] metres along the normal
-    rest: Array               # [V', 3] template, fine
+    vertex_colour: Array  # [V', 3] linear, fine mesh
+    edges: Array  # [E, 2] coarse vertices of each new vertex
+    faces: Array  # [F', 3] fine
+    kind: Array  # [F' + strand faces]
+    corner_chart: Array  # [F', 3, 2] texel positions of the corners
+    relief: Array  # [V'] metres along the normal
+    rest: Array  # [V', 3] template, fine
     seed: int
 
 
@@ -78,7 +78,7 @@ def make_assets(head: Head, seed: int) -> Assets:
     count = len(mesh.vertices)
     pairs = np.sort(np.vstack([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]), axis=1)
     edges, index = np.unique(pairs, axis=0, return_inverse=True)
-    ab, bc, ca = (count + index.reshape(3, -1))
+    ab, bc, ca = count + index.reshape(3, -1)
     a, b, c = mesh.faces.T
     faces = np.stack([np.stack(t, axis=-1) for t in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))], axis=1)
     # Longitudes of one triangle must not jump by a turn at the back of the head.
@@ -101,10 +101,20 @@ def make_assets(head: Head, seed: int) -> Assets:
 
     strands = grow_strands(mesh, colours, seed)
     relief = _relief(faces, corner, kind, count + len(edges), seed)
-    return Assets(head, strands, texture.skin_picture(mesh, colours, seed), colours,
-                  refine(texture.vertex_colours(mesh, colours)), edges, faces,
-                  np.concatenate([kind, np.full(len(strands.faces), HAIR)]), corner, relief,
-                  refine(mesh.vertices), seed)
+    return Assets(
+        head,
+        strands,
+        texture.skin_picture(mesh, colours, seed),
+        colours,
+        refine(texture.vertex_colours(mesh, colours)),
+        edges,
+        faces,
+        np.concatenate([kind, np.full(len(strands.faces), HAIR)]),
+        corner,
+        relief,
+        refine(mesh.vertices),
+        seed,
+    )
 
 
 def _relief(faces: Array, corner: Array, kind: Array, count: int, seed: int) -> Array:
@@ -136,8 +146,10 @@ class PosedHead:
             from embreex import rtcore_scene
             from embreex.mesh_construction import TriangleMesh
         except ImportError as error:
-            raise UserError(f"rendering the procedural head needs the package embreex ({error}); "
-                            "install it with: pip install embreex") from error
+            raise UserError(
+                f"rendering the procedural head needs the package embreex ({error}); "
+                "install it with: pip install embreex"
+            ) from error
 
         head, strands = assets.head, assets.strands
         coarse, shaped, transforms = pose_head(head.model, parameters)
@@ -167,8 +179,9 @@ class PosedHead:
         colour = np.vstack([assets.vertex_colour, strands.colours])
         rest = np.vstack([assets.rest, strands.vertices])
         # One row per vertex, so that a hit gathers once: normal 0-2, occlusion 3, colour 4-6; 7 pads it to 32 bytes.
-        self.table = np.hstack([normal, np.append(occlusion, strands.occlusion)[:, None], colour,
-                                np.zeros((len(normal), 1))]).astype(np.float32)
+        self.table = np.hstack(
+            [normal, np.append(occlusion, strands.occlusion)[:, None], colour, np.zeros((len(normal), 1))]
+        ).astype(np.float32)
         self.tangents, self.rest = tangent.astype(np.float32), rest.astype(np.float32)
         self.assets = assets
 
@@ -219,8 +232,10 @@ class PosedHead:
                 dx, dy = (0.5 + 0.7548776662 * k) % 1.0, (0.5 + 0.5698402910 * k) % 1.0
                 if samples == 1:
                     dx = dy = 0.5
-                local = np.stack([(column + dx - view.cx) / view.fx, -(row + dy - view.cy) / view.fy,
-                                  -np.ones(column.shape)], axis=-1).reshape(-1, 3)
+                local = np.stack(
+                    [(column + dx - view.cx) / view.fx, -(row + dy - view.cy) / view.fy, -np.ones(column.shape)],
+                    axis=-1,
+                ).reshape(-1, 3)
                 direction = local @ rotation.T
                 direction = _normalised(direction.astype(np.float32))
                 colour, hit = self._sample(origin, direction, k, samples)
@@ -258,7 +273,7 @@ class PosedHead:
         eyes = np.flatnonzero(kind == EYEBALL)
         if len(eyes):
             rest = (self.rest[corners[eyes]] * weights[eyes, :, None]).sum(1)
-            rest[:, 0] = np.abs(rest[:, 0])   # both eyes look the same; each is symmetric
+            rest[:, 0] = np.abs(rest[:, 0])  # both eyes look the same; each is symmetric
             albedo[eyes] = texture.eye_colour(_normalised(rest - shape.EYE), self.assets.colours, self.assets.seed)
 
         # One shadow ray per sample to a point of the key light that differs from sample to sample.
@@ -271,8 +286,9 @@ class PosedHead:
         lit = np.zeros(len(hit), dtype=np.float32)
         test = np.flatnonzero(facing > -0.4)
         start = position[test] + 6e-4 * normal[test] + 2e-4 * towards
-        blocked = self.scene.run(start.astype(np.float32), np.broadcast_to(towards, start.shape).copy(),
-                                 query="OCCLUDED")
+        blocked = self.scene.run(
+            start.astype(np.float32), np.broadcast_to(towards, start.shape).copy(), query="OCCLUDED"
+        )
         lit[test] = blocked == -1
 
         occlusion = data[:, 3:4]
@@ -318,8 +334,9 @@ def _normalised(v: Array) -> Array:
 _LINEAR = texture.to_linear(np.arange(256) / 255.0).astype(np.float32)
 
 
-def render_frame(assets: Assets, parameters: dict[str, Any], views: list[View],
-                 samples: int) -> list[tuple[Array, Array]]:
+def render_frame(
+    assets: Assets, parameters: dict[str, Any], views: list[View], samples: int
+) -> list[tuple[Array, Array]]:
     """Images and masks of one timestep in several views."""
     posed = PosedHead(assets, parameters)
     return [posed.render(view, samples) for view in views]

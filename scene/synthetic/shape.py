@@ -15,10 +15,10 @@ Array = np.ndarray
 
 EYE = np.array([0.0318, 0.0250, 0.0593])  # centre of the left eyeball
 EYE_RADIUS = 0.0145
-LID = 0.0016                              # thickness of the eyelid
+LID = 0.0016  # thickness of the eyelid
 MOUTH_CORNER_X = 0.0245
-MOUTH_Y = -0.0490                         # height of the line between the lips
-CROWN_Y = 0.0550                          # above: rays fan out from this point of the axis
+MOUTH_Y = -0.0490  # height of the line between the lips
+CROWN_Y = 0.0550  # above: rays fan out from this point of the axis
 
 
 def _smooth_min(a: Array, b: Array, k: float) -> Array:
@@ -51,7 +51,7 @@ def distance(points: Array) -> Array:
     # A rounded |x|: the sides meet without a crease on the midline.
     p[..., 0] = np.sqrt(p[..., 0] ** 2 + 0.0010**2)
 
-    d = _ellipsoid(p, (0.0, 0.0500, -0.0100), (0.0755, 0.0850, 0.0960))                      # skull
+    d = _ellipsoid(p, (0.0, 0.0500, -0.0100), (0.0755, 0.0850, 0.0960))  # skull
     d = _smooth_min(d, _ellipsoid(p, (0.0, 0.0520, 0.0300), (0.0600, 0.0560, 0.0555)), 0.02)  # forehead
     d = _smooth_min(d, _capsule(p, (0.0, 0.0050, 0.0280), (0.0, -0.0450, 0.0380), 0.0560, 0.0400), 0.03)
     d = _smooth_min(d, _ellipsoid(p, (0.0440, 0.0020, 0.0480), (0.0210, 0.0180, 0.0220)), 0.025)  # cheekbone
@@ -60,8 +60,8 @@ def distance(points: Array) -> Array:
     d = _smooth_min(d, _capsule(p, (0.0, -0.0450, -0.0330), (0.0, -0.2600, -0.0480), 0.0580, 0.0720), 0.035)  # neck
     d = _smooth_min(d, _capsule(p, (0.0300, -0.2020, -0.0450), (0.2000, -0.2380, -0.0450), 0.0620, 0.0600), 0.065)
     d = _smooth_min(d, _capsule(p, (0.0090, -0.1820, 0.0000), (0.0450, -0.0600, -0.0300), 0.0080, 0.0080), 0.020)
-    d = _smooth_min(d, _ellipsoid(p, (0.0, -0.0780, 0.0710), (0.0200, 0.0140, 0.0165)), 0.016)   # chin
-    d = _smooth_min(d, _ellipsoid(p, (0.0, -0.0470, 0.0590), (0.0320, 0.0240, 0.0285)), 0.014)   # mouth
+    d = _smooth_min(d, _ellipsoid(p, (0.0, -0.0780, 0.0710), (0.0200, 0.0140, 0.0165)), 0.016)  # chin
+    d = _smooth_min(d, _ellipsoid(p, (0.0, -0.0470, 0.0590), (0.0320, 0.0240, 0.0285)), 0.014)  # mouth
     d = _smooth_min(d, _capsule(p, (0.0080, 0.0410, 0.0760), (0.0420, 0.0430, 0.0600), 0.0105), 0.014)  # brow
 
     socket = _ellipsoid(p, (0.0320, 0.0255, 0.0920), (0.0190, 0.0125, 0.0185))
@@ -79,10 +79,14 @@ def distance(points: Array) -> Array:
     d = _smooth_max(d, -philtrum, 0.004)
     upper = _smooth_min(
         _capsule(p, (0.0, -0.0452, 0.0892), (0.0075, -0.0440, 0.0884), 0.0044, 0.0050),
-        _capsule(p, (0.0075, -0.0440, 0.0884), (0.0235, -0.0482, 0.0765), 0.0050, 0.0018), 0.002)
+        _capsule(p, (0.0075, -0.0440, 0.0884), (0.0235, -0.0482, 0.0765), 0.0050, 0.0018),
+        0.002,
+    )
     lower = _smooth_min(
         _capsule(p, (0.0, -0.0552, 0.0872), (0.0100, -0.0545, 0.0852), 0.0064, 0.0060),
-        _capsule(p, (0.0100, -0.0545, 0.0852), (0.0235, -0.0494, 0.0762), 0.0060, 0.0018), 0.002)
+        _capsule(p, (0.0100, -0.0545, 0.0852), (0.0235, -0.0494, 0.0762), 0.0060, 0.0018),
+        0.002,
+    )
     d = _smooth_min(d, upper, 0.0030)
     d = _smooth_min(d, lower, 0.0030)
     return d
@@ -110,9 +114,9 @@ def trace(origins: Array, directions: Array, reach: float = 0.4) -> Array:
 
 # --- The chart: longitude and arc length, in which the mesh is laid out and the skin is painted. ---
 
-CHART_RADIUS = 0.085                       # metres per radian of longitude
-SKULL_ARC = 0.085                          # metres per radian of elevation above CROWN_Y
-H_TOP = CROWN_Y + SKULL_ARC * np.pi / 2    # the crown
+CHART_RADIUS = 0.085  # metres per radian of longitude
+SKULL_ARC = 0.085  # metres per radian of elevation above CROWN_Y
+H_TOP = CROWN_Y + SKULL_ARC * np.pi / 2  # the crown
 H_BOTTOM = -0.2900
 # The front under the chin is nearly horizontal; there the chart's h runs ahead of y, so that it still
 # resembles arc length. At the back h and y agree up to a gentle slope.
@@ -139,8 +143,7 @@ def chart_rays(theta: Array, h: Array) -> tuple[Array, Array]:
     tilt = -0.9 * np.clip((-0.1500 - h) / 0.1400, 0.0, 1.0)
     pitch = elevation + tilt
     origins = np.stack([np.zeros_like(y), y, _neck_axis(y)], axis=-1)
-    directions = np.stack(
-        [np.sin(theta) * np.cos(pitch), np.sin(pitch), np.cos(theta) * np.cos(pitch)], axis=-1)
+    directions = np.stack([np.sin(theta) * np.cos(pitch), np.sin(pitch), np.cos(theta) * np.cos(pitch)], axis=-1)
     return origins, directions
 
 
@@ -155,6 +158,7 @@ def to_chart(points: Array) -> tuple[Array, Array]:
 
 # --- Outlines on the chart, shared by the region masks, the modes and the paint. ---
 
+
 def mouth_line(x: Array) -> Array:
     """Height (metres) of the line between the closed lips at |x|: a slight bow, its ends a little higher."""
     t = np.clip(np.abs(x) / MOUTH_CORNER_X, 0.0, 1.0)
@@ -165,17 +169,33 @@ def lip_depth(x: Array, y: Array) -> Array:
     """Metres inside the red of the lips (negative outside) for front-view positions."""
     t = np.clip(np.abs(x) / (MOUTH_CORNER_X + 0.0005), 0.0, 1.0)
     fall = np.sqrt(np.maximum(1.0 - t**2.2, 0.0))
-    bow = 0.0012 * np.exp(-((np.abs(x) - 0.0062) / 0.0035) ** 2) - 0.0008 * np.exp(-(x / 0.0028) ** 2)
+    bow = 0.0012 * np.exp(-(((np.abs(x) - 0.0062) / 0.0035) ** 2)) - 0.0008 * np.exp(-((x / 0.0028) ** 2))
     line = mouth_line(x)
-    top = line + 0.0068 * fall ** 1.3 + bow
-    bottom = line - 0.0105 * fall ** 1.2
+    top = line + 0.0068 * fall**1.3 + bow
+    bottom = line - 0.0105 * fall**1.2
     inside = np.minimum(top - y, y - bottom)
     return np.where(np.abs(x) > MOUTH_CORNER_X + 0.0005, -np.abs(np.abs(x) - MOUTH_CORNER_X), inside)
 
 
 _HAIRLINE_THETA = np.radians([0, 18, 36, 50, 58, 64, 70, 78, 84, 100, 112, 125, 140, 180])
-_HAIRLINE_H = np.array([0.1020, 0.1010, 0.0960, 0.0860, 0.0600, 0.0150, -0.0020, -0.0010, 0.0300, 0.0330, 0.0080,
-                        -0.0350, -0.0620, -0.0700])
+_HAIRLINE_H = np.array(
+    [
+        0.1020,
+        0.1010,
+        0.0960,
+        0.0860,
+        0.0600,
+        0.0150,
+        -0.0020,
+        -0.0010,
+        0.0300,
+        0.0330,
+        0.0080,
+        -0.0350,
+        -0.0620,
+        -0.0700,
+    ]
+)
 
 
 def hair_depth(theta: Array, h: Array) -> Array:

@@ -58,8 +58,7 @@ def chart_noise(rng: np.random.Generator, cells_across: int, cells_down: int | N
 
 def texel(theta: Array, h: Array) -> tuple[Array, Array]:
     """Column and row (float) of chart positions in the picture."""
-    return ((theta / (2 * np.pi) + 0.5) * WIDTH,
-            (shape.H_TOP - h) / (shape.H_TOP - shape.H_BOTTOM) * HEIGHT)
+    return ((theta / (2 * np.pi) + 0.5) * WIDTH, (shape.H_TOP - h) / (shape.H_TOP - shape.H_BOTTOM) * HEIGHT)
 
 
 def _front_position(mesh: HeadMesh) -> tuple[Array, Array]:
@@ -85,16 +84,20 @@ def _blob(x: Array, y: Array, cx: float, cy: float, sx: float, sy: float) -> Arr
     return np.exp(-0.5 * (((np.abs(x) - cx) / sx) ** 2 + ((y - cy) / sy) ** 2))
 
 
-def _strokes(rng: np.random.Generator, starts: Array, ends: Array, width: tuple[int, int],
-             opacity: tuple[int, int]) -> Array:
+def _strokes(
+    rng: np.random.Generator, starts: Array, ends: Array, width: tuple[int, int], opacity: tuple[int, int]
+) -> Array:
     """[HEIGHT, WIDTH] 0..1 coverage of fine curved strokes between texel positions [N, 2]."""
     layer = Image.new("L", (WIDTH, HEIGHT), 0)
     draw = ImageDraw.Draw(layer)
     bend = rng.normal(0, 1.5, (len(starts), 2))
     for a, b, c in zip(starts, ends, bend):
         middle = (a + b) / 2 + c
-        draw.line([tuple(a), tuple(middle), tuple(b)], fill=int(rng.integers(*opacity)),
-                  width=int(rng.integers(width[0], width[1] + 1)))
+        draw.line(
+            [tuple(a), tuple(middle), tuple(b)],
+            fill=int(rng.integers(*opacity)),
+            width=int(rng.integers(width[0], width[1] + 1)),
+        )
     return np.asarray(layer.filter(ImageFilter.GaussianBlur(0.6)), dtype=np.float32) / 255.0
 
 
@@ -152,13 +155,20 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
     skin *= (1.0 + 0.018 * fine + 0.022 * middle + 0.020 * coarse)[..., None]
     red = colours.skin * np.array([0.96, 0.72, 0.70])
     skin = mix(skin, red, 0.10 + 0.035 * middle)
-    flush = (0.42 * _blob(x, y, 0.040, -0.012, 0.015, 0.014) + 0.45 * _blob(x, y, 0.0, -0.016, 0.011, 0.011)
-             + 0.4 * _blob(x, y, 0.013, -0.022, 0.005, 0.006) + 0.3 * _blob(x, y, 0.0, -0.078, 0.014, 0.010)
-             + 0.2 * _blob(x, y, 0.0, 0.070, 0.030, 0.018))
+    flush = (
+        0.42 * _blob(x, y, 0.040, -0.012, 0.015, 0.014)
+        + 0.45 * _blob(x, y, 0.0, -0.016, 0.011, 0.011)
+        + 0.4 * _blob(x, y, 0.013, -0.022, 0.005, 0.006)
+        + 0.3 * _blob(x, y, 0.0, -0.078, 0.014, 0.010)
+        + 0.2 * _blob(x, y, 0.0, 0.070, 0.030, 0.018)
+    )
     skin = mix(skin, red * np.array([1.0, 0.93, 0.92]), front * flush * (0.85 + 0.12 * middle))
     shade = colours.skin * np.array([0.80, 0.72, 0.76])
-    skin = mix(skin, shade, front * (0.45 * _blob(x, y, 0.026, 0.012, 0.011, 0.0045)
-                                     + 0.55 * _blob(x, y, 0.032, 0.0345, 0.014, 0.0040)))
+    skin = mix(
+        skin,
+        shade,
+        front * (0.45 * _blob(x, y, 0.026, 0.012, 0.011, 0.0045) + 0.55 * _blob(x, y, 0.032, 0.0345, 0.014, 0.0040)),
+    )
     # A faint beard shadow, made of tiny dots.
     beard = front * shape.smoothstep(y, -0.030, -0.060) * shape.smoothstep(y, -0.125, -0.095)
     beard = np.maximum(beard, 0.6 * front * _blob(x, y, 0.0, -0.037, 0.018, 0.004))
@@ -182,7 +192,7 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
     lip_colour = colours.skin * np.array([0.82, 0.55, 0.56])
     lip_paint = lip_colour.astype(np.float32) * (1.0 + 0.05 * lines + 0.03 * middle)[..., None]
     skin = skin + (0.85 * lip)[..., None] * (lip_paint - skin)
-    seam = front * np.exp(-((y - shape.mouth_line(x)) / 0.0011) ** 2) * (np.abs(x) < shape.MOUTH_CORNER_X + 0.002)
+    seam = front * np.exp(-(((y - shape.mouth_line(x)) / 0.0011) ** 2)) * (np.abs(x) < shape.MOUTH_CORNER_X + 0.002)
     skin = mix(skin, lip_colour * 0.45, 0.55 * seam)
 
     brow = _brow_strokes(rng)
@@ -201,9 +211,11 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
     cloth = shape.smoothstep(y - collar, 0.0006, -0.0006)
     knit = np.sin(column * 0.9) * np.sin(row * 0.9)
     rib = 0.10 * np.sign(np.sin(column * 0.45)) * shape.smoothstep(y - collar, -0.013, -0.011)
-    hem = np.exp(-((y - collar + 0.0125) / 0.0010) ** 2)
-    cloth_paint = colours.cloth.astype(np.float32) * (
-        1.0 + 0.05 * knit + rib + 0.04 * middle + 0.03 * coarse - 0.35 * hem)[..., None]
+    hem = np.exp(-(((y - collar + 0.0125) / 0.0010) ** 2))
+    cloth_paint = (
+        colours.cloth.astype(np.float32)
+        * (1.0 + 0.05 * knit + rib + 0.04 * middle + 0.03 * coarse - 0.35 * hem)[..., None]
+    )
     skin = skin + cloth[..., None] * (cloth_paint - skin)
     return (np.clip(skin, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
@@ -234,15 +246,15 @@ def vertex_colours(mesh: HeadMesh, colours: Palette) -> Array:
 def eye_colour(direction: Array, colours: Palette, seed: int) -> Array:
     """[N, 3] linear colour of the eyeball at unit rest directions [N, 3] from its centre (+z looks ahead)."""
     across = np.hypot(direction[:, 0], direction[:, 1])
-    polar = np.where(direction[:, 2] > 0, across, 2.0 - across)   # 0 at the pupil's centre
+    polar = np.where(direction[:, 2] > 0, across, 2.0 - across)  # 0 at the pupil's centre
     angle = np.arctan2(direction[:, 1], direction[:, 0])
     iris_edge, pupil_edge = 0.420, 0.150
     phase = np.random.default_rng([seed, 4]).uniform(0, 2 * np.pi, 4)
     fibre = sum(np.sin(angle * n + phase[i]) for i, n in enumerate((17, 29, 47, 71))) / 4.0
     t = np.clip((polar - pupil_edge) / (iris_edge - pupil_edge), 0.0, 1.0)
     tone = colours.iris * (1.0 + 0.30 * fibre * (1 - 0.4 * t) + 0.25 * (1 - t))[:, None]
-    tone = tone + (np.exp(-((t - 0.18) / 0.16) ** 2) * 0.16)[:, None] * (np.array([0.75, 0.55, 0.30]) - tone)
-    tone = tone * (1.0 - 0.70 * shape.smoothstep(t, 0.72, 1.0))[:, None]           # the limbal ring
+    tone = tone + (np.exp(-(((t - 0.18) / 0.16) ** 2)) * 0.16)[:, None] * (np.array([0.75, 0.55, 0.30]) - tone)
+    tone = tone * (1.0 - 0.70 * shape.smoothstep(t, 0.72, 1.0))[:, None]  # the limbal ring
     white = np.array([0.95, 0.93, 0.91]) - 0.28 * shape.smoothstep(across, 0.55, 1.0)[:, None] * np.array([0.2, 1, 1])
     edge = shape.smoothstep(polar, iris_edge - 0.02, iris_edge + 0.025)[:, None]
     result = tone * (1 - edge) + white * edge

@@ -49,7 +49,7 @@ class Faults:
 
         def write(stream: Any, data: Any) -> int:
             if self._hit("write"):
-                plain_write(stream, bytes(data)[:len(data) // 2])
+                plain_write(stream, bytes(data)[: len(data) // 2])
                 stream.flush()
                 stream.problem = self._strike()
                 raise stream.problem
@@ -59,8 +59,9 @@ class Faults:
             if iteration >= self.step and not self.armed:
                 self.armed = True
                 if self.where == "loop":
-                    threading.Thread(target=lambda: (time.sleep(1e-3 * self.number), self._strike()),
-                                     daemon=True).start()
+                    threading.Thread(
+                        target=lambda: (time.sleep(1e-3 * self.number), self._strike()), daemon=True
+                    ).start()
             plain_step(reporter, iteration, *more, **named)
 
         patch(tensor_files._Stream, "write", write)
@@ -81,8 +82,11 @@ class Faults:
         if not self.armed or where != self.where:
             return False
         self.counted += 1
-        return self.counted == self.number if self.kind == "kill" else (
-            self.kind == "full" and self.counted >= self.number)
+        return (
+            self.counted == self.number
+            if self.kind == "kill"
+            else (self.kind == "full" and self.counted >= self.number)
+        )
 
     def _strike(self) -> OSError:
         if self.kind == "kill":

@@ -48,17 +48,25 @@ Spoiler = Callable[[Random, bytes, bytes], bytes]
 class Format(NamedTuple):
     """A format under test; it belongs to the folder that `formats` was given."""
 
-    place: Path                         # where the spoilt file goes
-    seeds: list[bytes]                  # valid files
-    spoil: Spoiler                      # (random, a seed, another) -> a spoilt file
+    place: Path  # where the spoilt file goes
+    seeds: list[bytes]  # valid files
+    spoil: Spoiler  # (random, a seed, another) -> a spoilt file
     read: Callable[[Path], object]
 
 
 def formats(folder: Path) -> dict[str, Format]:
     """All formats, with the files around them that their readers need, written below `folder`."""
     torch.manual_seed(0)
-    return {**_pictures(folder), **_arrays(folder), **_heads(folder), **_clouds(folder), **_tensors(folder),
-            **_captures(folder), **_colmap(folder), "cfg_args": _options(folder)}
+    return {
+        **_pictures(folder),
+        **_arrays(folder),
+        **_heads(folder),
+        **_clouds(folder),
+        **_tensors(folder),
+        **_captures(folder),
+        **_colmap(folder),
+        "cfg_args": _options(folder),
+    }
 
 
 def _saved(write: Callable[[Path], object], path: Path) -> bytes:
@@ -83,8 +91,13 @@ def _decode(path: Path) -> None:
 
 def _pictures(folder: Path) -> dict[str, Format]:
     pixels = np.random.default_rng(0).integers(0, 255, (12, 14, 4), dtype=np.uint8)
-    images = [Image.fromarray(pixels), Image.fromarray(pixels[..., :3]), Image.fromarray(pixels[..., 0]),
-              Image.fromarray(pixels[..., :3]).quantize(8), Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)]
+    images = [
+        Image.fromarray(pixels),
+        Image.fromarray(pixels[..., :3]),
+        Image.fromarray(pixels[..., 0]),
+        Image.fromarray(pixels[..., :3]).quantize(8),
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257),
+    ]
 
     def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
         stream = io.BytesIO()
@@ -92,34 +105,71 @@ def _pictures(folder: Path) -> dict[str, Format]:
         return stream.getvalue()
 
     rgb = images[1]
-    others = [saved(rgb, "WEBP"), saved(images[0], "WEBP", lossless=True), saved(rgb, "BMP"), saved(images[3], "BMP"),
-              *(saved(rgb, "TIFF", compression=kind) for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg",
-                                                                  "packbits")),
-              saved(images[4], "TIFF")]
+    others = [
+        saved(rgb, "WEBP"),
+        saved(images[0], "WEBP", lossless=True),
+        saved(rgb, "BMP"),
+        saved(images[3], "BMP"),
+        *(
+            saved(rgb, "TIFF", compression=kind)
+            for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
+        ),
+        saved(images[4], "TIFF"),
+    ]
     return {
         "png": Format(folder / "a.png", [saved(image, "PNG") for image in images], spoil.spoil_png, _decode),
-        "jpeg": Format(folder / "a.jpg", [saved(rgb, "JPEG"), saved(images[2], "JPEG", progressive=True)],
-                       spoil.spoil_bytes, _decode),
+        "jpeg": Format(
+            folder / "a.jpg",
+            [saved(rgb, "JPEG"), saved(images[2], "JPEG", progressive=True)],
+            spoil.spoil_bytes,
+            _decode,
+        ),
         "tiff_webp_bmp": Format(folder / "a.img", others, spoil.spoil_bytes, _decode),
     }
 
 
 # ---- arrays, head models ----------------------------------------------------------
 
-ARRAYS = (*spoil.EXTREME_VALUES, np.zeros(0), np.zeros((1, 3)), np.full((1, 3), np.nan), np.full(3, 1e300),
-          np.ones(3, "O"),
-          np.zeros((2, 2, 2), "<f2"), np.array(["x"]), np.ones(3, bool), np.ones((1, 6), ">f8"), np.ones(2, "c8"),
-          np.arange(5), np.array(7), np.full((40, 3), 10**9), np.array([2**64 - 1], "u8"))
+ARRAYS = (
+    *spoil.EXTREME_VALUES,
+    np.zeros(0),
+    np.zeros((1, 3)),
+    np.full((1, 3), np.nan),
+    np.full(3, 1e300),
+    np.ones(3, "O"),
+    np.zeros((2, 2, 2), "<f2"),
+    np.array(["x"]),
+    np.ones(3, bool),
+    np.ones((1, 6), ">f8"),
+    np.ones(2, "c8"),
+    np.arange(5),
+    np.array(7),
+    np.full((40, 3), 10**9),
+    np.array([2**64 - 1], "u8"),
+)
 
 
 def _arrays(folder: Path) -> dict[str, Format]:
     head = toy_head()
     rng = np.random.default_rng(0)
-    motion = {name: rng.normal(size=(3, width)).astype(np.float32)
-              for name, width in (("expr", 6), ("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6),
-                                  ("translation", 3))}
-    whole = {**motion, "shape": np.zeros(4, np.float32), "static_offset": np.zeros((1, 40, 3), np.float32),
-             "dynamic_offset": np.zeros((3, 40, 3), np.float32), "timestep_index": np.arange(3)}
+    motion = {
+        name: rng.normal(size=(3, width)).astype(np.float32)
+        for name, width in (
+            ("expr", 6),
+            ("rotation", 3),
+            ("neck_pose", 3),
+            ("jaw_pose", 3),
+            ("eyes_pose", 6),
+            ("translation", 3),
+        )
+    }
+    whole = {
+        **motion,
+        "shape": np.zeros(4, np.float32),
+        "static_offset": np.zeros((1, 40, 3), np.float32),
+        "dynamic_offset": np.zeros((3, 40, 3), np.float32),
+        "timestep_index": np.arange(3),
+    }
 
     def saved(values: dict[str, Any], compress: bool = False) -> bytes:
         stream = io.BytesIO()
@@ -138,8 +188,14 @@ def _arrays(folder: Path) -> dict[str, Format]:
         except Exception:  # what NumPy cannot write
             return spoil.spoil_bytes(random, data, other)
 
-    return {"flame_param_npz": Format(folder / "flame_param.npz", [saved(whole), saved(whole, True)], spoiler,
-                                      lambda path: FlameParameters.load(path, head))}
+    return {
+        "flame_param_npz": Format(
+            folder / "flame_param.npz",
+            [saved(whole), saved(whole, True)],
+            spoiler,
+            lambda path: FlameParameters.load(path, head),
+        )
+    }
 
 
 def _heads(folder: Path) -> dict[str, Format]:
@@ -153,6 +209,7 @@ def _heads(folder: Path) -> dict[str, Format]:
             if random.random() < 0.6:
                 return spoil.spoil_pickle(random, data, other)
             return spoil.dump_pickle(random, spoil.spoil_values(random, original, values))
+
         return run
 
     def read_masks(path: Path) -> None:
@@ -161,20 +218,32 @@ def _heads(folder: Path) -> dict[str, Format]:
     (folder / "masks").mkdir()
     (folder / "masks" / "head.pkl").write_bytes(pickle.dumps(arrays))
     dumped = [[pickle.dumps(value, protocol=protocol) for protocol in (0, 2, 4, 5)] for value in (arrays, masks)]
-    return {"head_model": Format(folder / "head_model.pkl", dumped[0], spoiler(arrays), load_head_model),
-            "head_masks": Format(folder / "masks" / "masks.pkl", dumped[1], spoiler(masks), read_masks)}
+    return {
+        "head_model": Format(folder / "head_model.pkl", dumped[0], spoiler(arrays), load_head_model),
+        "head_masks": Format(folder / "masks" / "masks.pkl", dumped[1], spoiler(masks), read_masks),
+    }
 
 
 # ---- point clouds -----------------------------------------------------------------
 
 
 def _clouds(folder: Path) -> dict[str, Format]:
-    fields = {"xyz": torch.randn(3, 3), "features_dc": torch.randn(3, 1, 3), "features_rest": torch.randn(3, 3, 3),
-              "opacity": torch.randn(3, 1), "scaling": torch.randn(3, 3), "rotation": torch.randn(3, 4)}
-    ours = [_saved(lambda path: write_ply(path, {**fields, "binding": binding}), folder / "seed.ply")
-            for binding in (None, torch.arange(3))]
-    points = np.array([(0.5, 1, 2, 200, 100, 0), (3, 4, 5, 1, 2, 3)],
-                      dtype=[("x", "f4"), ("y", "f4"), ("z", "f8"), ("red", "u1"), ("green", "u1"), ("blue", "u1")])
+    fields = {
+        "xyz": torch.randn(3, 3),
+        "features_dc": torch.randn(3, 1, 3),
+        "features_rest": torch.randn(3, 3, 3),
+        "opacity": torch.randn(3, 1),
+        "scaling": torch.randn(3, 3),
+        "rotation": torch.randn(3, 4),
+    }
+    ours = [
+        _saved(lambda path: write_ply(path, {**fields, "binding": binding}), folder / "seed.ply")
+        for binding in (None, torch.arange(3))
+    ]
+    points = np.array(
+        [(0.5, 1, 2, 200, 100, 0), (3, 4, 5, 1, 2, 3)],
+        dtype=[("x", "f4"), ("y", "f4"), ("z", "f8"), ("red", "u1"), ("green", "u1"), ("blue", "u1")],
+    )
     faces = np.array([([0, 1, 0],), ([1, 0, 1],)], dtype=[("vertex_indices", "i4", (3,))])
 
     def saved(**options: Any) -> bytes:
@@ -206,27 +275,56 @@ def _clouds(folder: Path) -> dict[str, Format]:
         elif kind == 2:
             del lines[place]
         elif kind == 3:
-            lines.insert(place, random.choice((
-                b"element vertex 1000000000000\n", b"element face 4000000\nproperty list uchar float a\n",
-                b"property list uint double q\n", b"property list char int q\n", b"property double x\n",
-                b"element x\n", b"element\x0bvertex 99\n", b"comment \r\n", b"obj_info \xff\n", b"format ascii 1.0\n",
-                b"element vertex 10\n", b"property list float float q\n", b"element e 2000000\n")))
+            lines.insert(
+                place,
+                random.choice(
+                    (
+                        b"element vertex 1000000000000\n",
+                        b"element face 4000000\nproperty list uchar float a\n",
+                        b"property list uint double q\n",
+                        b"property list char int q\n",
+                        b"property double x\n",
+                        b"element x\n",
+                        b"element\x0bvertex 99\n",
+                        b"comment \r\n",
+                        b"obj_info \xff\n",
+                        b"format ascii 1.0\n",
+                        b"element vertex 10\n",
+                        b"property list float float q\n",
+                        b"element e 2000000\n",
+                    )
+                ),
+            )
         else:
             header = b"".join(lines).replace(b"\n", random.choice((b"\r\n", b"\r", b"\n\n")))
             return header + found + body
         return b"".join(lines) + found + body
 
-    return {"ply": Format(folder / "a.ply", [*ours, as_text(ours[1])], spoiler, read_ply),
-            "points_ply": Format(folder / "points3d.ply", others, spoiler, read_points)}
+    return {
+        "ply": Format(folder / "a.ply", [*ours, as_text(ours[1])], spoiler, read_ply),
+        "points_ply": Format(folder / "points3d.ply", others, spoiler, read_points),
+    }
 
 
 # ---- tensors ----------------------------------------------------------------------
 
-TENSORS = (*spoil.EXTREME_VALUES, torch.zeros(0), torch.zeros(3), torch.full((3,), torch.nan), torch.arange(5),
-           torch.zeros(1).expand(2**40), torch.zeros(2, 2, dtype=torch.float64), torch.zeros(6)[1:5:2],
-           torch.ones(2) > 0,
-           torch.eye(2).to_sparse(),
-           torch.zeros(3, device="meta"), torch.zeros(2, dtype=torch.complex64), b"bytes", {1, 2}, np.float64(1))
+TENSORS = (
+    *spoil.EXTREME_VALUES,
+    torch.zeros(0),
+    torch.zeros(3),
+    torch.full((3,), torch.nan),
+    torch.arange(5),
+    torch.zeros(1).expand(2**40),
+    torch.zeros(2, 2, dtype=torch.float64),
+    torch.zeros(6)[1:5:2],
+    torch.ones(2) > 0,
+    torch.eye(2).to_sparse(),
+    torch.zeros(3, device="meta"),
+    torch.zeros(2, dtype=torch.complex64),
+    b"bytes",
+    {1, 2},
+    np.float64(1),
+)
 
 
 def _spoil_tensors(original: dict[str, Any]) -> Spoiler:
@@ -239,6 +337,7 @@ def _spoil_tensors(original: dict[str, Any]) -> Spoiler:
         stream = io.BytesIO()
         torch.save(spoil.spoil_values(random, original, TENSORS), stream)
         return stream.getvalue()
+
     return run
 
 
@@ -248,12 +347,25 @@ def _avatar() -> GaussianModel:
 
 
 def _parts(avatar: GaussianModel) -> dict[str, Any]:
-    optimizer = GaussianOptimizer(avatar, extent=1.0, position_lr_init=1e-3, position_lr_final=1e-4,
-                                  position_lr_max_steps=9,
-                                  feature_lr=1e-3, opacity_lr=1e-3, scaling_lr=1e-3, rotation_lr=1e-3)
-    density = DensityControl(avatar, optimizer, DensitySchedule(1, 9, 1, 9, 0.01, False), fixed_threshold(1.0),
-                             extent=1.0,
-                             generator=torch.Generator().manual_seed(1))
+    optimizer = GaussianOptimizer(
+        avatar,
+        extent=1.0,
+        position_lr_init=1e-3,
+        position_lr_final=1e-4,
+        position_lr_max_steps=9,
+        feature_lr=1e-3,
+        opacity_lr=1e-3,
+        scaling_lr=1e-3,
+        rotation_lr=1e-3,
+    )
+    density = DensityControl(
+        avatar,
+        optimizer,
+        DensitySchedule(1, 9, 1, 9, 0.01, False),
+        fixed_threshold(1.0),
+        extent=1.0,
+        generator=torch.Generator().manual_seed(1),
+    )
     color = ColorCalibration(["a", "b"], hidden_dim=4, num_layers=2, per_camera=True)
     for parameter in (*avatar.parameters().values(), *color.parameters()):
         parameter.grad = torch.ones_like(parameter)
@@ -280,8 +392,14 @@ def _tensors(folder: Path) -> dict[str, Format]:
     parts = _parts(avatar)
     parts["optimizer"].step()
     parts["color"].optimizer.step()
-    state = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "step": 7, "avatar": avatar.state_dict(),
-             "options": dataclasses.asdict(options), **{name: part.state_dict() for name, part in parts.items()}}
+    state = {
+        "format": checkpoint.FORMAT,
+        "version": checkpoint.VERSION,
+        "step": 7,
+        "avatar": avatar.state_dict(),
+        "options": dataclasses.asdict(options),
+        **{name: part.state_dict() for name, part in parts.items()},
+    }
     path = folder / "chkpnt7.pth"
     whole = _saved(lambda path: save_tensors(path, state), path)
 
@@ -302,13 +420,24 @@ def _tensors(folder: Path) -> dict[str, Format]:
 
     return {
         "checkpoint": Format(path, [whole], _spoil_tensors(state), lambda path: _go_on(path, options)),
-        "color_calibration": Format(folder / "color_calibration.pt", [colors], _spoil_tensors(
-            torch.load(io.BytesIO(colors), weights_only=True)), ColorCalibration.load),
-        "lpips_weights": Format(folder / "tiny.pt", [_saved(lambda path: save_tensors(path, weights),
-                                                            folder / "tiny.pt")],
-                                _spoil_tensors(dict(weights)), lambda path: utils.lpips.load("tiny")),
-        "lpips_pickle": Format(folder / "vgg16.ckpt", [pickle.dumps(jax, protocol=p) for p in (3, 4)], spoil_jax,
-                               lambda path: read_arrays(path.read_bytes())),
+        "color_calibration": Format(
+            folder / "color_calibration.pt",
+            [colors],
+            _spoil_tensors(torch.load(io.BytesIO(colors), weights_only=True)),
+            ColorCalibration.load,
+        ),
+        "lpips_weights": Format(
+            folder / "tiny.pt",
+            [_saved(lambda path: save_tensors(path, weights), folder / "tiny.pt")],
+            _spoil_tensors(dict(weights)),
+            lambda path: utils.lpips.load("tiny"),
+        ),
+        "lpips_pickle": Format(
+            folder / "vgg16.ckpt",
+            [pickle.dumps(jax, protocol=p) for p in (3, 4)],
+            spoil_jax,
+            lambda path: read_arrays(path.read_bytes()),
+        ),
     }
 
 
@@ -325,20 +454,32 @@ def _captures(folder: Path) -> dict[str, Format]:
     blender.mkdir()
     (blender / "images").symlink_to(capture / "images")
     frames = json.loads((capture / "transforms_train.json").read_text())["frames"]
-    static = [{"file_path": f"./images/{Path(frame['file_path']).stem}", "transform_matrix": frame["transform_matrix"]}
-              for frame in frames]
+    static = [
+        {"file_path": f"./images/{Path(frame['file_path']).stem}", "transform_matrix": frame["transform_matrix"]}
+        for frame in frames
+    ]
     rest = {"eval_split": True, "white_background": False}
     json_files = {
-        "transforms_rigged": (capture, [{"frames": frames}, {"frames": frames[:1], "camera_angle_x": 0.5, "fl_x": 9}],
-                              True),
-        "transforms_blender": (blender, [{"camera_angle_x": 0.7, "frames": static}], False)}
-    found = {name: Format(place / "transforms_train.json", [json.dumps(value).encode() for value in values],
-                          spoil.spoil_json,
-                          lambda path, bind=bind: load_dataset(path.parent, bind_to_mesh=bind, **rest))
-             for name, (place, values, bind) in json_files.items()}
+        "transforms_rigged": (
+            capture,
+            [{"frames": frames}, {"frames": frames[:1], "camera_angle_x": 0.5, "fl_x": 9}],
+            True,
+        ),
+        "transforms_blender": (blender, [{"camera_angle_x": 0.7, "frames": static}], False),
+    }
+    found = {
+        name: Format(
+            place / "transforms_train.json",
+            [json.dumps(value).encode() for value in values],
+            spoil.spoil_json,
+            lambda path, bind=bind: load_dataset(path.parent, bind_to_mesh=bind, **rest),
+        )
+        for name, (place, values, bind) in json_files.items()
+    }
     one = capture / "flame_param" / "00003.npz"
-    found["flame_timestep_npz"] = Format(one, [one.read_bytes()], either,
-                                         lambda path: load_dataset(capture, bind_to_mesh=True, **rest))
+    found["flame_timestep_npz"] = Format(
+        one, [one.read_bytes()], either, lambda path: load_dataset(capture, bind_to_mesh=True, **rest)
+    )
     for name, (place, values, _) in json_files.items():
         (place / "transforms_train.json").write_text(json.dumps(values[0]))
     return found
@@ -346,15 +487,26 @@ def _captures(folder: Path) -> dict[str, Format]:
 
 def _colmap(folder: Path) -> dict[str, Format]:
     """Each of the three files of a reconstruction, binary and text, while the other two are whole."""
-    cameras = {"bin": struct.pack("<QiiQQ4diiQQ3d", 2, 1, 1, 16, 12, 20, 21, 8, 6, 2, 0, 16, 12, 20, 8, 6),
-               "txt": b"# cameras\n1 PINHOLE 16 12 20 21 8 6\n2 SIMPLE_PINHOLE 16 12 20 8 6\n"}
-    images = {"bin": struct.pack("<Q", 2) + b"".join(
-        struct.pack("<i7di", index, 1, 0, 0, 0, index, 0, 2, 1 + index) + b"%d.png\0" % index
-        + struct.pack("<Q", 1) + struct.pack("<ddq", 1, 2, -1) for index in range(2)),
-        "txt": b"# images\n1 1 0 0 0 0 0 2 1 0.png\n1 2 -1\n2 1 0 0 0 1 0 2 2 1.png\n\n"}
-    points = {"bin": struct.pack("<Q", 2) + b"".join(
-        struct.pack("<Q3d3BdQii", index, index, 1, 2, 9, 8, 7, 0.5, 1, 1, 0) for index in range(2)),
-        "txt": b"# points\n1 0 1 2 9 8 7 0.5 1 0\n2 1 1 2 3 4 5 0.5 1 1\n"}
+    cameras = {
+        "bin": struct.pack("<QiiQQ4diiQQ3d", 2, 1, 1, 16, 12, 20, 21, 8, 6, 2, 0, 16, 12, 20, 8, 6),
+        "txt": b"# cameras\n1 PINHOLE 16 12 20 21 8 6\n2 SIMPLE_PINHOLE 16 12 20 8 6\n",
+    }
+    images = {
+        "bin": struct.pack("<Q", 2)
+        + b"".join(
+            struct.pack("<i7di", index, 1, 0, 0, 0, index, 0, 2, 1 + index)
+            + b"%d.png\0" % index
+            + struct.pack("<Q", 1)
+            + struct.pack("<ddq", 1, 2, -1)
+            for index in range(2)
+        ),
+        "txt": b"# images\n1 1 0 0 0 0 0 2 1 0.png\n1 2 -1\n2 1 0 0 0 1 0 2 2 1.png\n\n",
+    }
+    points = {
+        "bin": struct.pack("<Q", 2)
+        + b"".join(struct.pack("<Q3d3BdQii", index, index, 1, 2, 9, 8, 7, 0.5, 1, 1, 0) for index in range(2)),
+        "txt": b"# points\n1 0 1 2 9 8 7 0.5 1 0\n2 1 1 2 3 4 5 0.5 1 1\n",
+    }
     found = {}
     for kind in ("bin", "txt"):
         for name, content in (("cameras", cameras), ("images", images), ("points3D", points)):
@@ -366,9 +518,13 @@ def _colmap(folder: Path) -> dict[str, Format]:
             for other, whole in (("cameras", cameras), ("images", images), ("points3D", points)):
                 (source / "sparse" / "0" / f"{other}.{kind}").write_bytes(whole[kind])
             found[f"colmap_{name}_{kind}"] = Format(
-                source / "sparse" / "0" / f"{name}.{kind}", [content[kind]], spoil.spoil_bytes,
-                lambda _, source=source: load_dataset(source, bind_to_mesh=False, eval_split=False,
-                                                      white_background=False))
+                source / "sparse" / "0" / f"{name}.{kind}",
+                [content[kind]],
+                spoil.spoil_bytes,
+                lambda _, source=source: load_dataset(
+                    source, bind_to_mesh=False, eval_split=False, white_background=False
+                ),
+            )
     return found
 
 
@@ -376,12 +532,32 @@ def _options(folder: Path) -> Format:
     options = parse_train(["-s", str(folder), "-m", str(folder / "model"), "--bind_to_mesh", "--preset", "balanced"])
     path = folder / "cfg_args"
     text = _saved(lambda path: write_cfg_args(path, options), path)
-    pieces = (b"__import__('os').system('exit 3')", b"[" * 90_000, b"(" * 5000, b"-" * 50_000 + b"1",
-              b"1+" * 50_000 + b"1",
-              b"open('x','w')", b"0x" + b"f" * 9000, b"'a' " * 3000, b"{[]: 1}", b"f'{1}'", b"lambda: 0", b"**{}",
-              b"1j", b"b'x'",
-              b"'\\ud800'", b"'\\0'", b"{1: 2}", b"...", b"not 1", b"10**9999999", b"9" * 5000, b"1e999", b"None",
-              b"\xff")
+    pieces = (
+        b"__import__('os').system('exit 3')",
+        b"[" * 90_000,
+        b"(" * 5000,
+        b"-" * 50_000 + b"1",
+        b"1+" * 50_000 + b"1",
+        b"open('x','w')",
+        b"0x" + b"f" * 9000,
+        b"'a' " * 3000,
+        b"{[]: 1}",
+        b"f'{1}'",
+        b"lambda: 0",
+        b"**{}",
+        b"1j",
+        b"b'x'",
+        b"'\\ud800'",
+        b"'\\0'",
+        b"{1: 2}",
+        b"...",
+        b"not 1",
+        b"10**9999999",
+        b"9" * 5000,
+        b"1e999",
+        b"None",
+        b"\xff",
+    )
 
     def spoiler(random: Random, data: bytes, other: bytes) -> bytes:
         if random.random() < 0.5:

@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-SECONDS = 10          # for one input
-MEMORY = 1 << 30      # bytes of address space beyond what the process has before the first input
+SECONDS = 10  # for one input
+MEMORY = 1 << 30  # bytes of address space beyond what the process has before the first input
 LONGEST_MESSAGE = 6000
 RECORD = struct.Struct("<qqqqq")  # format, input, read, refused, findings
 
@@ -51,11 +51,27 @@ def spoilt(kind, name: str, seed: int, index: int) -> bytes:
 class Watch:
     """What Python's audit events tell of the readers: who writes, starts or imports something."""
 
-    EVENTS = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.remove", "os.rename", "os.rmdir", "os.mkdir",
-              "os.link",
-              "os.symlink", "os.truncate", "os.chmod", "subprocess.Popen", "socket.connect", "socket.bind",
-              "shutil.rmtree",
-              "pickle.find_class", "ctypes.dlopen", "tempfile.mkstemp")
+    EVENTS = (
+        "os.system",
+        "os.exec",
+        "os.fork",
+        "os.posix_spawn",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.mkdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "subprocess.Popen",
+        "socket.connect",
+        "socket.bind",
+        "shutil.rmtree",
+        "pickle.find_class",
+        "ctypes.dlopen",
+        "tempfile.mkstemp",
+    )
 
     def __init__(self) -> None:
         self.on = False
@@ -67,16 +83,19 @@ class Watch:
             return
         if event in self.EVENTS:
             self.seen.append(f"{event}{arguments!r:.200}")
-        elif event == "open" and (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-                                  or isinstance(arguments[2], int)
-                                  and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        elif event == "open" and (
+            isinstance(arguments[1], str)
+            and set(arguments[1]) & set("wax+")
+            or isinstance(arguments[2], int)
+            and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             self.seen.append(f"open{arguments!r:.200}")
         elif event == "exec" and not os.path.isfile(getattr(arguments[0], "co_filename", "")):
             self.seen.append(f"exec{arguments!r:.200}")  # an import runs a file; a reader has no reason to run anything
 
 
 def outcome(kind, watch: Watch, content: bytes) -> str:
-    """"read", "refused", or what happened instead."""
+    """ "read", "refused", or what happened instead."""
     from utils.errors import UserError, one_line
 
     kind.place.write_bytes(content)
@@ -169,9 +188,21 @@ def run(names: list[str], arguments: argparse.Namespace) -> dict[str, Counter]:
         record = Path(folder) / "record"
         record.write_bytes(bytes(RECORD.size * len(names)))
         while begin[0] < len(names):
-            words = [sys.executable, __file__, "--child", str(record), *map(str, begin), "--count",
-                     str(arguments.count),
-                     "--seed", str(arguments.seed), "--keep", str(arguments.keep), "--format", *names]
+            words = [
+                sys.executable,
+                __file__,
+                "--child",
+                str(record),
+                *map(str, begin),
+                "--count",
+                str(arguments.count),
+                "--seed",
+                str(arguments.seed),
+                "--keep",
+                str(arguments.keep),
+                "--format",
+                *names,
+            ]
             process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder})
             status = watch_over(process, record, begin)
             if status == 0:
@@ -180,8 +211,10 @@ def run(names: list[str], arguments: argparse.Namespace) -> dict[str, Counter]:
             if status is not None and (number, index) == begin and index == 0:
                 raise SystemExit(f"the process that reads ended with status {status} before it began")
             name = names[number]
-            print(f"FINDING {name} {index}\n{'hangs' if status is None else f'ends the process with status {status}'}",
-                  flush=True)
+            print(
+                f"FINDING {name} {index}\n{'hangs' if status is None else f'ends the process with status {status}'}",
+                flush=True,
+            )
             with tempfile.TemporaryDirectory() as spare:
                 keep(arguments, name, index, spoilt(formats(Path(spare))[name], name, arguments.seed, index))
             results[name]["findings"] += 1
@@ -244,8 +277,10 @@ def main() -> int:
         print(f"{name:24} {sum(counts.values()):8,} {counts['read']:8,} {counts['refused']:8,} {counts['findings']:8,}")
     findings = sum(counts["findings"] for counts in results.values())
     total = sum(sum(counts.values()) for counts in results.values())
-    print(f"{total:,} inputs in {time.monotonic() - start:.0f} s: "
-          + (f"{findings} findings, their inputs are in {arguments.keep}" if findings else "no findings"))
+    print(
+        f"{total:,} inputs in {time.monotonic() - start:.0f} s: "
+        + (f"{findings} findings, their inputs are in {arguments.keep}" if findings else "no findings")
+    )
     return 1 if findings else 0
 
 

@@ -35,8 +35,19 @@ from scene.ply import read_ply  # noqa: E402
 from toy_capture import rigged_flags, write_capture  # noqa: E402
 
 STEPS = 400
-EVERYTHING = ("--preset", "balanced", "--use_color_calibration", "--use_amp", "--color_per_camera", "--batch_views", 2,
-              "--max_gaussians", 500, "--lr_cooldown", 0.5)
+EVERYTHING = (
+    "--preset",
+    "balanced",
+    "--use_color_calibration",
+    "--use_amp",
+    "--color_per_camera",
+    "--batch_views",
+    2,
+    "--max_gaussians",
+    500,
+    "--lr_cooldown",
+    0.5,
+)
 # By the clock too, so that checkpoints fall on any iteration; not all are kept.
 CLOCK = ("--checkpoint_every_minutes", 0.002, "--keep_checkpoints", 4)
 KINDS = {"start": 0.12, "loop": 0.28, "operation": 0.3, "write": 0.3}
@@ -45,18 +56,47 @@ KINDS = {"start": 0.12, "loop": 0.28, "operation": 0.3, "write": 0.3}
 def command(capture: Path, model: Path, steps: int = STEPS, clock: tuple[object, ...] = CLOCK) -> list[str]:
     """Ten evaluations, saved avatars and checkpoints; densifications, resets and switches between and upon them."""
     return rigged_flags(
-        capture, model, "--threads", 1, "--quiet", "--iterations", steps, "--interval", steps // 10,
-        "--densify_from_iter", 10, "--densification_interval", 10, "--opacity_reset_interval", steps * 3 // 8,
-        "--densify_until_iter", steps - 10, "--densify_grad_threshold", 1e-4, "--sh_increase_interval", steps // 7,
-        "--resolution_milestones", f"{steps // 5},{steps // 2}", *EVERYTHING, *clock, "--start_checkpoint", "auto")
+        capture,
+        model,
+        "--threads",
+        1,
+        "--quiet",
+        "--iterations",
+        steps,
+        "--interval",
+        steps // 10,
+        "--densify_from_iter",
+        10,
+        "--densification_interval",
+        10,
+        "--opacity_reset_interval",
+        steps * 3 // 8,
+        "--densify_until_iter",
+        steps - 10,
+        "--densify_grad_threshold",
+        1e-4,
+        "--sh_increase_interval",
+        steps // 7,
+        "--resolution_milestones",
+        f"{steps // 5},{steps // 2}",
+        *EVERYTHING,
+        *clock,
+        "--start_checkpoint",
+        "auto",
+    )
 
 
 def start(words: list[str], fault: dict[str, Any] | None, folder: Path) -> subprocess.Popen[str]:
     """A training in a process of its own; without LPIPS, whose weights this machine may have or not."""
     script = ["tests/torture/faults.py", json.dumps(fault)] if fault else ["train.py"]
-    return subprocess.Popen([sys.executable, *script, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                            stdout=subprocess.DEVNULL,
-                            env={**os.environ, "LPIPS_CACHE": str(folder / "no-weights"), "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, *script, *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "LPIPS_CACHE": str(folder / "no-weights"), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def accidents(count: int, seed: int, steps: int = STEPS) -> list[dict[str, Any]]:
@@ -67,13 +107,17 @@ def accidents(count: int, seed: int, steps: int = STEPS) -> list[dict[str, Any]]
     chance = random.Random(seed)
     moments = sorted(chance.randint(1, steps - steps // 5) for _ in range(count - 1))
     # Each kind at least once, if there is room.
-    kinds = [*reversed(KINDS)][:count - 1]
+    kinds = [*reversed(KINDS)][: count - 1]
     kinds += chance.choices([*KINDS], [*KINDS.values()], k=count - 1 - len(kinds))
     chance.shuffle(kinds)
     most = {"start": 1200, "loop": 50, "operation": 45, "write": 120}
-    return [*({"kind": "kill", "where": kind, "step": step, "number": chance.randint(1, most[kind])}
-              for kind, step in zip(kinds, moments)),
-            {"kind": "kill", "where": "operation", "step": steps, "number": chance.randint(1, 36)}]
+    return [
+        *(
+            {"kind": "kill", "where": kind, "step": step, "number": chance.randint(1, most[kind])}
+            for kind, step in zip(kinds, moments)
+        ),
+        {"kind": "kill", "where": "operation", "step": steps, "number": chance.randint(1, 36)},
+    ]
 
 
 def suffer(fault: dict[str, Any], words: list[str], folder: Path) -> None:
@@ -104,8 +148,10 @@ def curves(model: Path) -> dict[str, dict[int, Any]]:
     events = EventAccumulator(str(model), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
-    points = {name: [(e.step, None if name.startswith("time/") else e.value) for e in events.Scalars(name)]
-              for name in tags["scalars"]}
+    points = {
+        name: [(e.step, None if name.startswith("time/") else e.value) for e in events.Scalars(name)]
+        for name in tags["scalars"]
+    }
     points.update({name: [(e.step, e.encoded_image_string) for e in events.Images(name)] for name in tags["images"]})
     for name, found in points.items():
         steps = [step for step, _ in found]
@@ -133,8 +179,11 @@ def compare(whole: Path, torn: Path, last: int) -> dict[str, int]:
     assert list(shown[0]["loss/total"]) == list(range(10, last + 1, 10))
     left = [path for path in torn.rglob(".tmp-*")]
     assert not left, left
-    return {"files of saved avatars": len(saved[0]), "curves and pictures": len(shown[0]),
-            "points on them": sum(map(len, shown[0].values()))}
+    return {
+        "files of saved avatars": len(saved[0]),
+        "curves and pictures": len(shown[0]),
+        "points on them": sum(map(len, shown[0].values())),
+    }
 
 
 def main() -> None:
@@ -159,8 +208,10 @@ def main() -> None:
             leftovers += len(list(torn.rglob(".tmp-*")))
             check_readable(torn)
             reached = checkpoint.latest(torn)
-            print(f"kill {number}: {fault['where']} from step {fault['step']} on, left {reached and reached.name}",
-                  flush=True)
+            print(
+                f"kill {number}: {fault['where']} from step {fault['step']} on, left {reached and reached.name}",
+                flush=True,
+            )
         last = start(command(capture, torn), None, folder)
         told = last.communicate()[1]
         assert last.returncode == 0, told

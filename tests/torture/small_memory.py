@@ -52,18 +52,31 @@ runpy.run_path("train.py", run_name="__main__")
 def write_timestep(folder: Path, timestep: int) -> list[dict[str, object]]:
     """The files of one moment; its frames, one for each camera."""
     taller = 0.3 * np.sin(0.05 * timestep)
-    np.savez(folder / f"flame_param/{timestep:05d}.npz", expr=np.full((1, 1), taller, np.float32),
-             shape=np.zeros(1, np.float32), static_offset=np.zeros((1, 162, 3), np.float32),
-             **{name: np.zeros((1, width), np.float32) for name, width in POSES})
+    np.savez(
+        folder / f"flame_param/{timestep:05d}.npz",
+        expr=np.full((1, 1), taller, np.float32),
+        shape=np.zeros(1, np.float32),
+        static_offset=np.zeros((1, 162, 3), np.float32),
+        **{name: np.zeros((1, width), np.float32) for name, width in POSES},
+    )
     frames = []
     for camera in range(CAMERAS):
         angle = 2.5 * (camera / (CAMERAS - 1) - 0.5)
         pose = look_at(0.6 * np.array([np.sin(angle), 0.2 * (camera % 3 - 1), np.cos(angle)]))
         name = f"images/{timestep:05d}_{camera:02d}.png"
         Image.fromarray(photograph(pose, 0.1 * np.array([1, 1 + taller, 1]), FRAME)).save(folder / name)
-        frames.append({**FRAME, "timestep_index": timestep, "timestep_id": f"{timestep:05d}", "camera_index": camera,
-                       "camera_id": f"{camera:02d}", "file_path": name, "transform_matrix": pose.tolist(),
-                       "flame_param_path": f"flame_param/{timestep:05d}.npz"})
+        frames.append(
+            {
+                **FRAME,
+                "timestep_index": timestep,
+                "timestep_id": f"{timestep:05d}",
+                "camera_index": camera,
+                "camera_id": f"{camera:02d}",
+                "file_path": name,
+                "transform_matrix": pose.tolist(),
+                "flame_param_path": f"flame_param/{timestep:05d}.npz",
+            }
+        )
     return frames
 
 
@@ -87,34 +100,78 @@ def write_large_capture(folder: Path, timesteps: int) -> Path:
 
 def per_view(iterations: int) -> list[object]:
     """Flags of whatever keeps something for each view, or each camera."""
-    return ["--use_region_adaptive_loss", "--use_color_calibration", "--color_per_camera",
-            "--use_progressive_resolution", "--resolution_milestones", f"{iterations // 4},{iterations // 2}",
-            "--densify_from_iter", 20, "--densification_interval", 50]
+    return [
+        "--use_region_adaptive_loss",
+        "--use_color_calibration",
+        "--color_per_camera",
+        "--use_progressive_resolution",
+        "--resolution_milestones",
+        f"{iterations // 4},{iterations // 2}",
+        "--densify_from_iter",
+        20,
+        "--densification_interval",
+        50,
+    ]
 
 
-GROWING = ("--densify_grad_threshold", 1e-12, "--densify_from_iter", 10, "--densification_interval", 20,
-           "--opacity_reset_interval", 100_000)
+GROWING = (
+    "--densify_grad_threshold",
+    1e-12,
+    "--densify_from_iter",
+    10,
+    "--densification_interval",
+    20,
+    "--opacity_reset_interval",
+    100_000,
+)
 
 
 def train(folder: Path, timesteps: int, limit: int, iterations: int, more: Sequence[object]) -> dict[str, Any]:
     """Figures of one run; SystemExit with its last lines if it fails."""
     capture = write_large_capture(folder / "capture", timesteps)
-    words = ["-s", capture, "-m", folder / "model", "--bind_to_mesh", "--eval", "-w", "--device", "cpu", "--quiet",
-             "--iterations", iterations, "--interval", iterations // 2, *more]
+    words = [
+        "-s",
+        capture,
+        "-m",
+        folder / "model",
+        "--bind_to_mesh",
+        "--eval",
+        "-w",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--iterations",
+        iterations,
+        "--interval",
+        iterations // 2,
+        *more,
+    ]
     report = folder / "memory.json"
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", CHILD, str(limit), str(report), *map(str, words)], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(limit), str(report), *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode != 0:
         print(f"{timesteps * CAMERAS} views: exit status {done.returncode}\n{done.stderr[-3000:]}")
         raise SystemExit(1)
     memory = json.loads(report.read_text())
     results = json.loads((folder / "model/results.json").read_text())
     checkpoint = (folder / f"model/chkpnt{iterations}.pth").stat().st_size
-    return {"limit": limit, "warned": "Gaussians are not added" in done.stderr, "points": results["points"],
-            "views": timesteps * CAMERAS, "resident": memory["VmHWM"], "address space": memory["VmPeak"],
-            "in results.json": results["peak_memory"]["host_bytes"], "checkpoint": checkpoint,
-            "seconds": time.monotonic() - start, "psnr": results["metrics"]["val"]["psnr"]}
+    return {
+        "limit": limit,
+        "warned": "Gaussians are not added" in done.stderr,
+        "points": results["points"],
+        "views": timesteps * CAMERAS,
+        "resident": memory["VmHWM"],
+        "address space": memory["VmPeak"],
+        "in results.json": results["peak_memory"]["host_bytes"],
+        "checkpoint": checkpoint,
+        "seconds": time.monotonic() - start,
+        "psnr": results["metrics"]["val"]["psnr"],
+    }
 
 
 def main() -> None:
@@ -128,20 +185,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name, views in (("tenth", options.views // 10), ("whole", options.views)):
             timesteps = max(20, round(views / CAMERAS))
-            runs.append(train(Path(temporary) / name, timesteps, limit, options.iterations,
-                              per_view(options.iterations)))
+            runs.append(
+                train(Path(temporary) / name, timesteps, limit, options.iterations, per_view(options.iterations))
+            )
         runs.append(train(Path(temporary) / "growing", 20, GROWTH_LIMIT, 400, GROWING))
     print("limit of the address space (RLIMIT_AS) and what was taken of it, in GB")
-    print(f"{'views':>7} {'limit':>6} {'address space':>14} {'resident':>9} {'in results.json':>16} {'checkpoint':>11} "
-          f"{'Gaussians':>10} {'seconds':>8} {'val PSNR':>9}")
+    print(
+        f"{'views':>7} {'limit':>6} {'address space':>14} {'resident':>9} {'in results.json':>16} {'checkpoint':>11} "
+        f"{'Gaussians':>10} {'seconds':>8} {'val PSNR':>9}"
+    )
     for run in runs:
-        print(f"{run['views']:7,d} {run['limit'] / 1e9:6.2f} {run['address space'] / 1e9:14.3f} "
-              f"{run['resident'] / 1e9:9.3f} {run['in results.json'] / 1e9:16.3f} {run['checkpoint'] / 1e9:11.4f} "
-              f"{run['points']:10,d} {run['seconds']:8.0f} {run['psnr']:9.2f}")
+        print(
+            f"{run['views']:7,d} {run['limit'] / 1e9:6.2f} {run['address space'] / 1e9:14.3f} "
+            f"{run['resident'] / 1e9:9.3f} {run['in results.json'] / 1e9:16.3f} {run['checkpoint'] / 1e9:11.4f} "
+            f"{run['points']:10,d} {run['seconds']:8.0f} {run['psnr']:9.2f}"
+        )
     small, large, growing = runs
     more = large["views"] - small["views"]
-    print(f"a view costs {(large['resident'] - small['resident']) / more / 1e3:.1f} kB, of which its pixels are "
-          f"{3 * FRAME['w'] * FRAME['h'] / 1e3:.1f} kB")
+    print(
+        f"a view costs {(large['resident'] - small['resident']) / more / 1e3:.1f} kB, of which its pixels are "
+        f"{3 * FRAME['w'] * FRAME['h'] / 1e3:.1f} kB"
+    )
     print(f"the growing run {'stopped to grow, with a warning' if growing['warned'] else 'grew to its end'}")
     if any(run["address space"] > run["limit"] for run in runs) or not growing["warned"]:
         raise SystemExit(1)

@@ -57,8 +57,17 @@ def _compiler() -> str:
 
 def _flags() -> list[str]:
     arch = os.environ.get("NATIVE_ARCH", "native")
-    flags = ["-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno",
-             "-fno-trapping-math", "-fvisibility=hidden", f"-march={arch}"]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-fPIC",
+        "-shared",
+        "-fopenmp",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        f"-march={arch}",
+    ]
     if platform.machine() in ("x86_64", "AMD64"):
         # GCC otherwise halves the vector width on AVX-512 machines.
         flags.append("-mprefer-vector-width=512")
@@ -86,8 +95,7 @@ def _build(compiler: str, flags: list[str], target: Path) -> None:
         if alone:
             remove_leftovers(target.parent)
         with atomic_path(target) as temporary:
-            result = subprocess.run([compiler, *flags, *sources, "-o", str(temporary)],
-                                    capture_output=True, text=True)
+            result = subprocess.run([compiler, *flags, *sources, "-o", str(temporary)], capture_output=True, text=True)
             if result.returncode != 0:
                 raise NativeUnavailable(f"{compiler} failed on the native sources:\n{result.stderr[-4000:]}")
 
@@ -141,6 +149,8 @@ def pointer(tensor: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> 
     if tensor is None:
         return ctypes.c_void_p(None)
     if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError(f"expected a contiguous {dtype} CPU tensor, got {tensor.dtype} {tuple(tensor.shape)} "
-                         f"on {tensor.device}, strides {tensor.stride()}")
+        raise ValueError(
+            f"expected a contiguous {dtype} CPU tensor, got {tensor.dtype} {tuple(tensor.shape)} "
+            f"on {tensor.device}, strides {tensor.stride()}"
+        )
     return ctypes.c_void_p(tensor.data_ptr())
