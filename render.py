@@ -15,38 +15,42 @@ OUT meanwhile: it writes elsewhere, and what it saves appears whole.
 
 from __future__ import annotations
 
+# isort: off
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+# isort: on
+
 import dataclasses
 import re
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import numpy as np
-import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import torch
 from tqdm import tqdm
 
 from arguments import Options, RenderOptions, parse_render, read_cfg_args
+from evaluation.evaluate import Evaluated, calibrated, evaluate, evenly_spaced, mean_metrics
+from evaluation.metrics import Suite, format_table
+from evaluation.pose_refinement import SplitViews, parameter_units, refinable_views, refine_poses, summary
+from evaluation.results import json_ready
 from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate, evenly_spaced, mean_metrics
+from gaussian_renderer.mesh_overlay import draw_mesh
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration
-from innovations.pose_refinement import SplitViews, parameter_units, refinable_views, refine_poses, summary
-from scene.cameras import Camera
+from ops.types import Camera
 from scene.dataset import Dataset, View, load_dataset
-from scene.flame import Flame, FlameParameters
+from scene.flame.head_model import find_head_model, load_head_model
+from scene.flame.model import Flame, FlameParameters
 from scene.gaussian_model import FLAME_NAME, PLY_NAME, GaussianModel
-from scene.head_model import find_head_model, load_head_model
-from scene.image_cache import ImageCache
+from scene.images.cache import ImageCache
 from scene.ply import export_world
 from utils.errors import UserError, run_script
 from utils.files import only_writer, refuse_ways_out, write_json
 from utils.images import PngWriter, error_map, side_by_side, to_bytes, write_png
-from utils.mesh_overlay import draw_mesh
-from utils.metrics import Suite, format_table
-from utils.results import json_ready
 from utils.video import video_writer
 
 COMPARED_VIEWS = 4

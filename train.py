@@ -8,6 +8,10 @@ options; `doc/conventions.md` says what the quantities mean.
 
 from __future__ import annotations
 
+# isort: off
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+# isort: on
+
 import dataclasses
 import shlex
 import sys
@@ -17,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import torch
 from torch import Tensor
 
@@ -31,36 +34,37 @@ from arguments import (
     parse_train,
     write_cfg_args,
 )
+from evaluation import metrics
+from evaluation.evaluate import Evaluated, calibrated, evaluate, evenly_spaced
+from evaluation.pose_refinement import SplitViews, parameter_units, refinable_views, refine_poses
+from evaluation.results import measured_iterations, write_results
 from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate, evenly_spaced
 from innovations.amp import MixedPrecision
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
-from innovations.pose_refinement import SplitViews, parameter_units, refinable_views, refine_poses
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.smart_densification import SmartDensification
 from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_views, triangle_colors
-from scene import checkpoint
-from scene.cameras import Camera, write_cameras_json
+from ops import losses
+from ops.types import Camera, Gaussians, RenderOut
+from scene.cameras import write_cameras_json
 from scene.dataset import Dataset, load_dataset
-from scene.densification import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
-from scene.flame import Flame, FlameParameters, RowAdam
+from scene.flame.head_model import find_head_model, load_head_model
+from scene.flame.model import Flame, FlameParameters, RowAdam
 from scene.gaussian_model import PLY_NAME, GaussianModel
-from scene.head_model import find_head_model, load_head_model
-from scene.image_cache import ImageCache
-from scene.optimizer import GaussianOptimizer
-from scene.sampler import ShuffledSampler
-from scene.scaled_images import ScaledImages
-from utils import losses, metrics
-from utils.bad_steps import BadSteps
+from scene.images.cache import ImageCache
+from scene.images.scaled import ScaledImages
+from training import checkpoint
+from training.bad_steps import BadSteps
+from training.density_control import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
+from training.optimizers import GaussianOptimizer
+from training.reporter import Reporter
+from training.sampler import ShuffledSampler
+from training.stages import Stages
 from utils.errors import UserError, one_line, run_script, short_of_memory
 from utils.files import only_writer, refuse_ways_out, remove
 from utils.interrupt import Alarm, StopSignals
-from utils.report import Reporter
-from utils.results import measured_iterations, write_results
-from utils.stages import Stages
-from utils.types import Gaussians, RenderOut
 
 # Evaluation on the way looks at this many views of a split; at the end, at all.
 VIEWS_ON_THE_WAY = 10

@@ -148,7 +148,7 @@ demo() {
     printf '+ cd %q\n' "$repository"
   fi
   echo "== 1/4 A procedural head: a head model and a multi-view capture of it, in $root/data"
-  run "$PYTHON" -m scene.synthetic "$root/data"
+  run "$PYTHON" -m synthetic "$root/data"
   # Written last of all, it says up to where nothing is missing.
   measured="$(sed -n 's/^  "iterations": \([0-9]*\),$/\1/p' "$model/results.json" 2>/dev/null || true)"
   if [ "${measured:-0}" -ge "$iterations" ] 2>/dev/null &&

@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import math
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 from arguments.presets import PRESETS
 from utils.errors import UserError

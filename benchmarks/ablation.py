@@ -20,6 +20,10 @@ all finished runs in DIR, so rows and seeds may come from several commands.
 
 from __future__ import annotations
 
+# isort: off
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+# isort: on
+
 import argparse
 import itertools
 import json
@@ -35,15 +39,14 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-from ablation_measure import Judge  # noqa: E402
-from ablation_report import BASELINE, About, write_report  # noqa: E402
-from ablation_timing import SLICE, Failed, interleave, ratio  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from ablation_measure import Judge
+from ablation_report import BASELINE, About, write_report
+from ablation_timing import SLICE, Failed, interleave, ratio
+from tqdm import tqdm
 
-from arguments import parse_train  # noqa: E402
-from utils.errors import UserError, run_script  # noqa: E402
-from utils.files import write_json  # noqa: E402
+from arguments import parse_train
+from utils.errors import UserError, run_script
+from utils.files import write_json
 
 # What switches off each part of the warm start; a row of a part alone has all the others.
 WITHOUT = {

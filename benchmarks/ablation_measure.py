@@ -24,18 +24,18 @@ from scipy import ndimage
 from torch import Tensor
 
 from arguments import Options, RenderOptions, read_cfg_args
+from evaluation import metrics
+from evaluation.evaluate import Evaluated, calibrated, evaluate
 from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.evaluation import Evaluated, calibrated, evaluate
+from gaussian_renderer.mesh_overlay import visible_faces
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration
 from render import choose_iteration, load_avatar, load_capture, rows_of
 from scene.dataset import View
-from scene.flame import Flame, FlameParameters
+from scene.flame.head_model import HeadModel, find_head_model, load_head_model
+from scene.flame.model import Flame, FlameParameters
 from scene.gaussian_model import FLAME_NAME
-from scene.head_model import HeadModel, find_head_model, load_head_model
-from scene.image_cache import ImageCache
-from utils import metrics
-from utils.mesh_overlay import visible_faces
+from scene.images.cache import ImageCache
 
 # By rising precedence on the mesh; "rest" is what none of them claims.
 MESH_REGIONS = {

@@ -63,13 +63,13 @@ def ratio(slices: Sequence[float], baseline: Sequence[float], *, skip: int = 1, 
 
 def train_in_turns(flags: Sequence[str], slice_length: int, connection: Connection) -> None:
     """What each process does: sleeps for its turn, trains a slice, tells the seconds, and again."""
-    import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
     import torch
 
+    import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
     from arguments import parse_train
     from train import train
+    from training.stages import Stages
     from utils.errors import UserError
-    from utils.stages import Stages
 
     class Done(Exception):
         """The last iteration that counts is over."""

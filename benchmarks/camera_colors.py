@@ -21,17 +21,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import torch
+from PIL import Image
 
-from arguments import parse_train  # noqa: E402
-from innovations.color_calibration import FILE_NAME, ColorCalibration  # noqa: E402
-from train import train  # noqa: E402
-from utils.errors import UserError, run_script  # noqa: E402
-from utils.files import write_json  # noqa: E402
-from utils.results import device_name, git_commit  # noqa: E402
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+from arguments import parse_train
+from evaluation.results import device_name, git_commit
+from innovations.color_calibration import FILE_NAME, ColorCalibration
+from train import train
+from utils.errors import UserError, run_script
+from utils.files import write_json
 
 CALIBRATION = ["--use_color_calibration", "--color_per_camera"]
 OFFSET_SHARE = 0.2  # an offset is drawn from so much of the range of the gains

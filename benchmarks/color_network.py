@@ -23,13 +23,14 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from torch import Tensor, nn
 
-from innovations.color_calibration import ColorCalibration, ColorCalibrationNetwork  # noqa: E402
-from utils import lpips, native  # noqa: E402
-from utils.errors import run_script  # noqa: E402
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+from evaluation import lpips
+from innovations.color_calibration import ColorCalibration, ColorCalibrationNetwork
+from ops import native
+from utils.errors import run_script
 
 STEPS = (100, 300, 1000)  # of --rates
 

@@ -4,7 +4,7 @@
 
 Trains the same avatar three times: as it is, with split children jittered in
 metres instead of triangle units, and with screen sizes zeroed before pruning
-reads them (both described in `scene/densification.py`). Prints one line each.
+reads them (both described in `training/density_control.py`). Prints one line each.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from arguments import parse_train  # noqa: E402
-from scene.densification import DensityControl, DensityReport  # noqa: E402
-from train import train  # noqa: E402
-from utils.errors import run_script  # noqa: E402
-from utils.rotations import rotate  # noqa: E402
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+from arguments import parse_train
+from ops.rotations import rotate
+from train import train
+from training.density_control import DensityControl, DensityReport
+from utils.errors import run_script
 
 VARIANTS = ("mended", "jitter in metres", "screen sizes zeroed")
 

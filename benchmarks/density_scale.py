@@ -15,19 +15,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from gaussian_renderer import choose_device_and_rasterizer, render  # noqa: E402
-from scene.dataset import load_dataset  # noqa: E402
-from scene.flame import Flame, FlameParameters  # noqa: E402
-from scene.gaussian_model import FLAME_NAME, GaussianModel  # noqa: E402
-from scene.head_model import find_head_model, load_head_model  # noqa: E402
-from scene.image_cache import ImageCache  # noqa: E402
-from scene.scaled_images import ScaledImages  # noqa: E402
-from utils.errors import UserError, run_script  # noqa: E402
-from utils.losses import photometric  # noqa: E402
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+from gaussian_renderer import choose_device_and_rasterizer, render
+from ops.losses import photometric
+from scene.dataset import load_dataset
+from scene.flame.head_model import find_head_model, load_head_model
+from scene.flame.model import Flame, FlameParameters
+from scene.gaussian_model import FLAME_NAME, GaussianModel
+from scene.images.cache import ImageCache
+from scene.images.scaled import ScaledImages
+from utils.errors import UserError, run_script
 
 QUANTILES = (0.5, 0.75, 0.9, 0.97)
 

@@ -11,6 +11,10 @@ median, over the turns, of the time relative to full resolution.
 
 from __future__ import annotations
 
+# isort: off
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+# isort: on
+
 import argparse
 import statistics
 import sys
@@ -20,15 +24,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
 
-from benchmarks.raster import SceneKind, make_scene  # noqa: E402
-from gaussian_renderer import choose_device_and_rasterizer  # noqa: E402
-from utils.errors import run_script  # noqa: E402
-from utils.files import write_json  # noqa: E402
-from utils.losses import photometric  # noqa: E402
+from benchmarks.raster import SceneKind, make_scene
+from gaussian_renderer import choose_device_and_rasterizer
+from ops.losses import photometric
+from utils.errors import run_script
+from utils.files import write_json
 
 SCENES = {
     "256x352": SceneKind(20_000, 256, 352, (2.0, 4.0), (0.05, 0.9)),

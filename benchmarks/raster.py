@@ -18,23 +18,23 @@ import multiprocessing
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-import gaussian_renderer  # noqa: E402
-from gaussian_renderer import reference  # noqa: E402
-from scene.cameras import Camera  # noqa: E402
-from utils.errors import run_script  # noqa: E402
-from utils.files import write_json  # noqa: E402
-from utils.results import device_name, git_commit  # noqa: E402
-from utils.types import Gaussians  # noqa: E402
+import gaussian_renderer
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+from evaluation.results import device_name, git_commit
+from gaussian_renderer.backends import reference
+from ops.types import Camera, Gaussians
+from utils.errors import run_script
+from utils.files import write_json
 
 
 class SceneKind(NamedTuple):

@@ -24,16 +24,15 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import torch  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from raster import SCENES, SceneKind, make_scene  # noqa: E402
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from raster import SCENES, SceneKind, make_scene
 
-from gaussian_renderer import native  # noqa: E402
-from scene.cameras import Camera  # noqa: E402
-from utils.errors import run_script  # noqa: E402
-from utils.files import atomic_path, write_json  # noqa: E402
-from utils.types import Gaussians  # noqa: E402
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+from gaussian_renderer.backends import native
+from ops.types import Camera, Gaussians
+from utils.errors import run_script
+from utils.files import atomic_path, write_json
 
 BASE = SCENES["screen"]
 COUNTS = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]

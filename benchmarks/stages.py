@@ -23,15 +23,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: E402, F401  (before PyTorch: sets how its threads wait)
-import torch  # noqa: E402
+import torch
 
-from arguments import parse_train  # noqa: E402
-from gaussian_renderer import choose_device_and_rasterizer, native  # noqa: E402
-from train import train  # noqa: E402
-from utils.errors import run_script  # noqa: E402
-from utils.results import device_name, git_commit  # noqa: E402
-from utils.stages import Stages  # noqa: E402
+import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
+from arguments import parse_train
+from evaluation.results import device_name, git_commit
+from gaussian_renderer import choose_device_and_rasterizer
+from gaussian_renderer.backends import native
+from train import train
+from training.stages import Stages
+from utils.errors import run_script
 
 
 def time_rasterizer(stages: Stages) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/tracking_error.py -s DATA -m OUT
 
 For captures that were rendered, so that the truth is known: DATA/true_flame_param/
-holds a file per timestep (`python -m scene.synthetic` writes it too). Prints the
+holds a file per timestep (`python -m synthetic` writes it too). Prints the
 mean distance of the vertices over the training timesteps.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from scene.dataset import load_dataset  # noqa: E402
-from scene.flame import Flame, FlameParameters  # noqa: E402
-from scene.gaussian_model import FLAME_NAME  # noqa: E402
-from scene.head_model import find_head_model, load_head_model  # noqa: E402
-from utils.errors import UserError, run_script  # noqa: E402
+from scene.dataset import load_dataset
+from scene.flame.head_model import find_head_model, load_head_model
+from scene.flame.model import Flame, FlameParameters
+from scene.gaussian_model import FLAME_NAME
+from utils.errors import UserError, run_script
 
 
 def main() -> None:

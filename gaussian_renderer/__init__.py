@@ -6,27 +6,26 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
 
-from scene.cameras import Camera
-from utils import native as native_library
-from utils import sh as harmonics
+from ops import native as native_library
+from ops import sh as harmonics
+from ops.types import Camera, Gaussians, RenderOut
 from utils.device import pick_device
 from utils.errors import UserError, one_line
-from utils.types import Gaussians, RenderOut
 
 # rasterize(gaussians, camera, background[3], *, sh_degree, scale_modifier=1.0, absolute=False) -> RenderOut
 Rasterizer = Callable[..., RenderOut]
 
 _MODULES = {
-    "native": "gaussian_renderer.native",
-    "gsplat": "gaussian_renderer.gsplat_backend",
-    "dgr": "gaussian_renderer.dgr_backend",
-    "reference": "gaussian_renderer.reference",
+    "native": "gaussian_renderer.backends.native",
+    "gsplat": "gaussian_renderer.backends.gsplat",
+    "dgr": "gaussian_renderer.backends.dgr",
+    "reference": "gaussian_renderer.backends.reference",
 }
 BACKENDS = ("auto", *_MODULES)
 # The packages that render on a GPU, fastest first, and what only their compiled half has.

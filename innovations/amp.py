@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from utils import native
+from ops import native
 
 
 class MixedPrecision:

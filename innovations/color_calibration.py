@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import native
+from ops import native
 from utils.errors import UserError, one_line
 from utils.tensor_files import save_tensors
 from utils.tensor_reader import load_tensors

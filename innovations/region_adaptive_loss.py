@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import losses, native
+from gaussian_renderer.mesh_overlay import Pinhole
+from ops import losses, native
+from ops.visibility import grid_size, see
 from utils.errors import UserError
-from utils.mesh_overlay import Pinhole
-from utils.visibility import grid_size, see
 
 # Region -> the masks that make it up: FLAME's names, then those other head models use for the inside of the mouth.
 REGION_MASKS = {
@@ -284,7 +284,7 @@ class NoRegionWeights:
     note = ""
 
     def weights(self, view_index: int | None, camera: Pinhole, vertices: Tensor | None = None) -> None:
-        """None, which `utils.losses.photometric` takes for even weights."""
+        """None, which `ops.losses.photometric` takes for even weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

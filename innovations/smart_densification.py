@@ -25,8 +25,8 @@ import math
 import torch
 from torch import Tensor
 
+from ops.types import Candidates, Selection
 from utils.errors import UserError
-from utils.selection import Candidates, Selection
 
 # Of --densify_grad_threshold: below it nothing is densified, whatever the percentiles say.
 FLOOR_SHARE = 1.0
@@ -43,7 +43,7 @@ SPLIT_RADIUS = 4.0
 
 
 class SmartDensification:
-    """A policy for `scene.densification.DensityControl`; without state, so that a resumed run goes on alike."""
+    """A policy for `training.density_control.DensityControl`; without state, so that a resumed run goes on alike."""
 
     def __init__(
         self,

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.mesh_overlay import Pinhole
-from utils.sh import C0
-from utils.visibility import grid_size, see
+from gaussian_renderer.mesh_overlay import Pinhole
+from ops.sh import C0
+from ops.visibility import grid_size, see
 
 MAX_VIEWS = 48  # more of them change the colours by less than a grey level
 GRID_CELLS = 64  # along the longer side; only the speed depends on it

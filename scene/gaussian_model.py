@@ -12,13 +12,13 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import Parameter
 
-from scene import rig
-from scene.flame import Flame, FlameParameters
+from ops import rig
+from ops.sh import C0
+from ops.types import Gaussians
+from scene.flame.model import Flame, FlameParameters
 from scene.ply import read_ply, write_ply
 from utils.errors import UserError
 from utils.files import remove
-from utils.sh import C0
-from utils.types import Gaussians
 
 START_OPACITY = 0.1
 PLY_NAME = "point_cloud.ply"
@@ -30,7 +30,7 @@ class GaussianModel:
 
     Raw values are what is optimised and saved: log standard deviations, logit
     opacities, quaternions of any length. A bound Gaussian's position, rotation
-    and scale are in the frame of its triangle (`scene/rig.py`); an unbound
+    and scale are in the frame of its triangle (`ops/rig.py`); an unbound
     one's are in world space. Calling the model with a timestep gives activated
     world-space Gaussians.
     """
@@ -185,7 +185,7 @@ class GaussianModel:
         return {**fields, "features_dc": features[:, :1], "features_rest": features[:, 1:]}
 
     def replace_rows(self, parameters: dict[str, Parameter], binding: Tensor | None) -> None:
-        """Puts the result of `scene.surgery.gather_rows` in place."""
+        """Puts the result of `training.row_surgery.gather_rows` in place."""
         for name, parameter in parameters.items():
             setattr(self, name, parameter)
         self.binding = binding

@@ -16,17 +16,18 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, Mapping
+from typing import BinaryIO
 
 import numpy as np
 import plyfile
 import torch
 from torch import Tensor
 
+from ops.types import Gaussians
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
-from utils.types import Gaussians
 from utils.untrusted import open_regular
 
 # A header has a line of about 20 bytes per property; ours have 63 properties.

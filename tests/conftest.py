@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_sessionstart() -> None:
-    from utils import native
+    from ops import native
 
     native.available()  # built here, so that no test meets the line that says so
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gaussian_renderer import Rasterizer, reference
-from scene.cameras import Camera
-from utils.types import Gaussians, RenderOut
+from gaussian_renderer import Rasterizer
+from gaussian_renderer.backends import reference
+from ops.types import Camera, Gaussians, RenderOut
 
 FIELDS = (*Gaussians._fields, "background", "means2d")
 

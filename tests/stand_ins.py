@@ -45,7 +45,7 @@ case "$1 $2" in
       case "$word" in *.txt) grep -qx "$word" "$home/installed" 2>/dev/null || missing="$missing $word" ;; esac
     done
     [ -z "$missing" ] || { echo "missing: torch of$missing"; exit 1; } ;;
-  "-m scene.synthetic") mkdir -p "$3" ;;
+  "-m synthetic") mkdir -p "$3" ;;
   *train.py*)
     [ -z "${STUB_TRAINING_STOPS:-}" ] || exit 130
     length=600000

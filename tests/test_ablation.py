@@ -17,15 +17,15 @@ from toy_capture import rigged_flags, write_capture
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-import ablation  # noqa: E402
-import ablation_measure as measure  # noqa: E402
-import ablation_plots as plots  # noqa: E402
-import ablation_report as report  # noqa: E402
-from ablation_timing import Failed, interleave, ratio  # noqa: E402
+import ablation
+import ablation_measure as measure
+import ablation_plots as plots
+import ablation_report as report
+from ablation_timing import Failed, interleave, ratio
 
-from arguments import parse_train  # noqa: E402
-from train import train  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+from arguments import parse_train
+from train import train
+from utils.errors import UserError
 
 FLAGS = ["-s", "/captures/somebody", "--iterations", "100", "--seed", "0"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from innovations.amp import MixedPrecision
-from utils import native
+from ops import native
 
 
 class Rows:

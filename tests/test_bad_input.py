@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
+from toy_capture import rigged_flags, write_capture
 
-import scene.head_model
+import scene.flame.head_model
 import train
 from arguments import parse_train
-from conftest import ROOT
-from toy_capture import rigged_flags, write_capture
 from utils.errors import run_script
 
 
@@ -217,7 +217,7 @@ def test_no_head_model(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (capture / "head_model.pkl").unlink()
-    monkeypatch.setattr(scene.head_model, "ROOT", tmp_path)  # a developer may well have the licensed file
+    monkeypatch.setattr(scene.flame.head_model, "ROOT", tmp_path)  # a developer may well have the licensed file
     message = error_of(monkeypatch, capfd, command_line(capture, tmp_path / "model"))
     for part in (
         capture / "head_model.pkl",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from scene import checkpoint
+from training import checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

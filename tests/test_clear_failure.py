@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
+from toy_capture import rigged_flags, write_capture
 
 import train
-from conftest import ROOT
-from scene import checkpoint
-from toy_capture import rigged_flags, write_capture
+from training import checkpoint
 from utils.errors import UserError, run_script, short_of_memory
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ...")

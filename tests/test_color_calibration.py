@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from innovations import color_calibration as calibration
 from innovations.color_calibration import CameraAffine, ColorCalibration, ColorCalibrationNetwork, NoColorCalibration
-from utils import native
+from ops import native
 from utils.errors import UserError
 
 

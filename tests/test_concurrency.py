@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from test_stopping import flags
+from toy_capture import write_capture
 
 import render
 import train
 from arguments import parse_render, parse_train
-from conftest import ROOT
-from scene import checkpoint
+from ops import native
 from scene.dataset import load_dataset
-from scene.image_cache import SUFFIX, ImageCache
-from test_stopping import flags
-from toy_capture import write_capture
-from utils import native
+from scene.images.cache import SUFFIX, ImageCache
+from training import checkpoint
 from utils.errors import UserError
 from utils.files import only_writer
 
@@ -161,9 +161,9 @@ def test_rendering_beside_a_training(capture: Path, tmp_path: Path) -> None:
 
 IMPORTS = """
     from pathlib import Path
-    from scene import image_cache
+    from scene.images import cache as image_cache
     from scene.dataset import load_dataset
-    from scene.image_cache import ImageCache
+    from scene.images.cache import ImageCache
     dataset = load_dataset(Path({capture!r}), bind_to_mesh=True, eval_split=True, white_background=True)
 """
 DECODE = """

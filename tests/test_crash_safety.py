@@ -18,24 +18,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-import render
-import train
-from arguments import parse_train
 from conftest import ROOT
-from innovations.color_calibration import ColorCalibration
-from scene import checkpoint, gaussian_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_report import curves as event_curves
 from torture.faults import Faults
 from torture.full_disk import full_from, words
 from torture.kill_and_resume import accidents, check_readable, command, compare, suffer
 from toy_capture import write_capture
+
+import render
+import train
+from arguments import parse_train
+from innovations.color_calibration import ColorCalibration
+from scene import gaussian_model
+from training import checkpoint
+from training.event_file import EventFile
+from training.reporter import Reporter
 from utils import files
 from utils.errors import UserError
-from utils.event_file import EventFile
 from utils.files import atomic_path, only_writer, remove_leftovers
-from utils.report import Reporter
 
 STEPS = 60
 
@@ -278,7 +279,7 @@ class Disk:
             self.room -= written
             return written
 
-        monkeypatch.setattr("utils.event_file.os.pwrite", pwrite)
+        monkeypatch.setattr("training.event_file.os.pwrite", pwrite)
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -313,8 +314,8 @@ def test_event_files_are_read_in_the_order_of_the_runs_whatever_the_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for begin, now in ((0, 2000000000.0), (3, 2000000000.0), (5, 1000000000.0)):
-        monkeypatch.setattr("utils.event_file.time.time", lambda: now)
-        monkeypatch.setattr("utils.event_file.os.getpid", lambda: 10 - begin)
+        monkeypatch.setattr("training.event_file.time.time", lambda: now)
+        monkeypatch.setattr("training.event_file.os.getpid", lambda: 10 - begin)
         events = EventFile(tmp_path, begin)
         for step in range(max(begin, 1), begin + 6):
             events.scalar("a", float(begin), step)

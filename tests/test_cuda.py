@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 import torch
+from raster_scenes import make_scene
+from test_waiting import FLAGS_OF_LOSSES, watch_training
+from toy_capture import rigged_flags, write_capture
 
 import render
 import train
 from arguments import parse_render, parse_train
-from gaussian_renderer import available_backends, gsplat_backend
-from raster_scenes import make_scene
-from scene import checkpoint
-from scene.image_cache import ImageCache
+from evaluation import lpips
+from gaussian_renderer import available_backends
+from gaussian_renderer.backends import gsplat as gsplat_backend
+from ops.types import Gaussians
+from scene.images.cache import ImageCache
 from scene.ply import read_ply
-from test_waiting import FLAGS_OF_LOSSES, watch_training
-from toy_capture import rigged_flags, write_capture
-from utils import lpips
-from utils.types import Gaussians
+from training import checkpoint
 
 pytestmark = pytest.mark.cuda
 

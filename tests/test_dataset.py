@@ -191,7 +191,7 @@ def test_merged_set_points_into_siblings_and_nowhere_else(tmp_path: Path) -> Non
 
 
 def test_flame_file_is_read_once_per_timestep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import scene.dataset_rigged as module
+    import scene.dataset.rigged as module
 
     read = []
     original = module.read_npz

@@ -9,12 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scene.densification import CHILDREN, SHRINK, DensityControl, DensitySchedule, fixed_threshold, last_of_triangle
+from ops.types import RenderOut
 from scene.gaussian_model import GaussianModel
-from scene.optimizer import GaussianOptimizer, log_linear
-from scene.sampler import ShuffledSampler
-from scene.surgery import gather_rows, overwrite
-from utils.types import RenderOut
+from training.density_control import (
+    CHILDREN,
+    SHRINK,
+    DensityControl,
+    DensitySchedule,
+    fixed_threshold,
+    last_of_triangle,
+)
+from training.optimizers import GaussianOptimizer, log_linear
+from training.row_surgery import gather_rows, overwrite
+from training.sampler import ShuffledSampler
 
 RATES = dict(
     position_lr_init=0.005,
@@ -122,7 +129,7 @@ def test_native_statistics_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
         for control, native in zip(controls, (True, False)):
             with monkeypatch.context() as patch:
                 if not native:
-                    patch.setattr("scene.densification.native.available", lambda: False)
+                    patch.setattr("training.density_control.native.available", lambda: False)
                 observe(control, gradient, radii)
     native, pytorchs = controls
     assert torch.allclose(native.gradient_sum, pytorchs.gradient_sum, rtol=1e-6, atol=0)
@@ -134,7 +141,7 @@ def test_native_statistics_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("native", [True, False])
 def test_radii_are_counted_in_pixels_of_the_full_image(native: bool, monkeypatch: pytest.MonkeyPatch):
     if not native:
-        monkeypatch.setattr("scene.densification.native.available", lambda: False)
+        monkeypatch.setattr("training.density_control.native.available", lambda: False)
     control, _ = make_control(make_model(5))
     means2d = torch.zeros(5, 2, requires_grad=True)
     means2d.grad = torch.ones(5, 2)

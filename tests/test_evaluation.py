@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gaussian_renderer.evaluation import Evaluated, evaluate, evenly_spaced
-from scene.cameras import Camera
-from utils.metrics import Suite
-from utils.types import Gaussians, RenderOut
+from evaluation.evaluate import Evaluated, evaluate, evenly_spaced
+from evaluation.metrics import Suite
+from ops.types import Camera, Gaussians, RenderOut
 
 
 def scene() -> tuple:

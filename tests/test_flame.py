@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-
-from scene.flame import Flame, FlameParameters, RowAdam
-from scene.head_model import HeadModel, load_head_model
-from scene.teeth import FLAME_FACES, FLAME_VERTICES
 from toy_head import toy_arrays, toy_head, write_pickle
-from utils import native
+
+from ops import native
+from ops.rotations import axis_angle_to_matrix
+from scene.flame.head_model import HeadModel, load_head_model
+from scene.flame.model import Flame, FlameParameters, RowAdam
+from scene.flame.teeth import FLAME_FACES, FLAME_VERTICES
 from utils.errors import UserError
-from utils.rotations import axis_angle_to_matrix
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")
 HALF_PI = np.pi / 2

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-
-from scene import head_model, head_pickle, teeth
-from scene.head_model import find_head_model, load_head_model
-from scene.head_pickle import read_pickle, resolve
 from toy_head import toy_arrays, write_pickle
+
+from scene.flame import head_model, head_pickle, teeth
+from scene.flame.head_model import find_head_model, load_head_model
+from scene.flame.head_pickle import read_pickle, resolve
 from utils.errors import UserError
 
 
@@ -235,7 +235,7 @@ def test_teeth(tmp_path: Path) -> None:
     arrays = toy_arrays(teeth.FLAME_VERTICES, 4, 4)
     arrays["n_shape"] = 3
     arrays["f"] = np.resize(arrays["f"], (teeth.FLAME_FACES, 3))
-    facts = json.loads((Path(teeth.__file__).parent / "flame_teeth.json").read_text())
+    facts = json.loads((Path(teeth.__file__).parent / "teeth.json").read_text())
     upper, lower = facts["lip_outside_ring_upper"], facts["lip_outside_ring_lower"]
     x, z = np.linspace(-0.02, 0.02, 15), np.linspace(0.05, 0.09, 15)
     gap = 0.01  # between the lips, so d = 0.01; their midpoints lie at y = 0.2

@@ -23,26 +23,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from innovations.color_calibration import ColorCalibration
-from scene import checkpoint, image_decode
-from scene.dataset import load_dataset
-from scene.dataset_blender import read_points
-from scene.dataset_colmap import read_cameras, read_images
-from scene.dataset_colmap import read_points as read_colmap_points
-from scene.dataset_common import image_size, locate, read_json
-from scene.dataset_npz import read_npz
-from scene.gaussian_model import GaussianModel
-from scene.head_pickle import read_pickle, resolve
-from scene.ply import read_ply
-from scene.sampler import ShuffledSampler
 from torture import fuzz_readers
 from torture.fuzz_formats import Format, formats
 from toy_capture import write_capture
+
+from evaluation.lpips_weights import read_arrays
+from innovations.color_calibration import ColorCalibration
+from scene.dataset import load_dataset
+from scene.dataset.blender import read_points
+from scene.dataset.colmap import read_cameras, read_images
+from scene.dataset.colmap import read_points as read_colmap_points
+from scene.dataset.common import image_size, locate, read_json
+from scene.flame.head_pickle import read_pickle, resolve
+from scene.gaussian_model import GaussianModel
+from scene.images import decode as image_decode
+from scene.ply import read_ply
+from training import checkpoint
+from training.sampler import ShuffledSampler
 from utils import tensor_reader
 from utils.errors import UserError, one_line
 from utils.files import only_writer, refuse_ways_out
-from utils.lpips_weights import read_arrays
+from utils.npz import read_npz
 from utils.untrusted import read_regular
 
 SECONDS = 20

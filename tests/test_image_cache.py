@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-import scene.image_cache as module
-from scene.cameras import Camera
+import scene.images.cache as module
+from ops.types import Camera
 from scene.dataset import View
-from scene.image_cache import ImageCache, available_memory
-from scene.image_decode import composite, recomposite, resize
+from scene.images.cache import ImageCache, available_memory
+from scene.images.decode import composite, recomposite, resize
 from utils.errors import UserError
 
 WHITE, BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
@@ -99,9 +99,9 @@ def test_two_runs_share_one_file(tmp_path: Path) -> None:
         sys.path.insert(0, sys.argv[1])
         import torch
         from pathlib import Path
-        from scene.cameras import Camera
+        from ops.types import Camera
         from scene.dataset import View
-        from scene.image_cache import ImageCache
+        from scene.images.cache import ImageCache
         folder = Path(sys.argv[2])
         views = [View(Camera(torch.eye(4), 1, 1, 1, 1, 50, 40), folder / f"{i}.png") for i in range(6)]
         cache = ImageCache(views, (1, 1, 1), ram_share=0.0, folder=folder / "c", progress=False)
@@ -251,7 +251,7 @@ def test_killed_worker_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pyte
 
 
 def test_worker_does_not_import_torch() -> None:
-    code = "import sys; sys.argv = ['x']; import scene.image_decode; print('torch' in sys.modules)"
+    code = "import sys; sys.argv = ['x']; import scene.images.decode; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

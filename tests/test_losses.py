@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from utils import losses, native
+from ops import losses, native
 
 SIZES = [(3, 1, 1), (1, 1, 40), (2, 23, 1), (3, 5, 3), (3, 33, 47), (2, 70, 16), (3, 64, 130)]
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils import lpips, lpips_weights
+from evaluation import lpips, lpips_weights
+from evaluation.metrics import Suite
 from utils.errors import UserError
-from utils.metrics import Suite
 
 
 def pair(height: int = 48, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from toy_capture import rigged_flags, write_capture
 
 import train
 from arguments import parse_train
-from conftest import ROOT
-from scene import densification
-from scene.densification import while_memory_lasts
-from toy_capture import rigged_flags, write_capture
+from ops.types import Candidates, Selection
+from training import density_control as densification
+from training.density_control import while_memory_lasts
 from utils import memory
 from utils.memory import available_memory, peak_host_memory
-from utils.selection import Candidates, Selection
 
 MB = 1 << 20
 

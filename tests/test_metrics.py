@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import metrics
+from evaluation import metrics
 from utils.errors import UserError
 
 

@@ -16,7 +16,7 @@ CHECK = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
-from gaussian_renderer import native
+from gaussian_renderer.backends import native
 from raster_scenes import compare, make_scene, join
 compare(native.rasterize, join(make_scene(50, 150), make_scene(51, 20, sigma=(10.0, 80.0), opacity=(0.05, 0.4))))
 print("equal")

@@ -1,4 +1,4 @@
-"""Degenerate scenes against the rules of the rasterizer (`gaussian_renderer.reference`), drawn by hypothesis."""
+"""Degenerate scenes against the rules of the rasterizer (`gaussian_renderer.backends.reference`), drawn by hypothesis."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from raster_scenes import FIELDS, Scene, compare, fragile_pixels, make_scene, run
 from torch import Tensor
 
-from gaussian_renderer import Rasterizer, native, reference
-from scene.cameras import Camera
-from utils.native import available, library
-from utils.types import Gaussians
+from gaussian_renderer import Rasterizer
+from gaussian_renderer.backends import native, reference
+from ops.native import available, library
+from ops.types import Camera, Gaussians
 
 pytestmark = pytest.mark.skipif(not available(), reason="the native library cannot be built here")
 

@@ -16,29 +16,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_visibility import front_camera, patch
 from torch import Tensor
+from toy_capture import rigged_flags, write_capture
 
 import innovations.amp
 import train
 from arguments import parse_train
 from arguments.options import MAX_RATE
-from gaussian_renderer.native import rasterize as native_rasterize
-from gaussian_renderer.reference import rasterize as reference_rasterize
+from gaussian_renderer.backends.native import rasterize as native_rasterize
+from gaussian_renderer.backends.reference import rasterize as reference_rasterize
 from innovations.amp import MixedPrecision
 from innovations.region_adaptive_loss import RegionAdaptiveLoss
 from innovations.warm_start import triangle_colors
-from scene import checkpoint, rig
+from ops import losses, native, rig
+from ops.types import Gaussians
+from ops.visibility import see
 from scene.dataset import load_dataset
-from scene.densification import DensityControl, DensitySchedule, fixed_threshold
-from scene.flame import RowAdam
-from scene.optimizer import GaussianOptimizer
-from test_visibility import front_camera, patch
-from toy_capture import rigged_flags, write_capture
-from utils import losses, native
-from utils.bad_steps import LIMIT, BadSteps
+from scene.flame.model import RowAdam
+from training import checkpoint
+from training.bad_steps import LIMIT, BadSteps
+from training.density_control import DensityControl, DensitySchedule, fixed_threshold
+from training.optimizers import GaussianOptimizer
 from utils.errors import UserError, run_script
-from utils.types import Gaussians
-from utils.visibility import see
 
 TWINS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="no compiler"))]
 

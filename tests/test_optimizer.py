@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from scene import optimizer as module
+from ops import native
 from scene.gaussian_model import GaussianModel
-from scene.optimizer import Adam, GaussianOptimizer
-from utils import native
+from training import optimizers as module
+from training.optimizers import Adam, GaussianOptimizer
 
 RATES = dict(
     position_lr_init=0.005,

@@ -9,9 +9,9 @@ import pytest
 import torch
 import trimesh
 
-from scene.cameras import Camera
+from gaussian_renderer.mesh_overlay import draw_mesh, visible_faces
+from ops.types import Camera
 from utils.errors import UserError
-from utils.mesh_overlay import draw_mesh, visible_faces
 
 
 def turned_camera(width: int, height: int) -> Camera:

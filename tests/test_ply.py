@@ -10,9 +10,9 @@ import plyfile
 import pytest
 import torch
 
+from ops.types import Gaussians
 from scene import ply
 from utils.errors import UserError
-from utils.types import Gaussians
 
 # The documented order, typed by hand.
 HEAD = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]

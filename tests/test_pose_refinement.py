@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
-from gaussian_renderer import choose_rasterizer, render
-from innovations import pose_refinement
-from innovations.pose_refinement import Fit, parameter_units, refine_poses, split_views, summary
-from scene.cameras import Camera
-from scene.flame import Flame, FlameParameters
-from scene.gaussian_model import GaussianModel
-from scene.head_model import load_head_model
 from toy_capture import POSES, look_at, write_head_model
+
+from evaluation import pose_refinement
+from evaluation.pose_refinement import Fit, parameter_units, refine_poses, split_views, summary
+from gaussian_renderer import choose_rasterizer, render
+from ops.types import Camera, RenderOut
+from scene.flame.head_model import load_head_model
+from scene.flame.model import Flame, FlameParameters
+from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
-from utils.types import RenderOut
 
 ERROR = {"expr": [0.05], "rotation": [0.02, -0.015, 0.02], "translation": [1e-3, -1e-3, 1e-3]}
 MOMENTS, CAMERAS = 3, 3

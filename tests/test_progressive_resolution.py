@@ -10,19 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-import scene.image_cache
-from gaussian_renderer.reference import rasterize
+import scene.images.cache
+from gaussian_renderer.backends.reference import rasterize
 from innovations.progressive_resolution import ProgressiveResolution
-from scene.cameras import Camera
+from ops import area
+from ops.area import area_reduce
+from ops.losses import photometric
+from ops.types import Camera, Gaussians
 from scene.dataset import View
-from scene.image_cache import ImageCache
-from scene.scaled_images import ScaledImages
-from utils import area
-from utils.area import area_reduce
+from scene.images.cache import ImageCache
+from scene.images.scaled import ScaledImages
 from utils.errors import UserError
-from utils.losses import photometric
-from utils.types import Gaussians
-
 
 # ---- schedule -----------------------------------------------------------------
 
@@ -168,7 +166,7 @@ def test_images_fit_the_scaled_cameras(tmp_path: Path, mapped: bool, monkeypatch
     assert half.nbytes == 3 * (16 * 12 + 10 * 15 + 28 * 18)  # Python rounds halves to even
     if mapped:
         # The file is found again, by a resumed run for one.
-        monkeypatch.setattr(scene.image_cache, "area_reduce", None)
+        monkeypatch.setattr(scene.images.cache, "area_reduce", None)
         again = ImageCache(views, (1.0, 1.0, 1.0), progress=False, folder=tmp_path / "cache", ram_share=1e-12)
         assert torch.equal(again.at_scale(0.5, 3)[2], half[2])
 
@@ -177,7 +175,7 @@ def test_each_scale_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     cache = ImageCache(capture(tmp_path, [(8, 8)] * 5), (0.0, 0.0, 0.0), progress=False)
     reduced = []
     monkeypatch.setattr(
-        scene.image_cache, "area_reduce", lambda image, *size: reduced.append(size) or area_reduce(image, *size)
+        scene.images.cache, "area_reduce", lambda image, *size: reduced.append(size) or area_reduce(image, *size)
     )
     images = ScaledImages(cache, 5)
     for scale in (0.5, 0.75, 1.0):
@@ -190,7 +188,7 @@ def test_each_scale_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_no_room_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cache = ImageCache(capture(tmp_path, [(30, 20)] * 3), (0.0, 0.0, 0.0), progress=False)
-    monkeypatch.setattr(scene.image_cache, "available_memory", lambda: 100)
+    monkeypatch.setattr(scene.images.cache, "available_memory", lambda: 100)
     with pytest.raises(UserError, match="3 images take .* not free: train at a smaller --resolution"):
         cache.at_scale(0.5)
 

@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import types
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +23,14 @@ from raster_scenes import compare, gsplat_pipeline, make_scene
 from torch import Tensor
 
 import gaussian_renderer
-from gaussian_renderer import choose_device_and_rasterizer, choose_rasterizer, dgr_backend, gsplat_backend, reference
-from scene.cameras import Camera
-from utils import native
-from utils import sh as harmonics
+from gaussian_renderer import choose_device_and_rasterizer, choose_rasterizer
+from gaussian_renderer.backends import dgr as dgr_backend
+from gaussian_renderer.backends import gsplat as gsplat_backend
+from gaussian_renderer.backends import reference
+from ops import native
+from ops import sh as harmonics
+from ops.types import Camera, Gaussians
 from utils.errors import UserError
-from utils.types import Gaussians
 
 
 def _fake_gsplat_rasterization(
@@ -76,7 +79,7 @@ def test_gsplat_adapter_without_gaussians(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_broken_rows_become_harmless() -> None:
-    from gaussian_renderer.guards import without_broken
+    from gaussian_renderer.backends.guards import without_broken
 
     scene = make_scene(61, 6)
     scene.gaussians.means[1, 0] = math.nan
@@ -252,7 +255,7 @@ def test_a_gpu_without_a_cuda_backend_leaves_the_work_to_the_cpu(
     packages(NO_TOOLKIT)
     for _ in range(2):
         device, name, rasterize = choose_device_and_rasterizer("auto", "auto")
-        assert (device.type, name, rasterize.__module__) == ("cpu", "native", "gaussian_renderer.native")
+        assert (device.type, name, rasterize.__module__) == ("cpu", "native", "gaussian_renderer.backends.native")
     (line,) = capfd.readouterr().err.splitlines()
     assert "GPU" in line and "nvcc" in line
     assert [str(part) for part in choose_device_and_rasterizer("cuda", "auto")[:2]] == ["cuda", "reference"]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 import torch
 from raster_scenes import FIELDS, Scene, compare, fragile_pixels, gsplat_pipeline, join, make_camera, make_scene, run
 
 import gaussian_renderer
-from gaussian_renderer import native, reference
-from scene.cameras import Camera
-from utils import sh as harmonics
+from gaussian_renderer.backends import native, reference
+from ops import sh as harmonics
+from ops.native import available
+from ops.types import Camera, Gaussians
 from utils.errors import UserError
-from utils.native import available
-from utils.types import Gaussians
 
 needs_native = pytest.mark.skipif(not available(), reason="the native library cannot be built here")
 
@@ -379,7 +378,7 @@ def test_choosing_a_backend() -> None:
 
 
 def test_dgr_refuses_an_off_centre_camera() -> None:
-    from gaussian_renderer import dgr_backend
+    from gaussian_renderer.backends import dgr as dgr_backend
 
     scene = _plain()
     with pytest.raises(UserError, match="principal point"):

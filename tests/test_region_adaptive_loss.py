@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
+from test_visibility import front_camera, joined, patch
 from torch import Tensor
 
 from innovations import region_adaptive_loss
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss, soft_map
-from scene import checkpoint
-from scene.cameras import Camera
-from test_visibility import front_camera, joined, patch
-from utils import losses, native
+from ops import losses, native
+from ops.types import Camera
+from training import checkpoint
 from utils.errors import UserError
 
 H, W = 48, 64

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_capture import BALL, HEIGHT, WIDTH, write_capture
 
 import render
 from arguments import Options, parse_render, parse_train, write_cfg_args
 from innovations.color_calibration import ColorCalibration
-from scene.flame import Flame, FlameParameters
+from scene.flame.head_model import load_head_model
+from scene.flame.model import Flame, FlameParameters
 from scene.gaussian_model import GaussianModel
-from scene.head_model import load_head_model
 from scene.ply import read_ply
-from toy_capture import BALL, HEIGHT, WIDTH, write_capture
 from utils.errors import UserError
 
 BLUR = 2  # pixels by which Gaussians on a silhouette stand out, both sides together

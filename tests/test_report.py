@@ -10,8 +10,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils import report, results, stages
-from utils.report import Reporter
+from evaluation import results
+from training import reporter as report
+from training import stages
+from training.reporter import Reporter
 
 
 def curves(folder: Path) -> EventAccumulator:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from scene import rig
-from utils import native
-from utils.rotations import matrix_to_quaternion, quaternion_multiply
+from ops import native, rig
+from ops.rotations import matrix_to_quaternion, quaternion_multiply
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")
 

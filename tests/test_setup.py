@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from stand_ins import NEEDS_SHELL, ROOT, Machine, succeeded
+
 from utils import environment
 
 pytestmark = NEEDS_SHELL

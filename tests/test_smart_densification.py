@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from innovations.smart_densification import SmartDensification, percentiles, strongest
-from scene.densification import DensityControl, DensitySchedule
+from ops.types import Candidates, RenderOut
 from scene.gaussian_model import GaussianModel
-from scene.optimizer import GaussianOptimizer
+from training.density_control import DensityControl, DensitySchedule
+from training.optimizers import GaussianOptimizer
 from utils.errors import UserError
-from utils.selection import Candidates
-from utils.types import RenderOut
 
 PLAN = dict(until_iter=1000, interval=10)
 

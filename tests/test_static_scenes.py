@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from plyfile import PlyData, PlyElement
 from scipy.spatial.transform import Rotation
+from toy_capture import hit_ellipsoid, look_at, pixel_rays, texture
 
 import train
 from arguments import parse_train
-from scene.densification import DensityControl, DensityReport
 from scene.ply import read_ply
-from toy_capture import hit_ellipsoid, look_at, pixel_rays, texture
+from training.density_control import DensityControl, DensityReport
 
 SIZE, FOCAL, SAMPLES = 48, 55.0, 4  # pixels, pixels, rays per pixel along each side
 VIEWS = 17  # of which COLMAP's rule holds out numbers 0, 8 and 16

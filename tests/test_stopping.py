@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
-
-import train
-from arguments import parse_train
 from conftest import ROOT
 from test_train import assert_same_run
 from toy_capture import rigged_flags, write_capture
+
+import train
+from arguments import parse_train
 from utils.errors import UserError
 from utils.files import only_writer
 from utils.interrupt import Alarm, StopSignals

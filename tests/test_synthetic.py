@@ -13,9 +13,9 @@ import scipy.sparse
 from PIL import Image, ImageDraw
 from scipy.spatial.transform import Rotation
 
-from scene.synthetic import make_capture, make_head_model
-from scene.synthetic.model import SHAPE_COLUMNS, Head, build_head, hair_offset, pose_head
-from scene.synthetic.modes import EXPRESSION_NAMES, IDENTITY_NAMES
+from synthetic import make_capture, make_head_model
+from synthetic.model import SHAPE_COLUMNS, Head, build_head, hair_offset, pose_head
+from synthetic.modes import EXPRESSION_NAMES, IDENTITY_NAMES
 from utils.errors import UserError
 
 SIZE = (48, 64)

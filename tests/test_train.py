@@ -9,24 +9,25 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from plyfile import PlyData
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_capture import rigged_flags, write_capture
 
 import render
 import train
 from arguments import parse_render, parse_train, read_cfg_args
-from conftest import ROOT
 from gaussian_renderer import choose_rasterizer
-from scene import checkpoint
 from scene.ply import read_ply
-from toy_capture import rigged_flags, write_capture
+from training import checkpoint
 from utils.errors import UserError
 
 TIMESTEPS = [3, 4, 7, 9]  # neither from 0 nor without gaps; the last one is the held-out sequence

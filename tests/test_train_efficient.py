@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from stand_ins import NEEDS_SHELL, Machine, succeeded
 
 from arguments import PRESETS, parse_train
-from stand_ins import NEEDS_SHELL, Machine, succeeded
 
 pytestmark = NEEDS_SHELL
 
@@ -263,7 +263,7 @@ def test_the_demo_twice(machine: Machine) -> None:
     root = machine.repository / "output" / "demo"
     out = succeeded(machine.run("train_efficient.sh", "demo", "--lambda_dssim", "0.3"))
     data, training, rendering = machine.calls()[1:]  # after the check of the environment
-    assert data == ["python", "-m", "scene.synthetic", f"{root}/data"]
+    assert data == ["python", "-m", "synthetic", f"{root}/data"]
     assert training[:6] == ["python", "train.py", "-s", f"{root}/data", "-m", f"{root}/model"]
     assert training[training.index("--preset") + 1] == "balanced" and "--scale_schedule" in training
     assert training[-4:] == ["--start_checkpoint", "auto", "--lambda_dssim", "0.3"]

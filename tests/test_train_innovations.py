@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_train import assert_same_run, gaussians
+from toy_capture import rigged_flags, write_capture
 
 import render
 import train
 from arguments import parse_render, parse_train
 from gaussian_renderer import render as draw
-from gaussian_renderer.native import rasterize
+from gaussian_renderer.backends.native import rasterize
 from innovations.color_calibration import ColorCalibration
-from scene import checkpoint
 from scene.dataset import load_dataset
 from scene.gaussian_model import GaussianModel
-from scene.image_cache import ImageCache
-from test_train import assert_same_run, gaussians
-from toy_capture import rigged_flags, write_capture
+from scene.images.cache import ImageCache
+from training import checkpoint
 from utils.errors import UserError
 
 TIMESTEPS = [3, 4, 7, 9]  # the last one is the test sequence

@@ -10,10 +10,10 @@ import torch
 import trimesh
 from torch import Tensor
 
-from scene.cameras import Camera
-from utils import native, visibility
-from utils.mesh_overlay import visible_faces
-from utils.visibility import Visibility, grid_size, see
+from gaussian_renderer.mesh_overlay import visible_faces
+from ops import native, visibility
+from ops.types import Camera
+from ops.visibility import Visibility, grid_size, see
 
 TWINS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="no compiler"))]
 

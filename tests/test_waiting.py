@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,15 +19,15 @@ from raster_scenes import make_scene
 from test_rasterizer_adapters import OLD_FIELDS, fake_dgr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from toy_capture import rigged_flags, write_capture
 
 import train
 from arguments import parse_train
-from gaussian_renderer import dgr_backend, gsplat_backend
+from gaussian_renderer.backends import dgr as dgr_backend
+from gaussian_renderer.backends import gsplat as gsplat_backend
 from innovations import amp
-from scene import rig
-from toy_capture import rigged_flags, write_capture
-from utils import native
-from utils.types import Gaussians
+from ops import native, rig
+from ops.types import Gaussians
 
 
 class NoWaiting(TorchDispatchMode):
@@ -123,7 +124,7 @@ def test_rig_in_pytorch_does_not_wait() -> None:
 
 
 class Watchman:
-    """Stands in for `utils.stages.Stages`: once the caches are filled, the stages named run inside `watch()`."""
+    """Stands in for `training.stages.Stages`: once the caches are filled, the stages named run inside `watch()`."""
 
     def __init__(self, names: set[str], settle: int, watch: Callable[[], Any]) -> None:
         self.names = names

@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 import torch
+from test_visibility import front_camera, joined, patch
 from torch import Tensor
 
 from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_views, triangle_colors
-from scene.cameras import Camera
-from test_visibility import front_camera, joined, patch
-from utils.sh import basis
+from ops.sh import basis
+from ops.types import Camera
 
 RED, BLUE = torch.tensor([0.8, 0.2, 0.1]), torch.tensor([0.1, 0.3, 0.9])
 

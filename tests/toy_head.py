@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from scene.head_model import HeadModel
+from scene.flame.head_model import HeadModel
 
 
 def toy_arrays(vertices: int = 40, faces: int = 60, modes: int = 400, seed: int = 0) -> dict[str, Any]:

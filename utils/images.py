@@ -114,7 +114,7 @@ class PngWriter:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> "PngWriter":
+    def __enter__(self) -> PngWriter:
         return self
 
     def __exit__(

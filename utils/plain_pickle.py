@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 # A head model takes a few hundred opcodes, a checkpoint a few thousand; lists of numbers one for each.
 _MOST_OPCODES = 500_000

@@ -43,7 +43,7 @@ class _Stream:
     def flush(self) -> None:
         self._file.flush()
 
-    def __enter__(self) -> "_Stream":
+    def __enter__(self) -> _Stream:
         return self
 
     def __exit__(self, *_: object) -> None:

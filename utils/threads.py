@@ -31,7 +31,7 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import torch  # noqa: E402
+import torch
 
 torch.set_flush_denormal(True)
 for _first_call in (torch.exp, torch.log, torch.logit):

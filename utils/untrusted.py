@@ -8,8 +8,9 @@ import io
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO
 
 # The directory of an archive takes about 100 bytes per entry; a checkpoint has a few hundred.
 _LARGEST_READ = 16 << 20  # bytes

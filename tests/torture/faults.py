@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from utils import tensor_files  # noqa: E402
-from utils.report import Reporter  # noqa: E402
+from training.reporter import Reporter
+from utils import tensor_files
 
 
 class Faults:
@@ -95,7 +95,7 @@ class Faults:
 
 
 if __name__ == "__main__":
-    import train  # noqa: E402
+    import train
     from utils.errors import run_script
 
     Faults(**json.loads(sys.argv.pop(1))).install()

@@ -18,22 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import pytest  # noqa: E402
+import pytest
+from torture.faults import Faults
+from torture.kill_and_resume import check_readable, command, compare, start
+from toy_capture import write_capture
 
-import train  # noqa: E402
-from arguments import parse_train  # noqa: E402
-from torture.faults import Faults  # noqa: E402
-from torture.kill_and_resume import check_readable, command, compare, start  # noqa: E402
-from toy_capture import write_capture  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+import train
+from arguments import parse_train
+from utils.errors import UserError
 
 STEPS = 60
 

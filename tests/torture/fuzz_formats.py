@@ -18,27 +18,28 @@ import plyfile
 import torch
 from PIL import Image
 from scipy import sparse
-
-import train
-import utils.lpips
-from arguments import Options, parse_train, read_cfg_args, write_cfg_args
-from innovations.color_calibration import ColorCalibration
-from scene import checkpoint, image_decode
-from scene.dataset import load_dataset
-from scene.dataset_blender import read_points
-from scene.dataset_common import image_size
-from scene.densification import DensityControl, DensitySchedule, fixed_threshold
-from scene.flame_parameters import FlameParameters
-from scene.gaussian_model import GaussianModel
-from scene.head_model import load_head_model
-from scene.optimizer import GaussianOptimizer
-from scene.ply import read_ply, write_ply
-from scene.sampler import ShuffledSampler
+from torture import fuzz_mutations as spoil
 from toy_capture import write_capture
 from toy_head import toy_arrays, toy_head
-from torture import fuzz_mutations as spoil
+
+import evaluation.lpips
+import train
+from arguments import Options, parse_train, read_cfg_args, write_cfg_args
+from evaluation.lpips_weights import read_arrays
+from innovations.color_calibration import ColorCalibration
+from scene.dataset import load_dataset
+from scene.dataset.blender import read_points
+from scene.dataset.common import image_size
+from scene.flame.head_model import load_head_model
+from scene.flame.parameters import FlameParameters
+from scene.gaussian_model import GaussianModel
+from scene.images import decode as image_decode
+from scene.ply import read_ply, write_ply
+from training import checkpoint
+from training.density_control import DensityControl, DensitySchedule, fixed_threshold
+from training.optimizers import GaussianOptimizer
+from training.sampler import ShuffledSampler
 from utils.errors import UserError
-from utils.lpips_weights import read_arrays
 from utils.tensor_files import save_tensors
 
 LARGEST_DECODED = 4_000_000  # pixels; larger ones are legal, but would take the time of all others
@@ -406,10 +407,10 @@ def _tensors(folder: Path) -> dict[str, Format]:
     color = ColorCalibration(["a", "b"], hidden_dim=4, num_layers=2, per_camera=True)
     colors = _saved(color.save, folder / "color_calibration.pt")
 
-    layer = utils.lpips.Layer
-    utils.lpips.NETWORKS["tiny"] = (layer(2, 3, 1, 1, None, True), layer(3, 3, 1, 1, (2, 2), True))
+    layer = evaluation.lpips.Layer
+    evaluation.lpips.NETWORKS["tiny"] = (layer(2, 3, 1, 1, None, True), layer(3, 3, 1, 1, (2, 2), True))
     os.environ["LPIPS_CACHE"] = str(folder)
-    weights = utils.lpips.LPIPS("tiny").state_dict()
+    weights = evaluation.lpips.LPIPS("tiny").state_dict()
     jax = {"VGG16_0": {"Conv_0": {"kernel": np.zeros((3, 3, 3, 4), np.float32), "bias": np.zeros(4, np.float32)}}}
     jax_values = (*ARRAYS, np.zeros(3, np.float32))
 
@@ -430,7 +431,7 @@ def _tensors(folder: Path) -> dict[str, Format]:
             folder / "tiny.pt",
             [_saved(lambda path: save_tensors(path, weights), folder / "tiny.pt")],
             _spoil_tensors(dict(weights)),
-            lambda path: utils.lpips.load("tiny"),
+            lambda path: evaluation.lpips.load("tiny"),
         ),
         "lpips_pickle": Format(
             folder / "vgg16.ckpt",

@@ -125,7 +125,6 @@ def outcome(kind, watch: Watch, content: bytes) -> str:
 def child(names: list[str], arguments: argparse.Namespace, record: Path, begin: tuple[int, int]) -> None:
     """Reads all inputs from `begin` on; the file `record` says how far it came, findings go to stdout."""
     import torch
-
     from torture.fuzz_formats import formats
 
     torch.set_num_threads(1)

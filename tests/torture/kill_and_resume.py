@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import numpy as np  # noqa: E402
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_capture import rigged_flags, write_capture
 
-from innovations.color_calibration import ColorCalibration  # noqa: E402
-from scene import checkpoint  # noqa: E402
-from scene.ply import read_ply  # noqa: E402
-from toy_capture import rigged_flags, write_capture  # noqa: E402
+from innovations.color_calibration import ColorCalibration
+from scene.ply import read_ply
+from training import checkpoint
 
 STEPS = 400
 EVERYTHING = (

@@ -30,7 +30,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from toy_capture import POSES, look_at, photograph, write_head_model  # noqa: E402
+from toy_capture import POSES, look_at, photograph, write_head_model
 
 CAMERAS = 16
 GROWTH_LIMIT = 1_600_000_000

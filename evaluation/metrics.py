@@ -1,0 +1,178 @@
+"""How close a rendered picture is to the photograph.
+
+All metrics take images [3, H, W] in 0..1, clamp them to that range and return
+a float. A picture is never a batch: what is averaged, and over what, shows in
+`Suite`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation import lpips
+from ops import losses
+from utils.errors import UserError
+
+NAMES = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
+# The FLIP authors' default: a 0.7 m wide display of 3840 pixels seen from 0.7 m.
+FLIP_PIXELS_PER_DEGREE = 0.7 * (3840 / 0.7) * math.pi / 180
+# Identical images would have an infinite PSNR, which spoils every mean and is
+# no JSON number; with this floor they read 100 dB.
+SMALLEST_MSE = 1e-10
+
+
+def psnr(image: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, from the squared error over all channels and pixels together."""
+    image, target = _clamped(image, target)
+    error = (image.double() - target.double()).square().mean().item()
+    return -10.0 * math.log10(error if math.isnan(error) else max(error, SMALLEST_MSE))
+
+
+def l1(image: Tensor, target: Tensor) -> float:
+    """Mean absolute difference, 0..1."""
+    image, target = _clamped(image, target)
+    return (image.double() - target.double()).abs().mean().item()
+
+
+def ssim(image: Tensor, target: Tensor) -> float:
+    """Mean structural similarity, at most 1: the one of `losses.photometric`, over the full image."""
+    image, target = _clamped(image, target)
+    with torch.no_grad():
+        return losses.photometric(image, target)[1].item()
+
+
+def flip(image: Tensor, target: Tensor) -> float:
+    """Mean LDR-FLIP (Andersson et al. 2020), 0..1, at the authors' default viewing distance.
+
+    Raises:
+        UserError: the package flip-evaluator is not installed.
+    """
+    try:
+        from flip_evaluator import evaluate
+    except ImportError as error:
+        raise UserError(
+            f"the FLIP metric needs the package flip-evaluator ({error}): pip install -r requirements.txt"
+        ) from error
+    image, target = _clamped(image, target)
+    if not torch.isfinite(image).all():
+        return math.nan  # the package would print garbage or stop
+    _, mean, _ = evaluate(
+        _as_numpy(target), _as_numpy(image), "LDR", applyMagma=False, parameters={"ppd": FLIP_PIXELS_PER_DEGREE}
+    )
+    return float(mean)
+
+
+class Suite:
+    """Several metrics over several images.
+
+    A metric that cannot be had here (LPIPS without its weights, an image too
+    small for it) reads None, and `notes` says why in one line each.
+    """
+
+    def __init__(self, names: Iterable[str] = NAMES, device: torch.device | str = "cpu") -> None:
+        """`names` out of `NAMES`; `device` is where the LPIPS networks run.
+
+        Raises:
+            UserError: an unknown name.
+        """
+        self.names = tuple(names)
+        unknown = [name for name in self.names if name not in NAMES]
+        if unknown:
+            raise UserError(f"unknown metric {', '.join(unknown)}: choose from {', '.join(NAMES)}")
+        self.notes: list[str] = []
+        self._values: dict[str, list[float]] = {name: [] for name in self.names}
+        self._functions: dict[str, Callable[[Tensor, Tensor], float]] = {
+            "psnr": psnr,
+            "ssim": ssim,
+            "l1": l1,
+            "flip": flip,
+        }
+        for name in self.names:
+            if name.startswith("lpips_"):
+                self._load_lpips(name, torch.device(device))
+
+    def add(self, image: Tensor, target: Tensor) -> dict[str, float | None]:
+        """Measures one image [3, H, W] and keeps the values for `mean`."""
+        result: dict[str, float | None] = {}
+        for name in self.names:
+            result[name] = self._measure(name, image, target)
+            if result[name] is not None:
+                self._values[name].append(result[name])
+        return result
+
+    def mean(self) -> dict[str, float | None]:
+        """The mean over the images of each metric; None where there was nothing to measure."""
+        return {name: sum(values) / len(values) if values else None for name, values in self._values.items()}
+
+    def _measure(self, name: str, image: Tensor, target: Tensor) -> float | None:
+        if name not in self._functions:
+            return None
+        try:
+            return self._functions[name](image, target)
+        except UserError as error:
+            self._note(str(error))
+            return None
+
+    def _load_lpips(self, name: str, device: torch.device) -> None:
+        network = name.removeprefix("lpips_")
+        try:
+            model = lpips.load(network, device)
+        except UserError:
+            missing = not lpips.weights_path(network).exists()
+            state = "its weights are not installed" if missing else "its installed weights are damaged"
+            self._note(f"LPIPS reads n/a, {state}: run `{lpips.INSTALL_COMMAND}{'' if missing else ' --force'}`")
+            return
+
+        def distance(image: Tensor, target: Tensor) -> float:
+            image, target = _clamped(image.to(device), target.to(device))
+            if min(image.shape[-2:]) < lpips.MINIMUM_SIZE[network]:
+                raise UserError(f"LPIPS ({network}) reads n/a for images under {lpips.MINIMUM_SIZE[network]} pixels")
+            with torch.no_grad():
+                return model(image, target).item()
+
+        self._functions[name] = distance
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def format_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    """An aligned text table: one line per row, one column per metric, "n/a" for None or absent.
+
+    The columns come in the order in which they first appear.
+    """
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [["", *columns]]
+    for name, row in rows.items():
+        cells.append([name, *(_cell(column, row.get(column)) for column in columns)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))])
+        for line in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:.2f}" if column == "psnr" else f"{value:.4f}"
+
+
+def _clamped(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in 0..1, detached, at least float32, on the image's device; a NaN stays one."""
+    if image.ndim != 3 or image.shape != target.shape or image.shape[0] != 3 or image.numel() == 0:
+        raise ValueError(f"expected two images [3, H, W], got {tuple(image.shape)} and {tuple(target.shape)}")
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    return (image.detach().to(dtype).clamp(0, 1), target.detach().to(image.device, dtype).clamp(0, 1))
+
+
+def _as_numpy(image: Tensor) -> np.ndarray:
+    """[3, H, W] tensor -> [H, W, 3] contiguous float32 array."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).to("cpu", torch.float32).numpy())

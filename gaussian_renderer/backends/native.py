@@ -1,0 +1,202 @@
+"""The native CPU rasterizer: C++ kernels behind a `torch.autograd.Function`.
+
+The rules are those of `gaussian_renderer.backends.reference`. The kernels
+(`ops/csrc/splat*`) run in float32 and give the same bits for the same
+inputs, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ops import sh as harmonics
+from ops.native import check, library, pointer
+from ops.types import Camera, Gaussians, RenderOut
+
+STAGES = ("project", "bin", "blend", "blend backward", "project backward")
+
+
+class _View(ctypes.Structure):
+    """The C struct `splat::View`."""
+
+    _fields_ = [
+        ("rotation", ctypes.c_float * 9),  # world to camera, row-major
+        ("translation", ctypes.c_float * 3),  # metres
+        ("center", ctypes.c_float * 3),  # metres, world space
+        ("fx", ctypes.c_float),
+        ("fy", ctypes.c_float),  # pixels
+        ("cx", ctypes.c_float),
+        ("cy", ctypes.c_float),  # pixels
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("scale_modifier", ctypes.c_float),
+        ("sh_degree", ctypes.c_int32),
+        ("sh_bases", ctypes.c_int32),
+    ]
+
+
+def _view(camera: Camera, scale_modifier: float, sh_degree: int, sh_bases: int) -> _View:
+    matrix = camera.world_to_camera.tolist()
+    rotation = [matrix[i][j] for i in range(3) for j in range(3)]
+    translation = [matrix[i][3] for i in range(3)]
+    center = [-sum(matrix[i][j] * matrix[i][3] for i in range(3)) for j in range(3)]
+    return _View(
+        (ctypes.c_float * 9)(*rotation),
+        (ctypes.c_float * 3)(*translation),
+        (ctypes.c_float * 3)(*center),
+        camera.fx,
+        camera.fy,
+        camera.cx,
+        camera.cy,
+        camera.width,
+        camera.height,
+        scale_modifier,
+        sh_degree,
+        sh_bases,
+    )
+
+
+class Workspace:
+    """What the C++ side keeps from a forward pass for its backward pass.
+
+    Each forward takes one for itself and it returns to the pool when the graph
+    that owns it goes: buffers are reused from step to step, and any number of
+    forwards may come before a backward.
+    """
+
+    _pool: list[int] = []  # handles not in use; append and pop are atomic
+    _POOLED = 4  # a training loop alternates between two
+
+    def __init__(self) -> None:
+        try:
+            self.handle = self._pool.pop()
+        except IndexError:
+            create = library().splat_create
+            create.restype = ctypes.c_void_p
+            self.handle = create()
+            if not self.handle:
+                raise MemoryError("no memory for the rasterizer")
+
+    def __del__(self) -> None:
+        handle = getattr(self, "handle", None)
+        if not handle:
+            return
+        if len(self._pool) < self._POOLED:
+            self._pool.append(handle)
+        else:
+            library().splat_destroy(ctypes.c_void_p(handle))
+
+    def seconds(self) -> dict[str, float]:
+        """Time of the last pass by stage, for the benchmark."""
+        values = (ctypes.c_double * len(STAGES))()
+        library().splat_seconds(ctypes.c_void_p(self.handle), values)
+        return dict(zip(STAGES, values))
+
+
+_NO_ROOM = "the rasterizer ran out of memory: too many Gaussians cover too many tiles"
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,  # [N, 3]
+        quats: Tensor,  # [N, 4]
+        scales: Tensor,  # [N, 3]
+        opacities: Tensor,  # [N]
+        sh: Tensor,  # [N, K, 3]
+        background: Tensor,  # [3]
+        means2d: Tensor,  # [N, 2] only a place for its gradient
+        camera: Camera,
+        sh_degree: int,
+        scale_modifier: float,
+        keep: bool,
+        absolute: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        fields = [field.detach().contiguous() for field in (means, quats, scales, opacities, sh, background)]
+        count = len(means)
+        image = means.new_empty(3, camera.height, camera.width)
+        alpha = means.new_empty(1, camera.height, camera.width)
+        radii = torch.empty(count, dtype=torch.int32)
+        workspace = Workspace()
+        view = _view(camera, scale_modifier, sh_degree, sh.shape[1])
+        check(
+            library().splat_forward(
+                ctypes.c_void_p(workspace.handle),
+                ctypes.byref(view),
+                ctypes.c_int64(count),
+                *map(pointer, fields),
+                pointer(image),
+                pointer(alpha),
+                pointer(radii, torch.int32),
+                ctypes.c_int(keep),
+            ),
+            _NO_ROOM,
+        )
+        if keep:
+            ctx.workspace = workspace
+            ctx.absolute = absolute
+            ctx.save_for_backward(*fields, alpha)
+        ctx.mark_non_differentiable(radii)
+        return image, alpha, radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_image: Tensor, grad_alpha: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *fields, alpha = ctx.saved_tensors
+        grad_image, grad_alpha = grad_image.contiguous(), grad_alpha.contiguous()
+        grads = [torch.empty_like(field) for field in fields[:5]]
+        grad_means2d = fields[0].new_empty(len(fields[0]), 2)
+        check(
+            library().splat_backward(
+                ctypes.c_void_p(ctx.workspace.handle),
+                *map(pointer, fields),
+                pointer(grad_image),
+                pointer(grad_alpha),
+                *map(pointer, grads),
+                pointer(grad_means2d),
+                ctypes.c_int(ctx.absolute),
+            ),
+            _NO_ROOM,
+        )
+        grad_background = (grad_image * (1 - alpha)).sum((1, 2)) if ctx.needs_input_grad[5] else None
+        return (*grads, grad_background, grad_means2d, None, None, None, None, None)
+
+
+def rasterize(
+    gaussians: Gaussians,
+    camera: Camera,
+    background: Tensor,  # [3]
+    *,
+    sh_degree: int,
+    scale_modifier: float = 1.0,
+    absolute: bool = False,
+) -> RenderOut:
+    """Renders; see `gaussian_renderer.backends.reference` for the rules and `RenderOut` for the result.
+
+    Computes in float32 whatever the type of the inputs; differentiable, once, with
+    respect to all fields of `gaussians` and `background`. Under `torch.no_grad`
+    nothing is kept for a backward pass.
+
+    Raises:
+        ValueError: wrong shapes or device, or fewer coefficients than `sh_degree` needs.
+        MemoryError: the tile lists do not fit.
+    """
+    count = len(gaussians.means)
+    bases = gaussians.sh.shape[1]
+    if not 0 <= sh_degree <= harmonics.MAX_DEGREE or bases < harmonics.bases(sh_degree):
+        raise ValueError(f"degree {sh_degree} needs {harmonics.bases(sh_degree)} coefficients, sh has {bases}")
+    # The kernels trust the sizes, so they are checked here.
+    shapes = [tuple(field.shape) for field in (*gaussians, background)]
+    if shapes != [(count, 3), (count, 4), (count, 3), (count,), (count, bases, 3), (3,)]:
+        raise ValueError(f"means, quats, scales, opacities, sh, background have shapes {shapes}")
+    keep = torch.is_grad_enabled()  # asked here: inside a Function it is always off
+    means2d = torch.zeros(()).expand(count, 2).requires_grad_(keep)  # its value is nowhere read
+    fields = (field.float() for field in (*gaussians, background))
+    image, alpha, radii = _Rasterize.apply(*fields, means2d, camera, sh_degree, scale_modifier, keep, absolute)
+    return RenderOut(image, alpha, radii, means2d)

@@ -1,0 +1,156 @@
+// What the stages of the splatting rasterizer share: constants, the camera, the
+// record of a projected Gaussian, and the workspace that carries one forward
+// pass to its backward pass.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "common.h"
+#include "lanes.h"
+
+namespace splat {
+
+constexpr int kTile = 16;                  // pixels; one row of a tile is one `Lanes`
+constexpr int kTilePixels = kTile * kTile;
+constexpr float kNear = 0.2f;              // metres
+constexpr float kLowPass = 0.3f;           // pixel^2, added to the projected covariance
+constexpr float kGuard = 0.3f;             // share of the half image added around the frustum
+constexpr float kMaxAlpha = 0.99f;
+constexpr float kMinAlpha = 1.0f / 255.0f;
+constexpr float kMinTransmittance = 1e-4f;
+constexpr float kMinLength = 1e-12f, kMaxLength = 1e18f;  // of a quaternion
+constexpr float kLog2E = 1.44269504f;
+constexpr float kTwoLn2 = 1.38629436f;  // 2 / log2(e)
+constexpr float kLog2MinAlpha = -7.99435344f;  // log2(1/255)
+constexpr int kMaxBases = 16;              // spherical harmonics to degree 3
+constexpr int kMoments = 9;                // sums per (tile, Gaussian) that the backward pass collects
+constexpr int kAllMoments = 11;            // with the two of absolute values, where they are asked for
+constexpr int kMomentStride = lanes::kLanes;
+
+// Mirrored by `_View` in gaussian_renderer/backends/native.py.
+struct View {
+    float rotation[9];     // world to camera, row-major
+    float translation[3];  // metres
+    float center[3];       // optical centre in world space, metres
+    float fx, fy, cx, cy;  // pixels
+    int32_t width, height;
+    float scale_modifier;
+    int32_t sh_degree;     // active degree
+    int32_t sh_bases;      // K, coefficients per channel in memory
+};
+
+// A projected Gaussian, one cache line. Its density at (px, py) is
+//   2^(log2_opacity - p w^2 - r dy^2),  dy = py - y,  w = px - x - slope dy,
+// the squared form completed in x. Unlike the usual a dx^2 + 2 b dx dy + c dy^2 it
+// does not cancel for long thin Gaussians, so float32 keeps its digits.
+struct Splat {
+    float x, y;            // pixels
+    float slope;           // cov_xy / cov_yy
+    float p, r;            // log2(e)/2 * (cov_yy / det), log2(e)/2 / cov_yy
+    float log2_opacity;
+    float color[3];
+    float extent_x, extent_y;  // half sides in pixels of the box around alpha >= 1/255
+    float y_of_extent_x;   // dy where the ellipse reaches +extent_x
+    uint32_t first_slot;   // where its rows of `moments` begin
+    uint32_t slots;        // and how many of them there are, one per tile; 0 = culled
+    uint32_t padding[2];
+};
+static_assert(sizeof(Splat) == 64, "one cache line");
+
+// std::fmin and std::fmax are library calls here, for the sake of NaN.
+inline float smaller(float a, float b) { return a < b ? a : b; }
+inline float larger(float a, float b) { return a > b ? a : b; }
+
+// The tiles with pixel centres inside a box, inclusive; empty when first > last.
+// The margin of 1/64 pixel pays for rounding: a tile too many costs time, a tile
+// too few the picture.
+constexpr float kMargin = 1.0f / 64.0f;
+struct TileRange {
+    int first, last;
+};
+inline TileRange tile_range(float low, float high, int pixels) {
+    const float end = float((pixels + kTile - 1) / kTile);  // clipped as floats: they may not fit an int
+    const float first = std::ceil((low - kMargin - (kTile - 0.5f)) / kTile);
+    const float last = std::floor((high + kMargin - 0.5f) / kTile);
+    return {int(smaller(larger(first, 0.0f), end)), int(smaller(larger(last, -1.0f), end - 1.0f))};
+}
+
+struct TileEntry {
+    uint32_t splat;
+    uint32_t slot;  // row of `moments` for this (tile, Gaussian)
+};
+
+// A grow-only array that is neither zeroed nor copied when it grows.
+template <typename T>
+class Buffer {
+public:
+    Buffer() = default;
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { std::free(data_); }
+
+    // Room for `count` elements; what it held before is lost.
+    T* reserve(size_t count) {
+        if (count > capacity_) {
+            std::free(data_);
+            data_ = nullptr;
+            capacity_ = 0;
+            const size_t wanted = count + count / 4;
+            const size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
+            data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+            if (!data_) throw std::bad_alloc();
+            capacity_ = wanted;
+        }
+        return data_;
+    }
+    T* data() const { return data_; }
+    T& operator[](size_t i) const { return data_[i]; }
+
+private:
+    T* data_ = nullptr;
+    size_t capacity_ = 0;
+};
+
+struct Workspace {
+    View view;
+    int64_t count = 0;             // Gaussians
+    int tiles_x = 0, tiles_y = 0;
+    uint32_t slots = 0;            // rows of `moments`, one cache line each
+    Buffer<Splat> splats;          // [count]
+    // apart from `splats` because the sort needs only these
+    Buffer<float> depth;           // [count] metres
+    Buffer<uint32_t> boxed;        // [count] tiles that the box around the Gaussian meets, 0 = culled
+    Buffer<uint32_t> order, order_spare, keys, keys_spare;  // [visible] depth sort
+    Buffer<uint32_t> slot_start, slots_used;  // [visible + 1], [visible] by depth
+    Buffer<uint32_t> slot_tile;    // [slots] the tile of each slot
+    Buffer<uint32_t> histogram;    // [chunks][tiles]
+    Buffer<uint32_t> tile_start;   // [tiles + 1]
+    Buffer<TileEntry> entries;     // by tile, each front to back
+    Buffer<float> transmittance;   // [tiles][256] after the last contributor
+    Buffer<int32_t> last;          // [tiles][256] its place in the tile's list, -1 = none
+    Buffer<float> moments;         // [slots][kMomentStride]
+    double seconds[5] = {};        // of the last project, bin, blend, blend backward, project backward
+
+    int tiles() const { return tiles_x * tiles_y; }
+};
+
+// Fills `splats` and `radii` [count].
+void project(Workspace& w, const float* means, const float* quats, const float* scales, const float* opacities,
+             const float* sh, int32_t* radii);
+// Depth sort, then one front-to-back list per tile.
+void bin(Workspace& w);
+// image [3, H, W], alpha [H, W]. With `keep`, what the backward pass needs is stored.
+void blend(Workspace& w, const float* background, float* image, float* alpha, bool keep);
+// Fills `moments`, all of them if `absolute`.
+void blend_backward(Workspace& w, const float* background, const float* grad_image, const float* grad_alpha,
+                    bool absolute);
+// From `moments` to the gradients of the inputs; `grad_means2d` [count, 2] is in NDC units, and with `absolute`
+// the sum of the absolute values of what the pixels contribute to it.
+void project_backward(const Workspace& w, const float* means, const float* quats, const float* scales,
+                      const float* opacities, const float* sh, float* grad_means, float* grad_quats,
+                      float* grad_scales, float* grad_opacities, float* grad_sh, float* grad_means2d, bool absolute);
+
+}  // namespace splat

@@ -1,0 +1,211 @@
+"""What the three data set readers share: the types, the resolution rule, safe paths, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ops.types import Camera
+from scene.images.decode import IMAGE_FORMATS
+from utils.errors import UserError, one_line
+from utils.untrusted import open_regular, read_regular
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".PNG", ".JPG", ".JPEG")
+DEFAULT_MAX_WIDTH = 1600  # pixels; wider images are reduced to this unless -r says otherwise
+MAX_PIXELS = 178_956_970  # per image, Pillow's own limit against decompression bombs
+MAX_JSON_BYTES = 256 << 20  # 15,000 frames take about 30 MB
+MAX_JSON_VALUES = 10_000_000  # a frame has about 40
+LARGEST_POSITION = 1e15  # scene units; its square still fits float32
+
+
+@dataclass(frozen=True)
+class View:
+    """One image of the capture and the camera that took it."""
+
+    camera: Camera  # at training size, on the CPU
+    image_path: Path
+    mask_path: Path | None = None  # 8-bit alpha beside an RGB image
+    timestep_index: int = 0  # as in the files; `camera.timestep` is the row
+    camera_index: int = -1  # as in the files, -1 where they have none
+    source_size: tuple[int, int] | None = None  # (width, height) the file must have; None = any
+
+
+@dataclass
+class Dataset:
+    """A capture, split, with the motion and the start points that belong to it."""
+
+    train: list[View]
+    val: list[View]
+    test: list[View]
+    extent: float  # metres (scene units), see `scene_extent`
+    background: tuple[float, float, float]  # RGB 0..1, what the images are composited over
+    timesteps: list[int] = field(default_factory=list)  # file id of each row of `flame`, ascending
+    # float32: shape (n,), expr (T, n), rotation/neck_pose/jaw_pose/translation (T, 3), eyes_pose (T, 6),
+    # static_offset (V, 3) and, only where the capture has it, dynamic_offset (T, V, 3). Radians, metres.
+    flame: dict[str, np.ndarray] | None = None
+    flame_file: Path | None = None  # where shape and static_offset are from, for messages
+    points: np.ndarray | None = None  # [P, 3] float32, start of an unbound scene
+    colors: np.ndarray | None = None  # [P, 3] float32, RGB 0..1
+
+
+def short(value: object) -> str:
+    """`repr(value)` cut to a length that fits a one-line message."""
+    return reprlib.repr(value)
+
+
+def training_size(width: int, height: int, resolution: float) -> tuple[int, int]:
+    """The size at which an image of `width` x `height` pixels is trained (option `-r`).
+
+    1, 2, 4 and 8 divide both sides; -1 keeps the size up to 1600 pixels of
+    width; any other number of at least 1 is the width in pixels.
+
+    Raises:
+        UserError: `resolution` is none of these.
+    """
+    if resolution in (1, 2, 4, 8):
+        return max(1, round(width / resolution)), max(1, round(height / resolution))
+    if resolution == -1:
+        target = min(width, DEFAULT_MAX_WIDTH)
+    elif 1 <= resolution <= 65536:
+        target = round(resolution)
+    else:
+        raise UserError(
+            f"--resolution {resolution:g} means nothing: give 1, 2, 4 or 8 to divide the size, "
+            "-1 to keep it, or the width in pixels"
+        )
+    if target == width:
+        return width, height
+    size = target, max(1, round(height * target / width))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(
+            f"--resolution {resolution:g} would enlarge {width}x{height} images to {size[0]}x{size[1]}: "
+            "give a smaller width"
+        )
+    return size
+
+
+def scene_extent(views: Sequence[View]) -> float:
+    """1.1 x the largest distance of a camera from the mean of all, in scene units.
+
+    It scales the learning rate of the positions, so it must not be zero: where
+    all cameras coincide (a capture by one fixed camera) it is 1, about what a
+    hemisphere of cameras one metre away has.
+    """
+    if not views:
+        return 1.0
+    matrices = np.stack([view.camera.world_to_camera.numpy() for view in views]).astype(np.float64)
+    centers = -np.einsum("nij,ni->nj", matrices[:, :3, :3], matrices[:, :3, 3])
+    radius = float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())
+    return 1.1 * radius if radius > 1e-6 else 1.0
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: unreadable, too large, not JSON (with line and column), nested
+            too deeply, or not an object.
+    """
+    try:
+        content = read_regular(path, MAX_JSON_BYTES)
+        if content is None:
+            raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not a data set's JSON file")
+        # Three bytes make an object of sixty, so the values are counted, roughly, before they are made.
+        if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+            raise UserError(f"{path} holds more than {MAX_JSON_VALUES:,} values: not a data set's JSON file")
+        value = json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: JSON syntax error: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply to be a data set's JSON file") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # not UTF-8, or an integer of thousands of digits
+        raise UserError(f"{path} is not a readable JSON file: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not {short(value)}")
+    return value
+
+
+def locate(text: object, folder: Path, source: Path, where: str) -> Path:
+    """The absolute path that `text`, relative to `folder`, names.
+
+    Merged captures point into sibling folders (`../OTHER/images/...`), so
+    everything below the parent of `source` may be named, and nothing outside it:
+    a downloaded data set has no business elsewhere. `folder` and `source` are
+    absolute and free of symbolic links.
+
+    The rule is about the text, after `..` is resolved in it. Symbolic links on
+    the way are followed, wherever they lead: people link captures to other disks,
+    and a link is something that stands on this machine, not something that a file
+    says. What is behind it is opened only if it is a regular file, and read only
+    as what it is taken for, so that all a planted link can do is to fail.
+
+    Raises:
+        UserError: not a usable string, or outside; `where` names file and field.
+    """
+    if not isinstance(text, str) or not 0 < len(text) <= 4096 or "\0" in text or not _encodable(text):
+        raise UserError(f"{where} must be a file path, not {short(text)}")
+    path = os.path.normpath(os.path.join(folder, text))
+    top = str(source.parent)
+    if os.path.commonpath([path, top]) != top:
+        raise UserError(f"{where} points outside of {top}: {short(text)}; keep the files beside the data set")
+    return Path(path)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def existing_image(path: Path) -> Path | None:
+    """`path`, or with an image extension added or exchanged the first file that exists; None when none does."""
+    stems = [str(path)]
+    if path.suffix in IMAGE_EXTENSIONS:
+        stems.append(str(path.with_suffix("")))  # re-encoded images under the names of the originals
+    for candidate in [str(path), *(stem + extension for stem in stems for extension in IMAGE_EXTENSIONS)]:
+        if os.path.isfile(candidate):
+            return Path(candidate)
+    return None
+
+
+def find_image(path: Path, where: str) -> Path:
+    """As `existing_image`.
+
+    Raises:
+        UserError: there is none; `where` names the file and field that asked.
+    """
+    found = existing_image(path)
+    if found is None:
+        raise UserError(f"the image {path} does not exist ({where})")
+    return found
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the header of an image file, without decoding it.
+
+    Raises:
+        UserError: not an image that Pillow reads, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about odd headers and images near its size limit
+            with open_regular(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+                size = image.size
+    except Exception as error:  # Pillow's plugins raise whatever a broken header provokes
+        raise UserError(f"cannot read the image {path}: {one_line(error)[:200] or type(error).__name__}") from error
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"the image {path} is larger than {MAX_PIXELS:,} pixels: {size[0]}x{size[1]}")
+    return size

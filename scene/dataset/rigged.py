@@ -1,0 +1,260 @@
+"""Reader of rigged head captures: pre-processed NeRSemble, VHAP exports and merged sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from scene.dataset.bad_frames import BadFrames
+from scene.dataset.common import Dataset, View, locate, scene_extent
+from scene.dataset.transforms import Frame, read_frames
+from utils.errors import UserError
+from utils.npz import read_npz
+
+CANONICAL = "canonical_flame_param.npz"
+SPLITS = ("train", "val", "test")
+POSES = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6}
+IDENTITY = ("shape", "static_offset")
+FIELDS = (*POSES, "expr", *IDENTITY, "dynamic_offset")
+MAX_MOTION_BYTES = 4 << 30  # 65,000 timesteps with a dynamic offset of FLAME's 5143 vertices
+
+
+def read_flame_file(path: Path, timestep: int | None = None) -> dict[str, np.ndarray]:
+    """The fields that one `flame_param/*.npz` has, checked, float32, without the leading axis.
+
+    `translation`, `rotation`, `neck_pose`, `jaw_pose` (3,), `eyes_pose` (6,),
+    `expr` and `shape` (n,), `static_offset` and `dynamic_offset` (V, 3).
+
+    Raises:
+        UserError: unreadable, a field of another shape, or NaN or infinity in one.
+    """
+    fields = {}
+    for name, array in read_npz(path, FIELDS).items():
+        last = {**POSES, "static_offset": 3, "dynamic_offset": 3}.get(name)
+        axes = 2 if name.endswith("_offset") else 1
+        value = array[0] if array.ndim == axes + 1 and array.shape[0] == 1 else array
+        if value.ndim != axes or value.size == 0 or (last is not None and value.shape[-1] != last):
+            expected = f"(1, V, {last})" if axes == 2 else f"(1, {last or 'n'})"
+            raise UserError(f"{path}: '{name}' has the shape {array.shape} instead of {expected}")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, reported below
+            value = np.ascontiguousarray(value, dtype=np.float32)
+        if not np.isfinite(value).all():
+            when = "" if timestep is None else f" at timestep {timestep}"
+            raise UserError(
+                f"{path}: '{name}' holds NaN or infinite values{when}: track it again, or leave its "
+                "frames out with --skip_bad_frames"
+            )
+        fields[name] = value
+    return fields
+
+
+def split_frames(source: Path) -> dict[str, list[Frame]]:
+    """The frames of the three splits.
+
+    A missing split file is an empty split. Where none of them exists,
+    `transforms.json` (all frames of an export that was never split) is the
+    training split.
+
+    Raises:
+        UserError: there are no training frames to be found.
+    """
+    paths = {split: source / f"transforms_{split}.json" for split in SPLITS}
+    if not any(path.exists() for path in paths.values()) and (source / "transforms.json").exists():
+        print(f"note: {source} has no transforms_train.json, so all of transforms.json is trained on", file=sys.stderr)
+        paths["train"] = source / "transforms.json"
+    if not paths["train"].exists():
+        raise UserError(f"{paths['train']} does not exist")
+    frames = {split: read_frames(path) for split, path in paths.items()}
+    if not frames["train"]:
+        raise UserError(f"{paths['train']} has no frames")
+    return frames
+
+
+def flame_files(frames: dict[str, list[Frame]], source: Path) -> dict[int, Path]:
+    """The FLAME file of every timestep of all splits, ascending.
+
+    Raises:
+        UserError: a frame without `timestep_index` or `flame_param_path`, or two
+            frames of one timestep that name different files.
+    """
+    files: dict[int, Path] = {}
+    for split in SPLITS:
+        for frame in frames[split]:
+            where = frame.where("flame_param_path")
+            if frame.own.get("flame_param_path") is None:
+                raise UserError(f"{where} is missing: every frame of a rigged capture needs its FLAME parameters")
+            path = locate(frame.own["flame_param_path"], source, source, where)
+            timestep = frame.integer("timestep_index")
+            if files.setdefault(timestep, path) != path:
+                raise UserError(
+                    f"{where} names {path}, but another frame of timestep {timestep} names "
+                    f"{files[timestep]}: give every moment its own timestep_index"
+                )
+    return dict(sorted(files.items()))
+
+
+def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The timesteps that can be used, and their parameters stacked: poses, `expr` and, where there is one,
+    `dynamic_offset`, and the `shape` and `static_offset` of the first file that has them.
+
+    Each file is read once, however many cameras share it. A timestep without a
+    dynamic offset, in a capture where others have one, has zero.
+
+    Raises:
+        UserError: a field is missing, or its length differs between timesteps.
+    """
+    rows: dict[int, dict[str, np.ndarray]] = {}
+    first_path = None
+    size = 0
+    for timestep, path in files.items():
+        with bad.instead_of(f"timestep {timestep}"):
+            rows[timestep] = _complete(read_flame_file(path, timestep), path)
+        if timestep not in rows:
+            continue
+        first_path = first_path or path
+        if path != first_path:  # of the person, and not of the moment: as large as all the rest
+            for name in IDENTITY:
+                rows[timestep].pop(name, None)
+        # Compressed, a file of zeros is a thousand times smaller, and any number of timesteps may name one file.
+        size += sum(field.nbytes for field in rows[timestep].values())
+        if size > MAX_MOTION_BYTES:
+            raise UserError(
+                f"{path}: up to this timestep the FLAME parameters take more than "
+                f"{MAX_MOTION_BYTES >> 30} GiB: leave dynamic_offset out of the files"
+            )
+    if not rows:
+        raise UserError(next(iter(bad.problems.values())))
+    motion = {}
+    for name in (*POSES, "expr"):
+        columns = []
+        for timestep, fields in rows.items():
+            columns.append(fields[name])
+            if columns[-1].shape != columns[0].shape:
+                raise UserError(
+                    f"{files[timestep]}: '{name}' has {columns[-1].size} coefficients, "
+                    f"but {first_path} has {columns[0].size}"
+                )
+        motion[name] = np.stack(columns)
+    offsets = {timestep: fields["dynamic_offset"] for timestep, fields in rows.items() if "dynamic_offset" in fields}
+    if offsets:
+        known, shape = next((files[timestep], offset.shape) for timestep, offset in offsets.items())
+        for timestep, offset in offsets.items():
+            if offset.shape != shape:
+                raise UserError(
+                    f"{files[timestep]}: 'dynamic_offset' has {offset.shape[0]} vertices, but {known} has {shape[0]}"
+                )
+        if len(rows) * math.prod(shape) * 4 > MAX_MOTION_BYTES:  # a single file may have one
+            raise UserError(
+                f"{known}: 'dynamic_offset' for {len(rows)} timesteps takes more than "
+                f"{MAX_MOTION_BYTES >> 30} GiB: leave it out of the files"
+            )
+        zero = np.zeros(shape, dtype=np.float32)
+        motion["dynamic_offset"] = np.stack([offsets.get(timestep, zero) for timestep in rows])
+    first = next(iter(rows.values()))
+    motion.update({name: first[name] for name in IDENTITY if name in first})
+    return list(rows), motion
+
+
+def _complete(fields: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """`fields`, if they are all that a timestep needs; else UserError."""
+    for name in (*POSES, "expr"):
+        if name not in fields:
+            raise UserError(f"{path} has no '{name}': every timestep needs it")
+    return fields
+
+
+def identity(source: Path, first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`shape` and `static_offset`: those of the first timestep, else of the canonical file.
+
+    Raises:
+        UserError: neither has them.
+    """
+    found = {name: first[name] for name in IDENTITY if name in first}
+    if len(found) < len(IDENTITY):
+        found = {**read_flame_file(source / CANONICAL), **found}
+    for name in IDENTITY:
+        if name not in found:
+            raise UserError(f"{source / CANONICAL} has no '{name}', and neither has the file of the first timestep")
+    return {name: found[name] for name in IDENTITY}
+
+
+def read_rigged(
+    source: Path,
+    *,
+    eval_split: bool,
+    background: tuple[float, float, float],
+    target: Path | None,
+    resolution: float,
+    select_camera_id: int,
+    skip_bad_frames: bool = False,
+) -> Dataset:
+    """The rigged capture in `source`; with `target`, moved and seen as that capture is.
+
+    With `skip_bad_frames` a view whose image or camera cannot be used is left out, and so are all views of a timestep
+    whose FLAME parameters cannot; one line on stderr names them.
+
+    `source` and `target` are absolute and free of symbolic links.
+
+    Raises:
+        UserError: anything in the files that is not as it must be.
+    """
+    moving = source if target is None else target
+    frames = split_frames(moving)
+    files = flame_files(frames, moving)
+    bad = BadFrames(skip_bad_frames)
+    timesteps, motion = read_motion(files, bad)
+    first_path = files[timesteps[0]]
+    if target is None:
+        person = identity(source, motion)
+    else:
+        first_path = next(iter(flame_files(split_frames(source), source).values()))
+        person = identity(source, read_flame_file(first_path))
+    flame = {**{name: value for name, value in motion.items() if name not in IDENTITY}, **person}
+
+    row = {timestep: index for index, timestep in enumerate(timesteps)}
+    splits: dict[str, list[View]] = {split: [] for split in SPLITS}
+    missing_masks = 0
+    for split in SPLITS:
+        for frame in frames[split]:
+            timestep = frame.integer("timestep_index")
+            if timestep not in row:
+                continue
+            with bad.instead_of(f"frame {frame.index} of {frame.path.name}"):
+                view, mask_missing = frame.view(moving, resolution, timestep)
+                missing_masks += mask_missing
+                camera = dataclasses.replace(view.camera, timestep=row[timestep])
+                splits[split].append(dataclasses.replace(view, camera=camera))
+        splits[split] = bad.whole_images(splits[split])
+    total = sum(map(len, frames.values()))
+    bad.conclude(moving, total - sum(map(len, splits.values())), total)
+    if missing_masks:
+        # People delete fg_masks to save space, and other trainers never open them.
+        print(
+            f"note: {missing_masks} of the masks that {moving} names are missing; "
+            "those images keep the background they have",
+            file=sys.stderr,
+        )
+    if not eval_split:
+        splits = {"train": splits["train"] + splits["val"] + splits["test"], "val": [], "test": []}
+    extent = scene_extent(splits["train"])
+    if select_camera_id != -1:
+        splits = _select_camera(splits, select_camera_id, moving)
+    return Dataset(
+        **splits, extent=extent, background=background, timesteps=timesteps, flame=flame, flame_file=first_path
+    )
+
+
+def _select_camera(splits: dict[str, list[View]], camera_index: int, source: Path) -> dict[str, list[View]]:
+    """The views of one camera (by `camera_index`) in every split."""
+    chosen = {split: [view for view in views if view.camera_index == camera_index] for split, views in splits.items()}
+    if not any(chosen.values()):
+        known = sorted({view.camera_index for views in splits.values() for view in views})
+        raise UserError(
+            f"--select_camera_id {camera_index}: {source} has no such camera_index, only "
+            f"{', '.join(map(str, known[:40]))}"
+        )
+    return chosen

@@ -1,0 +1,161 @@
+"""Checkpoints: one named dict in one file, written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError, one_line
+from utils.tensor_files import save_tensors
+from utils.tensor_reader import load_tensors
+
+FORMAT = "efficient-gaussian-avatars checkpoint"
+VERSION = 1
+_SCALARS = (bool, int, float, str, type(None))
+
+
+def save(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes `state` atomically.
+
+    Args:
+        path: `<model>/chkpnt<N>.pth`.
+        state: made of tensors, numbers, strings, None, lists, tuples and dicts only,
+            so that it can be loaded without unpickling anything else. The names
+            "format" and "version" are taken.
+
+    Raises:
+        UserError: the file cannot be written.
+        TypeError: the state holds something else; a defect of the caller.
+    """
+    save_tensors(path, {"format": FORMAT, "version": VERSION, **_plain(state, "state")})
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The state that `save` wrote, with its tensors on the CPU.
+
+    Raises:
+        UserError: missing, truncated or damaged file, a pickle of anything but
+            plain data, or a checkpoint of another program or a newer version.
+    """
+    path = Path(path)
+    try:
+        content = load_tensors(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    # A damaged or hostile file can fail in any way; whichever it is, it is not a checkpoint of ours.
+    except Exception as error:
+        reason = one_line(error)[:200] or type(error).__name__
+        raise UserError(
+            f"{path} is cut short, damaged or not a checkpoint ({reason}); name another checkpoint"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), str) or content["format"] != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this program")
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
+        told = version if isinstance(version, int) else f"of type {type(version).__name__}"
+        raise UserError(f"{path} has checkpoint version {told}; this program reads {VERSION}")
+    return {name: value for name, value in content.items() if name not in ("format", "version")}
+
+
+@contextlib.contextmanager
+def fitting(part: str) -> Iterator[None]:
+    """Around taking over the state of a `part`: a file that was read can still hold anything.
+
+    Raises:
+        UserError: in place of what a state of other types, names or shapes ends in.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, about what is used in an odd way
+            yield
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise UserError(f"the checkpoint does not fit this run ({part}: {one_line(error)[:200]})") from error
+
+
+def newest(folder: str | Path) -> Path | None:
+    """The complete checkpoint `chkpnt<N>.pth` with the highest N in `folder`, or None.
+
+    Complete means that it loads; one that does not is passed over with a line on stderr.
+    """
+    for path in newest_first(folder):
+        try:
+            load(path)
+            return path
+        except UserError as error:
+            print(f"warning: checkpoint passed over: {one_line(error)}", file=sys.stderr)
+    return None
+
+
+def latest(folder: str | Path, at_most: float = math.inf) -> Path | None:
+    """The checkpoint with the highest N of at most `at_most`, unread, or None: for messages."""
+    return next((path for path in newest_first(folder) if int(path.stem.removeprefix("chkpnt")) <= at_most), None)
+
+
+def remove_old(folder: str | Path, keep: int, step: int) -> None:
+    """Of the checkpoints up to iteration `step`, removes all but the newest `keep`; keeps all if that is 0.
+
+    Later ones are of a run that was taken up again further back. They are not this run's to remove,
+    and must not count either, or they would push out what it has just saved.
+    """
+    own = [path for path in newest_first(folder) if int(path.stem.removeprefix("chkpnt")) <= step]
+    for path in own[keep:] if keep else []:
+        path.unlink(missing_ok=True)
+
+
+def newest_first(folder: str | Path) -> list[Path]:
+    """Whatever is named `chkpnt<N>.pth` in `folder`, highest N first."""
+    found = []
+    for path in Path(folder).glob("chkpnt*.pth"):
+        match = re.fullmatch(r"chkpnt([0-9]+)\.pth", path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _plain(value: Any, name: str, done: dict[int, Any] | None = None) -> Any:
+    """`value` rebuilt from the allowed types only.
+
+    Args:
+        name: where in the state it stands, for messages.
+        done: what is already rebuilt, by the identity of the original, which keeps shared values shared.
+
+    Raises:
+        TypeError: something that is not allowed, naming the place.
+    """
+    done = {} if done is None else done
+    if type(value) in _SCALARS:
+        return value
+    if id(value) not in done:
+        if isinstance(value, Tensor):
+            done[id(value)] = _plain_tensor(value.detach(), name)
+        elif isinstance(value, dict):
+            for key in value:
+                if type(key) not in _SCALARS:
+                    raise TypeError(f"{name} has a key of type {type(key).__name__}")
+            done[id(value)] = {key: _plain(item, f"{name}[{key!r}]", done) for key, item in value.items()}
+        elif type(value) in (list, tuple):
+            done[id(value)] = type(value)(_plain(item, f"{name}[{index}]", done) for index, item in enumerate(value))
+        else:
+            raise TypeError(
+                f"{name} is of type {type(value).__name__}; allowed are tensors, numbers, strings, None, "
+                "lists, tuples and dicts"
+            )
+    return done[id(value)]
+
+
+def _plain_tensor(value: Tensor, name: str) -> Tensor:
+    """A tensor that owns exactly the memory it shows."""
+    if value.layout != torch.strided or value.is_quantized:
+        raise TypeError(f"{name} is a tensor of an unusual layout")
+    stored, shown = value.untyped_storage().nbytes(), value.numel() * value.element_size()
+    # A saved view would carry the whole storage behind it.
+    return value if stored == shown else value.clone()

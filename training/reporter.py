@@ -1,0 +1,259 @@
+"""What a training shows while it runs: the progress bar and the TensorBoard curves."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.images import error_map, heat_map, to_bytes
+
+
+class Reporter:
+    """Writes curves and moves the bar, without making the device wait in every iteration.
+
+    Losses stay tensors where they were computed; every `every` iterations they
+    are averaged there and fetched with a single transfer, which is then the
+    only host synchronisation. Curves therefore show means over `every`
+    iterations.
+
+    A run resumed at iteration `start` continues the curves: whatever a killed
+    run wrote after its last checkpoint is discarded by TensorBoard (purge
+    step). For the same reason call `flush` before saving a checkpoint. The
+    losses that no curve shows yet are part of `state_dict`.
+    """
+
+    def __init__(
+        self, folder: str | Path, iterations: int, *, start: int = 0, every: int | None = None, quiet: bool = False
+    ) -> None:
+        """
+        Args:
+            folder: of the event files.
+            iterations: where the run ends.
+            start: iterations done already (a resumed run).
+            every: iterations between two readings; default 10, more for long
+                runs, so that a curve has at most 10,000 points.
+            quiet: no bar, no text.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        from training.event_file import EventFile  # TensorBoard takes a while to import: only who trains pays
+
+        # A run stopped while it measured the end has nothing to train, but its last step to show again.
+        self._again = 0 < iterations <= start
+        self._writer = EventFile(folder, start if self._again else start + 1 if start else 0)
+        self._step = start
+        self._scalars: dict[str, float] = {}  # what has been written at that step
+        self.every = every or max(10, iterations // 10_000)
+        self.quiet = quiet
+        self._last = iterations
+        self._pending: dict[str, list[Tensor | float]] = {}
+        self._count = 0
+        self._read_at = time.perf_counter()
+        self._paused = 0.0
+        self._pause_at: float | None = None  # since when, if now
+        self._intervals: list[float] = []  # milliseconds per iteration, one for each reading
+        self._seconds = 0.0
+        self._shown: set[str] = set()  # ground truths already written
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=iterations,
+            initial=start,
+            disable=quiet,
+            unit="it",
+            file=_Lossy(sys.stderr),
+            dynamic_ncols=terminal,
+            smoothing=0.1,
+            mininterval=0.3 if terminal else 30.0,  # a log file wants a line now and then, not a film
+        )
+
+    # ---- each iteration -----------------------------------------------------
+
+    def step(self, iteration: int, losses: Mapping[str, Tensor | float], points: int) -> None:
+        """Takes the losses (scalars, on any device) of `iteration`; call it once in each.
+
+        A curve is `loss/<name>` for exactly the names in `losses`.
+        """
+        for name, value in losses.items():
+            self._pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
+        self._count += 1
+        if iteration % self.every == 0 or iteration == self._last:
+            self._read(iteration, points)
+
+    def _read(self, iteration: int, points: int) -> None:
+        means = _means(self._pending)
+        self._pending = {}
+        # After the transfer above the device has finished, so this clock is true on a GPU too.
+        now = time.perf_counter()
+        elapsed = max(now - self._read_at - self._paused, 0.0)
+        self._seconds += elapsed
+        self._intervals.append(1e3 * elapsed / self._count)
+        self.scalars(
+            iteration,
+            {
+                **{f"loss/{name}": value for name, value in means.items()},
+                "points/total": points,
+                "time/iteration_ms": self._intervals[-1],
+            },
+        )
+        losses = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self._bar.set_postfix_str(f"{losses} points {points / 1e3:.1f}k", refresh=False)
+        self._bar.update(iteration - self._bar.n)
+        self._count, self._read_at, self._paused = 0, now, 0.0
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keeps what happens inside (evaluation, saving) out of the iteration time."""
+        self._pause_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - self._pause_at
+            self._pause_at = None
+
+    # ---- now and then -------------------------------------------------------
+
+    def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
+        """Writes values under their own full names ("val/psnr"); None is left out."""
+        if iteration != self._step:
+            self._step, self._scalars = iteration, {}
+        for name, value in values.items():
+            if value is not None:
+                self._writer.scalar(name, value, iteration)
+                self._scalars[name] = value
+
+    def evaluation(self, iteration: int, split: str, means: Mapping[str, float | None]) -> None:
+        """Writes `<split>/<metric>` and says the main ones."""
+        self.scalars(iteration, {f"{split}/{name}": value for name, value in means.items()})
+        told = [f"{name} {value:.4f}" for name, value in means.items() if value is not None]
+        self.say(f"[{iteration}] {split}: {', '.join(told)}")
+
+    def picture(self, iteration: int, name: str, image: Tensor, target: Tensor) -> None:
+        """Writes a rendering [3, H, W], its error map, and, the first time, its ground truth.
+
+        `name` says the view: "val/0003".
+        """
+        self._image(f"{name}/render", image, iteration)
+        self._image(f"{name}/error", error_map(image, target), iteration)
+        if name not in self._shown:
+            self._shown.add(name)
+            self._image(f"{name}/ground_truth", target, iteration)
+
+    def heat_map(self, iteration: int, name: str, values: Tensor) -> None:
+        """Writes a map [1, H, W] of numbers of at least 0, the largest of them brightest."""
+        self._image(name, heat_map(values[0], max(float(values.max()), 1e-12)), iteration)
+
+    def _image(self, tag: str, image: Tensor, iteration: int) -> None:
+        self._writer.image(tag, to_bytes(image), iteration)
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the bar; nothing when quiet."""
+        if not self.quiet:
+            self._bar.write(text, file=_Lossy(sys.stdout))
+
+    def warn(self, text: str) -> None:
+        """Prints a line to stderr without tearing the bar, quiet or not."""
+        self._bar.write(text, file=_Lossy(sys.stderr))
+
+    # ---- the end, and a new beginning ---------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in iterations, earlier parts of a resumed run included."""
+        return self._seconds
+
+    @property
+    def iterations_per_second(self) -> float | None:
+        """Median over the run; None before the first reading."""
+        return 1e3 / statistics.median(self._intervals) if self._intervals else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to continue the curves and to tell the time of the whole one."""
+        return {
+            "seconds": self._seconds,
+            "intervals": list(self._intervals),
+            "shown": sorted(self._shown),
+            "pending": _values(self._pending),
+            "count": self._count,
+            "elapsed": (self._pause_at or time.perf_counter()) - self._read_at - self._paused,
+            "step": self._step,
+            "scalars": dict(self._scalars),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._seconds = float(state["seconds"])
+        self._intervals = [float(value) for value in state["intervals"]]
+        self._shown = set(state["shown"])
+        if "pending" not in state:  # of an earlier version, which lost them
+            return
+        self._pending = {str(name): [float(value) for value in values] for name, values in state["pending"].items()}
+        self._count = int(state["count"])
+        self._read_at = time.perf_counter() - float(state["elapsed"])
+        if self._again and state["step"] == self._step:
+            self.scalars(state["step"], state["scalars"])
+
+    def flush(self) -> None:
+        """Brings everything written so far to the disk; UserError when that is not possible."""
+        self._writer.sync()
+
+    def close(self) -> None:
+        """Ends the bar and completes the event file; UserError when that is not possible."""
+        self._bar.close()
+        self._writer.close()
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Lossy:
+    """A stream whose lines may get lost: a log on a full disk or a closed terminal is no reason to end a training."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __eq__(self, other: object) -> bool:
+        # tqdm asks whether a line goes where a bar is, and if so takes the bar away for a moment.
+        return self._stream == getattr(other, "_stream", other)
+
+    __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _values(pending: Mapping[str, list[Tensor | float]]) -> dict[str, list[float]]:
+    """The scalars themselves, in float32, which is what `_means` makes of numbers too; one transfer for each list."""
+    return {
+        name: torch.stack([torch.as_tensor(v, dtype=torch.float32).reshape(()) for v in values]).tolist()
+        for name, values in pending.items()
+    }
+
+
+def _means(pending: Mapping[str, list[Tensor | float]]) -> dict[str, float]:
+    """The mean of each list of scalars; one transfer for all that are tensors."""
+    device = next((v.device for values in pending.values() for v in values if isinstance(v, Tensor)), None)
+    columns = [
+        torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device).reshape(()) for v in values]).mean()
+        for values in pending.values()
+    ]
+    return dict(zip(pending, torch.stack(columns).tolist())) if columns else {}
