@@ -570,7 +570,7 @@ def build_color(
     )
     if not extra.lambda_color_reg:
         return color, dict
-    return color, lambda: {"col_reg": extra.lambda_color_reg * color.regulariser()}
+    return color, lambda: {"col_reg": extra.lambda_color_reg * color.regularizer()}
 
 
 def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy:
@@ -621,7 +621,7 @@ def compute_losses(
         return terms
     visible = out.radii > 0
     if optim.lambda_xyz and optim.lambda_scale and not (optim.metric_xyz or optim.metric_scale):
-        xyz, scale = losses.local_regularisers(
+        xyz, scale = losses.local_regularizers(
             avatar.xyz, avatar.scaling, visible, optim.threshold_xyz, optim.threshold_scale
         )
         return {**terms, "xyz": optim.lambda_xyz * xyz, "scale": optim.lambda_scale * scale}
@@ -629,10 +629,10 @@ def compute_losses(
         xyz = avatar.xyz
         if optim.metric_xyz:
             xyz = xyz * avatar.triangle_scales(vertices)[avatar.binding, None]
-        terms["xyz"] = optim.lambda_xyz * losses.xyz_regulariser(xyz, visible, optim.threshold_xyz)
+        terms["xyz"] = optim.lambda_xyz * losses.xyz_regularizer(xyz, visible, optim.threshold_xyz)
     if optim.lambda_scale:
         scales = gaussians.scales if optim.metric_scale else avatar.scaling.exp()
-        terms["scale"] = optim.lambda_scale * losses.scale_regulariser(scales, visible, optim.threshold_scale)
+        terms["scale"] = optim.lambda_scale * losses.scale_regularizer(scales, visible, optim.threshold_scale)
     return terms
 
 

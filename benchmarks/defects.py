@@ -46,14 +46,14 @@ def variant(name: str, counts: Counter[str]) -> Iterator[None]:
         counts.update(cloned=report.cloned, split=report.split, pruned=report.pruned)
         return report
 
-    def in_metres(self: DensityControl, parents: Tensor) -> Tensor:
+    def in_meters(self: DensityControl, parents: Tensor) -> Tensor:
         noise = torch.randn(len(parents), 3, generator=self.generator).to(parents.device)
         quats = torch.nn.functional.normalize(self.model.rotation[parents], dim=1)
         return rotate(quats, noise * scales[0][parents])
 
     with mock.patch.object(DensityControl, "_densify", counted):
         if name == "jitter in metres":
-            with mock.patch.object(DensityControl, "_jitter", in_metres):
+            with mock.patch.object(DensityControl, "_jitter", in_meters):
                 yield
         else:
             yield

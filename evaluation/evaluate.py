@@ -70,11 +70,11 @@ def calibrated(draw: Callable[..., RenderOut], color: Callable[..., Tensor]) -> 
         color: (image [3, H, W], camera id, alpha [1, H, W]) -> image [3, H, W].
     """
 
-    def coloured(gaussians: Gaussians, camera: Camera, **settings: object) -> RenderOut:
+    def colored(gaussians: Gaussians, camera: Camera, **settings: object) -> RenderOut:
         out = draw(gaussians, camera, **settings)
         return out._replace(image=color(out.image, camera.camera_id, out.alpha))
 
-    return coloured
+    return colored
 
 
 def mean_metrics(views: Iterable[Mapping[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-MESH_COLOUR = (0.42, 0.60, 0.95)  # a blue that no skin has
+MESH_COLOR = (0.42, 0.60, 0.95)  # a blue that no skin has
 
 
 class Pinhole(Protocol):
@@ -86,6 +86,6 @@ def draw_mesh(image: Tensor, vertices: Tensor, faces: Tensor, camera: Pinhole, o
     """
     face, facing = visible_faces(vertices, faces, camera)
     light = torch.from_numpy(0.25 + 0.75 * facing).to(image)
-    colour = torch.tensor(MESH_COLOUR).to(image)[:, None, None] * light
+    color = torch.tensor(MESH_COLOR).to(image)[:, None, None] * light
     hit = torch.from_numpy(face >= 0).to(image.device)
-    return torch.where(hit, torch.lerp(image, colour, opacity), image)
+    return torch.where(hit, torch.lerp(image, color, opacity), image)

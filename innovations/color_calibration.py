@@ -110,7 +110,7 @@ class ColorCalibrationNetwork(nn.Module):
             features = convolution(features).relu()
         return self.convolutions[-1](features)
 
-    def regulariser(self) -> Tensor:
+    def regularizer(self) -> Tensor:
         """The mean of the squares of all weights and biases, a scalar.
 
         Not their sum: for hundreds of weights that outweighs what the pictures say about each, and drew
@@ -281,7 +281,7 @@ class CameraAffine(nn.Module):
         factors = torch.cat([change[:, :3], tint + change[:, 3:]], dim=1)
         return image + torch.addmm(-tint, factors, mixed).view_as(image)
 
-    def regulariser(self) -> Tensor:
+    def regularizer(self) -> Tensor:
         """The sum of the squared distances of all maps from the identity, a scalar."""
         return self.deviations().square().sum()
 
@@ -335,9 +335,9 @@ class ColorCalibration:
             image = self.parts["cameras"](image, camera_id, alpha, self.background)
         return self.parts["network"](image) if "network" in self.parts else image
 
-    def regulariser(self) -> Tensor:
+    def regularizer(self) -> Tensor:
         """A scalar: mean squared weight of the network and squared distances of the maps from the identity."""
-        return sum(part.regulariser() for part in self.parts.values())
+        return sum(part.regularizer() for part in self.parts.values())
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.parts.parameters()
@@ -452,7 +452,7 @@ class NoColorCalibration:
         """The image itself."""
         return image
 
-    def regulariser(self) -> float:
+    def regularizer(self) -> float:
         return 0.0
 
     def state_dict(self) -> dict[str, Any]:

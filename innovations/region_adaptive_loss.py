@@ -253,7 +253,7 @@ class RegionAdaptiveLoss(nn.Module):
         first = seen.first.flatten()
         grid = torch.where(first >= 0, bits[first.clamp_min(0)], 0)
         # ... and those whose centroid falls into it, so that what is smaller than a cell is not lost.
-        cell = torch.where(seen.visible, seen.centre_cell.clamp_min(0), 0)
+        cell = torch.where(seen.visible, seen.center_cell.clamp_min(0), 0)
         for bit in range(len(self._weights)):
             flag = 1 << bit
             member = torch.zeros(rows * columns, dtype=torch.int32, device=grid.device)

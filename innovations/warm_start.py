@@ -23,9 +23,9 @@ from ops.visibility import grid_size, see
 
 MAX_VIEWS = 48  # more of them change the colours by less than a grey level
 GRID_CELLS = 64  # along the longer side; only the speed depends on it
-GREY = 0.5  # where nothing at all is known
+GRAY = 0.5  # where nothing at all is known
 BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's colour is background
-COLOUR_SCALE = 0.1  # residuals larger than this (highlights, a strand of hair, tracking errors) count little
+COLOR_SCALE = 0.1  # residuals larger than this (highlights, a strand of hair, tracking errors) count little
 # Where a triangle is sampled, as weights of its corners: the centroid and the middles of its three thirds.
 _SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3))
 
@@ -110,7 +110,7 @@ def triangle_colors(
 
     All views are kept in memory as [F, 3]; choose some 50 with `spread_views`. Deterministic.
     """
-    colours, weights = [], []
+    colors, weights = [], []
     total, pixels = torch.zeros(3, dtype=torch.float64, device=faces.device), 0
     for camera, image, vertices in views:
         image = image.float()
@@ -121,18 +121,18 @@ def triangle_colors(
             total += (image * foreground).sum(dim=(1, 2), dtype=torch.float64)
             pixels = pixels + foreground.sum()
         seen = see(camera, vertices, faces, *grid_size(camera.width, camera.height, GRID_CELLS))
-        colour, covered = _sample(camera, image, vertices[faces], behind)
+        color, covered = _sample(camera, image, vertices[faces], behind)
         weight = torch.where(seen.visible & covered, seen.facing, 0.0) ** 2
-        colours.append(torch.where(weight[:, None] > 0, colour, 0.0))
+        colors.append(torch.where(weight[:, None] > 0, color, 0.0))
         weights.append(weight)
-    if not colours:
-        return torch.full((len(faces), 3), GREY, device=faces.device), torch.zeros_like(faces[:, 0], dtype=torch.bool)
+    if not colors:
+        return torch.full((len(faces), 3), GRAY, device=faces.device), torch.zeros_like(faces[:, 0], dtype=torch.bool)
 
-    mean, sums = _robust_mean(torch.stack(colours), torch.stack(weights))
+    mean, sums = _robust_mean(torch.stack(colors), torch.stack(weights))
     seen_at_all = sums > 0
     if background is None:
         total, pixels = mean[seen_at_all].sum(dim=0, dtype=torch.float64), seen_at_all.sum()
-    elsewhere = total / pixels if pixels else torch.full_like(total, GREY)
+    elsewhere = total / pixels if pixels else torch.full_like(total, GRAY)
     return torch.where(seen_at_all[:, None], mean, elsewhere.float()).clamp(0, 1), seen_at_all
 
 
@@ -164,7 +164,7 @@ def _robust_mean(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     running = weights[..., None].expand_as(values).gather(0, order).cumsum(dim=0)
     median = ordered.gather(0, (running < 0.5 * sums[:, None]).sum(dim=0, keepdim=True))[0]
     # One step of Cauchy's weights from the median.
-    distance = ((values - median) / COLOUR_SCALE).square().sum(dim=-1)
+    distance = ((values - median) / COLOR_SCALE).square().sum(dim=-1)
     adapted = weights / (1 + distance)
     mean = (values * adapted[..., None]).sum(dim=0) / adapted.sum(dim=0).clamp_min(1e-12)[:, None]
     return mean, sums

@@ -159,7 +159,7 @@ class _NativePhotometric(torch.autograd.Function):
         return out, None, None
 
 
-def xyz_regulariser(
+def xyz_regularizer(
     xyz: Tensor,  # [N, 3]  triangle units, or metres (--metric_xyz)
     visible: Tensor,  # [N]     bool
     threshold: float,  # in the unit of xyz
@@ -171,7 +171,7 @@ def xyz_regulariser(
     return _row_penalty(xyz, visible, threshold, norm_first=True)
 
 
-def scale_regulariser(
+def scale_regularizer(
     scales: Tensor,  # [N, 3]  triangle units, or metres (--metric_scale); activated, one standard deviation
     visible: Tensor,  # [N]     bool
     threshold: float,  # in the unit of scales
@@ -183,19 +183,19 @@ def scale_regulariser(
     return _row_penalty(scales, visible, threshold, norm_first=False)
 
 
-def local_regularisers(
+def local_regularizers(
     xyz: Tensor,  # [N, 3]  triangle units
     log_scales: Tensor,  # [N, 3]  logarithms of triangle units
     visible: Tensor,  # [N]     bool
     threshold_xyz: float,  # triangle units
     threshold_scale: float,  # triangle units
 ) -> tuple[Tensor, Tensor]:
-    """`xyz_regulariser` of the positions and `scale_regulariser` of the scales, in one pass on the CPU."""
+    """`xyz_regularizer` of the positions and `scale_regularizer` of the scales, in one pass on the CPU."""
     native_types = all(rows.dtype == torch.float32 and rows.device.type == "cpu" for rows in (xyz, log_scales))
     if not (native_types and native.available()):
         return (
-            xyz_regulariser(xyz, visible, threshold_xyz),
-            scale_regulariser(log_scales.exp(), visible, threshold_scale),
+            xyz_regularizer(xyz, visible, threshold_xyz),
+            scale_regularizer(log_scales.exp(), visible, threshold_scale),
         )
     for rows in (xyz, log_scales):
         _check_rows(rows, visible)
@@ -217,8 +217,8 @@ def dynamic_offset_std(
     The standard deviation over time of a vertex, its three axes together: what
     does not move costs nothing. Passes over all timesteps in every call.
     """
-    centred = offsets - offsets.mean(dim=0, keepdim=True)
-    return torch.linalg.vector_norm(centred, dim=(0, 2)).mean() / offsets.shape[0] ** 0.5
+    centered = offsets - offsets.mean(dim=0, keepdim=True)
+    return torch.linalg.vector_norm(centered, dim=(0, 2)).mean() / offsets.shape[0] ** 0.5
 
 
 def laplacian(
@@ -245,7 +245,7 @@ def uniform_laplacian(
 
 
 def _row_penalty(rows: Tensor, visible: Tensor, threshold: float, norm_first: bool) -> Tensor:
-    """The mean of a norm penalty over the visible rows; see `regularisers.cpp` for the native twin."""
+    """The mean of a norm penalty over the visible rows; see `regularizers.cpp` for the native twin."""
     _check_rows(rows, visible)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if rows.device.type == "cpu" and rows.dtype == torch.float32 and native.available():
@@ -268,7 +268,7 @@ def _check_rows(rows: Tensor, visible: Tensor) -> None:
 
 
 class _NativeRowPenalty(torch.autograd.Function):
-    """`_row_penalty` by csrc/regularisers.cpp: float32 on the CPU."""
+    """`_row_penalty` by csrc/regularizers.cpp: float32 on the CPU."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, visible: Tensor, threshold: float, norm_first: bool) -> Tensor:
@@ -276,7 +276,7 @@ class _NativeRowPenalty(torch.autograd.Function):
         gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         sums = (ctypes.c_double * 2)()
         native.check(
-            _library().regulariser_rows(
+            _library().regularizer_rows(
                 native.pointer(rows),
                 native.pointer(visible, torch.bool),
                 rows.shape[0],
@@ -298,7 +298,7 @@ class _NativeRowPenalty(torch.autograd.Function):
 
 
 class _NativeLocal(torch.autograd.Function):
-    """`local_regularisers` by csrc/regularisers.cpp."""
+    """`local_regularizers` by csrc/regularizers.cpp."""
 
     @staticmethod
     def forward(
@@ -310,7 +310,7 @@ class _NativeLocal(torch.autograd.Function):
         ]
         sums = (ctypes.c_double * 3)()
         native.check(
-            _library().regulariser_local(
+            _library().regularizer_local(
                 native.pointer(xyz),
                 native.pointer(log_scales),
                 native.pointer(visible, torch.bool),
@@ -340,8 +340,8 @@ def _library() -> ctypes.CDLL:
     """The native library with the argument types of the functions used here declared."""
     library = native.library()
     address, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.regulariser_rows.argtypes = [address, address, size, real, ctypes.c_bool, address, address]
-    library.regulariser_local.argtypes = [address, address, address, size, real, real, address, address, address]
+    library.regularizer_rows.argtypes = [address, address, size, real, ctypes.c_bool, address, address]
+    library.regularizer_local.argtypes = [address, address, address, size, real, real, address, address, address]
     library.ssim_forward.argtypes = [address, address, address, size, size, size, address, address]
     library.ssim_backward.argtypes = [address, address, address, address, size, size, size, real, real, address]
     library.ssim_backward.restype = None

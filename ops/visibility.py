@@ -35,7 +35,7 @@ class Visibility(NamedTuple):
 
     visible: Tensor  # [F] bool: turned to the camera, inside the image, nothing in front of the centroid
     facing: Tensor  # [F] float: cosine of the angle to the camera; negative from behind, 0 where it has none
-    centre_cell: Tensor  # [F] int64: flat index of the cell of the centroid, -1 outside the image
+    center_cell: Tensor  # [F] int64: flat index of the cell of the centroid, -1 outside the image
     first: Tensor  # [rows, columns] int64: nearest triangle (either side) at the cell's centre, -1 for none
     depth: Tensor  # [rows, columns] float: its depth along the optical axis in metres, inf for none
 
@@ -111,7 +111,7 @@ def _see_native(
             columns,
             native.pointer(out.visible, torch.bool),
             native.pointer(out.facing),
-            native.pointer(out.centre_cell, torch.int64),
+            native.pointer(out.center_cell, torch.int64),
             native.pointer(out.first, torch.int64),
             native.pointer(out.depth),
         )
@@ -132,13 +132,13 @@ def _see_torch(
     usable = ((z > _NEAR_PLANE) & (uv.abs() < _FAR_AWAY).all(dim=1))[faces].all(dim=1)
     corners = points[faces]
 
-    centre = corners.mean(dim=1)
+    center = corners.mean(dim=1)
     normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    length = normal.norm(dim=1) * centre.norm(dim=1)
-    facing = torch.where(usable & (length > 0), -(normal * centre).sum(dim=1) / length, 0.0)
-    centre_uv = torch.stack([fx * centre[:, 0] / centre[:, 2] + cx, fy * centre[:, 1] / centre[:, 2] + cy], dim=1)
+    length = normal.norm(dim=1) * center.norm(dim=1)
+    facing = torch.where(usable & (length > 0), -(normal * center).sum(dim=1) / length, 0.0)
+    center_uv = torch.stack([fx * center[:, 0] / center[:, 2] + cx, fy * center[:, 1] / center[:, 2] + cy], dim=1)
     limits = torch.tensor([columns, rows], device=device)
-    cell = torch.where(usable[:, None], centre_uv, -1.0).floor()
+    cell = torch.where(usable[:, None], center_uv, -1.0).floor()
     inside = ((cell >= 0) & (cell < limits)).all(dim=1)
     cell = torch.where(inside, cell[:, 1] * columns + cell[:, 0], -1.0).long()
 
@@ -181,9 +181,9 @@ def _see_torch(
     query, place = _expand(counts[cell[asking]])
     entry = (counts.cumsum(0) - counts)[cell[asking]][query] + place
     query = asking[query]
-    point = torch.cat([centre_uv[query] - offset[entry], torch.ones(len(query), 1, device=device)], dim=1)
+    point = torch.cat([center_uv[query] - offset[entry], torch.ones(len(query), 1, device=device)], dim=1)
     covers = ((edges[entry] * point[:, None]).sum(dim=2) >= 0).all(dim=1) & real[entry] & (face[entry] != query)
-    limit = (1 + _SAME_DEPTH) / centre[query, 2]
+    limit = (1 + _SAME_DEPTH) / center[query, 2]
     nearer = covers & ((plane[entry] * point).sum(dim=1) > limit)
     hidden = torch.zeros(len(faces), dtype=torch.bool, device=device)
     hidden[query[nearer]] = True

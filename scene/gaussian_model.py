@@ -105,8 +105,8 @@ class GaussianModel:
         """
         if len(points) < 2:
             raise UserError(f"a static scene needs at least 2 start points, got {len(points)}")
-        neighbours = min(4, len(points))  # the nearest is the point itself
-        distances = cKDTree(points).query(points, k=neighbours)[0][:, 1:]
+        neighbors = min(4, len(points))  # the nearest is the point itself
+        distances = cKDTree(points).query(points, k=neighbors)[0][:, 1:]
         # Coinciding points would give scale zero and with it an infinite logarithm.
         scale = np.sqrt(np.maximum((distances**2).mean(axis=1), 1e-7))
         log_scales = torch.from_numpy(np.log(scale)).float()[:, None].repeat(1, 3)

@@ -25,12 +25,12 @@ class Strands:
     faces: Array  # [F, 3]
     normals: Array  # [S * POINTS * 2, 3] for shading: out of the head, tilted per strand
     tangents: Array  # [S * POINTS * 2, 3] along the strand
-    colours: Array  # [S * POINTS * 2, 3] linear
+    colors: Array  # [S * POINTS * 2, 3] linear
     occlusion: Array  # [S * POINTS * 2] 0..1, 1 = open
     nearest: Array  # [S * POINTS * 2] template vertex that each ribbon vertex follows
 
 
-def grow_strands(mesh: HeadMesh, colours: Palette, seed: int, count: int = 5200) -> Strands:
+def grow_strands(mesh: HeadMesh, colors: Palette, seed: int, count: int = 5200) -> Strands:
     """Grows short combed hair over the scalp; deterministic by `seed`."""
     rng = np.random.default_rng([seed, 5])
     faces = mesh.faces[mesh.kind == SKIN]
@@ -88,7 +88,7 @@ def grow_strands(mesh: HeadMesh, colours: Palette, seed: int, count: int = 5200)
         return np.repeat(a, 2, axis=1).reshape(-1, a.shape[-1])
 
     vertices = np.stack([line - side * width, line + side * width], axis=2).reshape(-1, 3)
-    tone = colours.hair * rng.uniform(0.75, 1.35, (count, 1)) * (1.0 + 0.05 * rng.normal(0, 1, (count, 3)))
+    tone = colors.hair * rng.uniform(0.75, 1.35, (count, 1)) * (1.0 + 0.05 * rng.normal(0, 1, (count, 3)))
     tone = to_linear(np.clip(tone, 0.02, 0.95))[:, None] * np.linspace(0.75, 1.2, POINTS)[None, :, None]
     open_ = np.linspace(0.45, 1.0, POINTS)[None] * (0.55 + 0.45 * (lift / lift.max()))[:, None]
     base = (np.arange(count)[:, None] * POINTS + np.arange(POINTS - 1)[None]).reshape(-1, 1) * 2
@@ -108,6 +108,6 @@ def grow_strands(mesh: HeadMesh, colours: Palette, seed: int, count: int = 5200)
 def _tuft_direction(points: Array, seed: int) -> Array:
     """[N, 3] a direction shared by strands that grow close together, so that they clump."""
     rng = np.random.default_rng([seed, 6])
-    centres = points[rng.choice(len(points), 160, replace=False)]
-    _, owner = cKDTree(centres).query(points)
-    return rng.normal(0, 1, (len(centres), 3))[owner] * 0.6
+    centers = points[rng.choice(len(points), 160, replace=False)]
+    _, owner = cKDTree(centers).query(points)
+    return rng.normal(0, 1, (len(centers), 3))[owner] * 0.6

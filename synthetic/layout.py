@@ -18,21 +18,21 @@ def _spacing(points: Array) -> Array:
     """Wanted distance (metres) between neighbours at chart points [N, 2] = (radius * theta, h), left half."""
     a, h = points[:, 0], points[:, 1]
 
-    def near(centre_a: float, centre_h: float, inner: float, outer: float) -> Array:
-        distance = np.hypot(a - centre_a, h - centre_h)
+    def near(center_a: float, center_h: float, inner: float, outer: float) -> Array:
+        distance = np.hypot(a - center_a, h - center_h)
         return np.clip((distance - inner) / (outer - inner), 0.0, 1.0)
 
     eye_theta, _ = shape.to_chart(shape.EYE + np.array([0.0, 0.0, shape.EYE_RADIUS]))
     coarse = 0.0105
     spacing = np.full(len(a), coarse)
-    for centre_a, centre_h, inner, outer, fine in (
+    for center_a, center_h, inner, outer, fine in (
         (shape.CHART_RADIUS * float(eye_theta), shape.EYE[1], 0.012, 0.060, 0.0030),
         (0.010, shape.MOUTH_Y, 0.016, 0.060, 0.0030),
         (0.006, -0.018, 0.018, 0.060, 0.0023),
         (0.004, 0.010, 0.010, 0.060, 0.0040),
         (0.000, -0.090, 0.025, 0.070, 0.0050),
     ):
-        spacing = np.minimum(spacing, fine + (coarse - fine) * near(centre_a, centre_h, inner, outer))
+        spacing = np.minimum(spacing, fine + (coarse - fine) * near(center_a, center_h, inner, outer))
     return spacing
 
 

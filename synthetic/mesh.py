@@ -210,7 +210,7 @@ def _ear(builder: _Builder) -> None:
         bowl = -0.0075 * np.exp(-((level / 0.42) ** 2))
         height = rim * (1.0 - 0.5 * front) + fold + bowl + 0.0018 * lobe
         rows.append(np.column_stack([u * level, v * level, height]))
-    centre = np.array([[0.0, 0.0, -0.0075]])
+    center = np.array([[0.0, 0.0, -0.0075]])
     behind = [
         np.column_stack([u * 0.97, v * 0.97, np.full(segments, -0.0030)]),
         np.column_stack([u * 0.62, v * 0.70, np.full(segments, -0.0120)]),
@@ -228,7 +228,7 @@ def _ear(builder: _Builder) -> None:
             np.array([0.0775, 0.0060, -0.0080]) + local[:, :1] * backward + local[:, 1:2] * up + local[:, 2:] * outward
         )
 
-    middle = builder.add_vertices(place(centre))
+    middle = builder.add_vertices(place(center))
     ids = [builder.add_vertices(place(row)) for row in rows + behind]
     s = np.arange(segments)
     t = (s + 1) % segments
@@ -309,19 +309,19 @@ def build_mesh(seed: int = 0) -> HeadMesh:
     # Lid margins: a ring on the eyeball and one behind it close the gap.
     sphere, sphere_faces = _sphere(12, 18)
     for side, sign in (("left", 1.0), ("right", -1.0)):
-        centre = shape.EYE * [sign, 1.0, 1.0]
+        center = shape.EYE * [sign, 1.0, 1.0]
         loop = eye_loop if sign > 0 else mirror[eye_loop][::-1]
-        outward = everything[loop] - centre
+        outward = everything[loop] - center
         outward /= np.linalg.norm(outward, axis=1, keepdims=True)
-        margin = builder.add_vertices(centre + outward * (shape.EYE_RADIUS + 0.0003), builder.chart_of(loop))
+        margin = builder.add_vertices(center + outward * (shape.EYE_RADIUS + 0.0003), builder.chart_of(loop))
         squeezed = outward * [1.16, 1.35, 1.0]
         squeezed /= np.linalg.norm(squeezed, axis=1, keepdims=True)
-        behind = builder.add_vertices(centre + squeezed * (shape.EYE_RADIUS - 0.0006), builder.chart_of(loop))
+        behind = builder.add_vertices(center + squeezed * (shape.EYE_RADIUS - 0.0006), builder.chart_of(loop))
         builder.strip(loop, margin, SKIN)
         builder.strip(margin, behind, SKIN)
         parts[f"{side}_lid_loop"] = loop
         parts[f"{side}_lid_margin"], parts[f"{side}_lid_back"] = margin, behind
-        ball = builder.add_vertices(centre + shape.EYE_RADIUS * sphere)
+        ball = builder.add_vertices(center + shape.EYE_RADIUS * sphere)
         builder.add_faces(ball[0] + sphere_faces, EYEBALL)
         parts[f"{side}_eyeball"] = ball
 

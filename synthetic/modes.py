@@ -64,18 +64,18 @@ EXPRESSION_NAMES = (
 )
 
 
-def _brush(points: Array, centre: tuple, size: tuple | float, move: tuple, mirrored: bool = True) -> Array:
-    """[V, 3] displacement `move` (metres) around `centre` with standard deviations `size`; x is mirrored too."""
+def _brush(points: Array, center: tuple, size: tuple | float, move: tuple, mirrored: bool = True) -> Array:
+    """[V, 3] displacement `move` (metres) around `center` with standard deviations `size`; x is mirrored too."""
     size = np.broadcast_to(np.asarray(size, dtype=np.float64), 3)
     total = np.zeros_like(points)
     for sign in (1.0, -1.0) if mirrored else (1.0,):
         flip = np.array([sign, 1.0, 1.0])
-        weight = np.exp(-0.5 * (((points - np.asarray(centre) * flip) / size) ** 2).sum(1))
+        weight = np.exp(-0.5 * (((points - np.asarray(center) * flip) / size) ** 2).sum(1))
         total += weight[:, None] * (np.asarray(move) * flip)
     return total
 
 
-def neighbours(faces: Array, count: int) -> sparse.csr_matrix:
+def neighbors(faces: Array, count: int) -> sparse.csr_matrix:
     """[V, V] row-normalised adjacency of the triangles."""
     i = np.concatenate([faces[:, 0], faces[:, 1], faces[:, 2]])
     j = np.concatenate([faces[:, 1], faces[:, 2], faces[:, 0]])
@@ -100,7 +100,7 @@ def skinning_weights(mesh: HeadMesh) -> Array:
     y, z = mesh.vertices[:, 1], mesh.vertices[:, 2]
     jaw = lower_side(mesh)
     jaw *= shape.smoothstep(z, 0.0080, 0.0560) * shape.smoothstep(y, -0.1300, -0.0980)
-    average = neighbours(mesh.faces, len(y))
+    average = neighbors(mesh.faces, len(y))
     for _ in range(3):
         jaw = 0.5 * jaw + 0.5 * (average @ jaw)
     parts = mesh.parts
@@ -178,9 +178,9 @@ def identity_modes(mesh: HeadMesh) -> Array:
     ]
     result = np.stack(modes, axis=-1)
     # Eyeballs move as rigid bodies, with the mean of the skin's field at their centre.
-    for name, centre in (("left_eyeball", JOINTS[3]), ("right_eyeball", JOINTS[4])):
+    for name, center in (("left_eyeball", JOINTS[3]), ("right_eyeball", JOINTS[4])):
         ids = mesh.parts[name]
-        near = np.linalg.norm(p[mesh.parts["skin"]] - centre, axis=1) < 0.020
+        near = np.linalg.norm(p[mesh.parts["skin"]] - center, axis=1) < 0.020
         result[ids] = result[mesh.parts["skin"][near]].mean(0)
     return result
 
@@ -192,8 +192,8 @@ def _lid_rotation(mesh: HeadMesh, side: str, upper: float, lower: float) -> Arra
     the turn fades towards the brow and the cheek.
     """
     sign = 1.0 if side == "left" else -1.0
-    centre = shape.EYE * [sign, 1, 1]
-    q = (mesh.vertices - centre) * [sign, 1, 1]
+    center = shape.EYE * [sign, 1, 1]
+    q = (mesh.vertices - center) * [sign, 1, 1]
     loop = mesh.parts[f"{side}_lid_loop"]
     rim = q[loop]
 

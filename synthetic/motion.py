@@ -68,8 +68,8 @@ def _smooth_noise(rng: np.random.Generator, count: int, period: float) -> Array:
     return sum(np.sin(2 * np.pi * t / period * r + p) for r, p in zip(rates, phases)) / 3.0
 
 
-def _pulse(t: Array, centre: float, width: float) -> Array:
-    return np.exp(-0.5 * ((t - centre) / width) ** 2)
+def _pulse(t: Array, center: float, width: float) -> Array:
+    return np.exp(-0.5 * ((t - center) / width) ** 2)
 
 
 def make_motion(count: int, held_out: int, seed: int, offset: Array) -> list[dict[str, Array]]:

@@ -28,9 +28,9 @@ def _unit(v: tuple) -> Array:
 
 
 # Fixed in world space: directions towards the lights and their linear colours.
-KEY, KEY_COLOUR = _unit((0.50, 0.62, 0.80)), np.array([1.00, 0.97, 0.93], dtype=np.float32) * 0.90
-FILL, FILL_COLOUR = _unit((-0.75, 0.15, 0.65)), np.array([0.85, 0.92, 1.00], dtype=np.float32) * 0.30
-RIM, RIM_COLOUR = _unit((-0.45, 0.50, -0.75)), np.array([0.90, 0.95, 1.00], dtype=np.float32) * 0.35
+KEY, KEY_COLOR = _unit((0.50, 0.62, 0.80)), np.array([1.00, 0.97, 0.93], dtype=np.float32) * 0.90
+FILL, FILL_COLOR = _unit((-0.75, 0.15, 0.65)), np.array([0.85, 0.92, 1.00], dtype=np.float32) * 0.30
+RIM, RIM_COLOR = _unit((-0.45, 0.50, -0.75)), np.array([0.90, 0.95, 1.00], dtype=np.float32) * 0.35
 SKY = np.array([0.46, 0.48, 0.52], dtype=np.float32)
 GROUND = np.array([0.30, 0.26, 0.24], dtype=np.float32)
 # How far diffuse light wraps around the terminator, per channel: blood under the skin makes it reddish.
@@ -60,8 +60,8 @@ class Assets:
     head: Head
     strands: Strands
     picture: Array  # [H, W, 3] uint8 albedo over the chart
-    colours: texture.Palette
-    vertex_colour: Array  # [V', 3] linear, fine mesh
+    colors: texture.Palette
+    vertex_color: Array  # [V', 3] linear, fine mesh
     edges: Array  # [E, 2] coarse vertices of each new vertex
     faces: Array  # [F', 3] fine
     kind: Array  # [F' + strand faces]
@@ -74,7 +74,7 @@ class Assets:
 def make_assets(head: Head, seed: int) -> Assets:
     """Paint, strands, subdivision and relief of one person."""
     mesh = head.mesh
-    colours = texture.palette(seed)
+    colors = texture.palette(seed)
     count = len(mesh.vertices)
     pairs = np.sort(np.vstack([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]), axis=1)
     edges, index = np.unique(pairs, axis=0, return_inverse=True)
@@ -99,14 +99,14 @@ def make_assets(head: Head, seed: int) -> Assets:
     def refine(values: Array) -> Array:
         return np.concatenate([values, values[edges].mean(1)])
 
-    strands = grow_strands(mesh, colours, seed)
+    strands = grow_strands(mesh, colors, seed)
     relief = _relief(faces, corner, kind, count + len(edges), seed)
     return Assets(
         head,
         strands,
-        texture.skin_picture(mesh, colours, seed),
-        colours,
-        refine(texture.vertex_colours(mesh, colours)),
+        texture.skin_picture(mesh, colors, seed),
+        colors,
+        refine(texture.vertex_colors(mesh, colors)),
         edges,
         faces,
         np.concatenate([kind, np.full(len(strands.faces), HAIR)]),
@@ -176,11 +176,11 @@ class PosedHead:
         occlusion = self._occlusion(fine, fine_normals, assets)
         normal = np.vstack([fine_normals, strands.normals @ rotation.T])
         tangent = np.vstack([np.zeros_like(fine), strands.tangents @ rotation.T])
-        colour = np.vstack([assets.vertex_colour, strands.colours])
+        color = np.vstack([assets.vertex_color, strands.colors])
         rest = np.vstack([assets.rest, strands.vertices])
         # One row per vertex, so that a hit gathers once: normal 0-2, occlusion 3, colour 4-6; 7 pads it to 32 bytes.
         self.table = np.hstack(
-            [normal, np.append(occlusion, strands.occlusion)[:, None], colour, np.zeros((len(normal), 1))]
+            [normal, np.append(occlusion, strands.occlusion)[:, None], color, np.zeros((len(normal), 1))]
         ).astype(np.float32)
         self.tangents, self.rest = tangent.astype(np.float32), rest.astype(np.float32)
         self.assets = assets
@@ -237,9 +237,9 @@ class PosedHead:
                     axis=-1,
                 ).reshape(-1, 3)
                 direction = local @ rotation.T
-                direction = _normalised(direction.astype(np.float32))
-                colour, hit = self._sample(origin, direction, k, samples)
-                total[hit] += colour
+                direction = _normalized(direction.astype(np.float32))
+                color, hit = self._sample(origin, direction, k, samples)
+                total[hit] += color
                 hits[hit] += 1.0
             share = (hits / samples)[:, None]
             window = (slice(top, bottom), slice(left, right))
@@ -259,7 +259,7 @@ class PosedHead:
         data = sum(np.take(self.table, corners[:, i], axis=0) * weights[:, i, None] for i in range(3))
         view_direction = -direction[hit]
         position = origin + direction[hit] * result["tfar"][hit, None]
-        normal = _normalised(data[:, 0:3])
+        normal = _normalized(data[:, 0:3])
         hair = kind == HAIR
         away = _dot(normal, view_direction)
         normal[away < 0] -= 1.02 * away[away < 0, None] * view_direction[away < 0]
@@ -274,7 +274,7 @@ class PosedHead:
         if len(eyes):
             rest = (self.rest[corners[eyes]] * weights[eyes, :, None]).sum(1)
             rest[:, 0] = np.abs(rest[:, 0])  # both eyes look the same; each is symmetric
-            albedo[eyes] = texture.eye_colour(_normalised(rest - shape.EYE), self.assets.colours, self.assets.seed)
+            albedo[eyes] = texture.eye_color(_normalized(rest - shape.EYE), self.assets.colors, self.assets.seed)
 
         # One shadow ray per sample to a point of the key light that differs from sample to sample.
         turn = 2.399963 * index
@@ -303,31 +303,31 @@ class PosedHead:
         # Stand-ins for bounced light, without which teeth look grey and the mouth a black hole.
         light[kind == MOUTH] += 0.22
         light[kind == TEETH] += 0.50
-        light += KEY_COLOUR * diffuse(KEY) * (0.06 * occlusion + 0.94 * lit[:, None])
-        light += FILL_COLOUR * diffuse(FILL) * occlusion + RIM_COLOUR * diffuse(RIM) * occlusion
+        light += KEY_COLOR * diffuse(KEY) * (0.06 * occlusion + 0.94 * lit[:, None])
+        light += FILL_COLOR * diffuse(FILL) * occlusion + RIM_COLOR * diffuse(RIM) * occlusion
         shine = np.choose(kind, [0.10, 0.55, 0.25, 0.40, 0.08, 0.0]).astype(np.float32)
         sharp = np.choose(kind, [24.0, 350.0, 40.0, 60.0, 20.0, 1.0]).astype(np.float32)
         specular = np.zeros(len(hit), dtype=np.float32)
         for direction_to, strength in ((KEY, 0.1 + 0.9 * lit), (FILL, 0.30)):
-            half = _normalised(view_direction + direction_to)
+            half = _normalized(view_direction + direction_to)
             specular += strength * np.clip(_dot(normal, half), 0.0, None) ** sharp
-        colour = albedo * light * 0.92 + (shine * specular * occlusion[:, 0])[:, None]
+        color = albedo * light * 0.92 + (shine * specular * occlusion[:, 0])[:, None]
         if hair.any():
             # Kajiya and Kay 1989: a highlight across the strand.
             along = (self.tangents[corners[hair]] * weights[hair, :, None]).sum(1)
-            cosine = _dot(along, _normalised(view_direction[hair] + KEY))
+            cosine = _dot(along, _normalized(view_direction[hair] + KEY))
             gleam = np.clip(1.0 - cosine * cosine, 0.0, 1.0) ** 20.0 * (0.15 + 0.85 * lit[hair]) * 0.10
-            colour[hair] += (gleam * occlusion[hair, 0])[:, None] * np.array([1.0, 0.9, 0.75], dtype=np.float32)
+            color[hair] += (gleam * occlusion[hair, 0])[:, None] * np.array([1.0, 0.9, 0.75], dtype=np.float32)
         inside = np.flatnonzero((kind == MOUTH) | (kind == TEETH))
-        colour[inside] *= 0.60 + 0.40 * occlusion[inside]
-        return np.clip(colour, 0.0, 1.0) ** (1.0 / 2.2), hit
+        color[inside] *= 0.60 + 0.40 * occlusion[inside]
+        return np.clip(color, 0.0, 1.0) ** (1.0 / 2.2), hit
 
 
 def _dot(a: Array, b: Array) -> Array:
     return np.einsum("ij,ij->i", a, b)
 
 
-def _normalised(v: Array) -> Array:
+def _normalized(v: Array) -> Array:
     return v / np.maximum(np.sqrt(_dot(v, v)), 1e-9)[:, None]
 
 

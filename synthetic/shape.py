@@ -30,8 +30,8 @@ def _smooth_max(a: Array, b: Array, k: float) -> Array:
     return -_smooth_min(-a, -b, k)
 
 
-def _ellipsoid(p: Array, centre: tuple, radii: tuple) -> Array:
-    q = p - np.asarray(centre)
+def _ellipsoid(p: Array, center: tuple, radii: tuple) -> Array:
+    q = p - np.asarray(center)
     r = np.asarray(radii)
     k0 = np.linalg.norm(q / r, axis=-1)
     k1 = np.linalg.norm(q / (r * r), axis=-1)

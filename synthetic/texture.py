@@ -43,9 +43,9 @@ def palette(seed: int) -> Palette:
     return Palette(*(np.array(row) for row in rows))
 
 
-def to_linear(colour: Array) -> Array:
+def to_linear(color: Array) -> Array:
     """sRGB 0..1 to linear light (the plain power 2.2)."""
-    return np.clip(colour, 0.0, 1.0) ** 2.2
+    return np.clip(color, 0.0, 1.0) ** 2.2
 
 
 def chart_noise(rng: np.random.Generator, cells_across: int, cells_down: int | None = None) -> Array:
@@ -138,7 +138,7 @@ def _lash_layer(mesh: HeadMesh) -> Array:
     return np.asarray(layer.filter(ImageFilter.GaussianBlur(1.1)), dtype=np.float32) / 255.0
 
 
-def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
+def skin_picture(mesh: HeadMesh, colors: Palette, seed: int) -> Array:
     """[HEIGHT, WIDTH, 3] uint8 sRGB albedo over the chart: row 0 is the crown, column 0 the back seam."""
     rng = np.random.default_rng([seed, 3])
     column, row = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
@@ -148,12 +148,12 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
     front = (z > 0).astype(np.float32)
     fine, middle, coarse = chart_noise(rng, 900), chart_noise(rng, 200), chart_noise(rng, 36)
 
-    def mix(colour: Array, target: tuple | Array, weight: Array) -> Array:
-        return colour + np.clip(weight, 0, 1)[..., None] * (np.asarray(target, dtype=np.float32) - colour)
+    def mix(color: Array, target: tuple | Array, weight: Array) -> Array:
+        return color + np.clip(weight, 0, 1)[..., None] * (np.asarray(target, dtype=np.float32) - color)
 
-    skin = np.broadcast_to(colours.skin.astype(np.float32), (HEIGHT, WIDTH, 3)).copy()
+    skin = np.broadcast_to(colors.skin.astype(np.float32), (HEIGHT, WIDTH, 3)).copy()
     skin *= (1.0 + 0.018 * fine + 0.022 * middle + 0.020 * coarse)[..., None]
-    red = colours.skin * np.array([0.96, 0.72, 0.70])
+    red = colors.skin * np.array([0.96, 0.72, 0.70])
     skin = mix(skin, red, 0.10 + 0.035 * middle)
     flush = (
         0.42 * _blob(x, y, 0.040, -0.012, 0.015, 0.014)
@@ -163,7 +163,7 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
         + 0.2 * _blob(x, y, 0.0, 0.070, 0.030, 0.018)
     )
     skin = mix(skin, red * np.array([1.0, 0.93, 0.92]), front * flush * (0.85 + 0.12 * middle))
-    shade = colours.skin * np.array([0.80, 0.72, 0.76])
+    shade = colors.skin * np.array([0.80, 0.72, 0.76])
     skin = mix(
         skin,
         shade,
@@ -172,7 +172,7 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
     # A faint beard shadow, made of tiny dots.
     beard = front * shape.smoothstep(y, -0.030, -0.060) * shape.smoothstep(y, -0.125, -0.095)
     beard = np.maximum(beard, 0.6 * front * _blob(x, y, 0.0, -0.037, 0.018, 0.004))
-    skin = mix(skin, colours.skin * np.array([0.66, 0.64, 0.66]), beard * (0.16 + 0.10 * np.maximum(fine, 0)))
+    skin = mix(skin, colors.skin * np.array([0.66, 0.64, 0.66]), beard * (0.16 + 0.10 * np.maximum(fine, 0)))
 
     freckles = Image.new("L", (WIDTH, HEIGHT), 0)
     draw = ImageDraw.Draw(freckles)
@@ -184,27 +184,27 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
         size = rng.uniform(0.6, 1.9)
         draw.ellipse([c - size, r - size, c + size, r + size], fill=int(rng.integers(50, 190)))
     speckle = np.asarray(freckles.filter(ImageFilter.GaussianBlur(0.7)), dtype=np.float32) / 255.0
-    skin = mix(skin, colours.skin * np.array([0.66, 0.50, 0.42]), 0.62 * speckle)
+    skin = mix(skin, colors.skin * np.array([0.66, 0.50, 0.42]), 0.62 * speckle)
 
     lines = chart_noise(rng, 1300, 60)
     depth = shape.lip_depth(x, y) + 0.0003 * middle
     lip = front * shape.smoothstep(depth, -0.0008, 0.0010)
-    lip_colour = colours.skin * np.array([0.82, 0.55, 0.56])
-    lip_paint = lip_colour.astype(np.float32) * (1.0 + 0.05 * lines + 0.03 * middle)[..., None]
+    lip_color = colors.skin * np.array([0.82, 0.55, 0.56])
+    lip_paint = lip_color.astype(np.float32) * (1.0 + 0.05 * lines + 0.03 * middle)[..., None]
     skin = skin + (0.85 * lip)[..., None] * (lip_paint - skin)
     seam = front * np.exp(-(((y - shape.mouth_line(x)) / 0.0011) ** 2)) * (np.abs(x) < shape.MOUTH_CORNER_X + 0.002)
-    skin = mix(skin, lip_colour * 0.45, 0.55 * seam)
+    skin = mix(skin, lip_color * 0.45, 0.55 * seam)
 
     brow = _brow_strokes(rng)
     brow_bed = front * np.clip(0.35 * _blob(x, y, 0.026, 0.0438, 0.010, 0.0022), 0, 1)
-    skin = mix(skin, colours.hair * 1.05, brow_bed)
-    skin = mix(skin, colours.hair * 0.85, 0.92 * brow)
+    skin = mix(skin, colors.hair * 1.05, brow_bed)
+    skin = mix(skin, colors.hair * 0.85, 0.92 * brow)
     skin = mix(skin, (0.08, 0.05, 0.05), 0.9 * _lash_layer(mesh))
 
     # Below the strands: dark roots with streaks along the fall of the hair, a ragged edge.
     streaks = chart_noise(rng, 1000, 36)
     hair = shape.smoothstep(shape.hair_depth(theta, y) + 0.0022 * streaks + 0.0016 * middle, -0.003, 0.006)
-    hair_paint = colours.hair.astype(np.float32) * (0.85 + 0.16 * streaks + 0.05 * fine)[..., None]
+    hair_paint = colors.hair.astype(np.float32) * (0.85 + 0.16 * streaks + 0.05 * fine)[..., None]
     skin = skin + hair[..., None] * (np.clip(hair_paint, 0.02, 1) - skin)
 
     collar = -0.1500 - 0.0180 * np.cos(theta)
@@ -213,16 +213,16 @@ def skin_picture(mesh: HeadMesh, colours: Palette, seed: int) -> Array:
     rib = 0.10 * np.sign(np.sin(column * 0.45)) * shape.smoothstep(y - collar, -0.013, -0.011)
     hem = np.exp(-(((y - collar + 0.0125) / 0.0010) ** 2))
     cloth_paint = (
-        colours.cloth.astype(np.float32)
+        colors.cloth.astype(np.float32)
         * (1.0 + 0.05 * knit + rib + 0.04 * middle + 0.03 * coarse - 0.35 * hem)[..., None]
     )
     skin = skin + cloth[..., None] * (cloth_paint - skin)
     return (np.clip(skin, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def vertex_colours(mesh: HeadMesh, colours: Palette) -> Array:
+def vertex_colors(mesh: HeadMesh, colors: Palette) -> Array:
     """[V, 3] linear colours of the parts that the picture does not cover (mouth, teeth, ears)."""
-    result = np.tile(to_linear(colours.skin), (len(mesh.vertices), 1))
+    result = np.tile(to_linear(colors.skin), (len(mesh.vertices), 1))
 
     def ids(kind: int) -> Array:
         return np.unique(mesh.faces[mesh.kind == kind])
@@ -231,19 +231,19 @@ def vertex_colours(mesh: HeadMesh, colours: Palette) -> Array:
     inside = to_linear(np.array([0.62, 0.27, 0.27])) * (1 - depth) + to_linear(np.array([0.20, 0.06, 0.07])) * depth
     mouth = np.setdiff1d(ids(MOUTH), mesh.parts["mouth_rim"])
     result[mouth] = inside[mouth]
-    result[mesh.parts["mouth_rim"]] = to_linear(colours.skin * np.array([0.60, 0.36, 0.37]))
+    result[mesh.parts["mouth_rim"]] = to_linear(colors.skin * np.array([0.60, 0.36, 0.37]))
     teeth = ids(TEETH)
     gum = shape.smoothstep(np.abs(mesh.vertices[teeth, 1] - shape.MOUTH_Y + 0.0010), 0.0075, 0.0100)[:, None]
     result[teeth] = to_linear(np.array([0.93, 0.90, 0.83])) * (1 - gum) + to_linear(np.array([0.70, 0.36, 0.36])) * gum
     ears = ids(EAR)
     relief = np.linalg.norm(mesh.vertices[ears] - np.array([0.0, 0.0060, -0.0080]), axis=1)
-    warm = to_linear(colours.skin * np.array([0.98, 0.80, 0.78]))
+    warm = to_linear(colors.skin * np.array([0.98, 0.80, 0.78]))
     result[ears] = warm * (1.0 + 4.0 * (relief - relief.mean()))[:, None]
     result[ids(EYEBALL)] = to_linear(np.array([0.88, 0.86, 0.84]))
     return result.astype(np.float32)
 
 
-def eye_colour(direction: Array, colours: Palette, seed: int) -> Array:
+def eye_color(direction: Array, colors: Palette, seed: int) -> Array:
     """[N, 3] linear colour of the eyeball at unit rest directions [N, 3] from its centre (+z looks ahead)."""
     across = np.hypot(direction[:, 0], direction[:, 1])
     polar = np.where(direction[:, 2] > 0, across, 2.0 - across)  # 0 at the pupil's centre
@@ -252,7 +252,7 @@ def eye_colour(direction: Array, colours: Palette, seed: int) -> Array:
     phase = np.random.default_rng([seed, 4]).uniform(0, 2 * np.pi, 4)
     fibre = sum(np.sin(angle * n + phase[i]) for i, n in enumerate((17, 29, 47, 71))) / 4.0
     t = np.clip((polar - pupil_edge) / (iris_edge - pupil_edge), 0.0, 1.0)
-    tone = colours.iris * (1.0 + 0.30 * fibre * (1 - 0.4 * t) + 0.25 * (1 - t))[:, None]
+    tone = colors.iris * (1.0 + 0.30 * fibre * (1 - 0.4 * t) + 0.25 * (1 - t))[:, None]
     tone = tone + (np.exp(-(((t - 0.18) / 0.16) ** 2)) * 0.16)[:, None] * (np.array([0.75, 0.55, 0.30]) - tone)
     tone = tone * (1.0 - 0.70 * shape.smoothstep(t, 0.72, 1.0))[:, None]  # the limbal ring
     white = np.array([0.95, 0.93, 0.91]) - 0.28 * shape.smoothstep(across, 0.55, 1.0)[:, None] * np.array([0.2, 1, 1])

@@ -1,16 +1,11 @@
-"""Makes the repository importable from the tests and marks the CUDA tests."""
+"""What holds for every test: the kernels are built, the process is as it was, CUDA tests skip without a GPU."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 
 def pytest_sessionstart() -> None:

@@ -29,14 +29,14 @@ class Result(NamedTuple):
     grads: dict[str, Tensor]  # by `FIELDS`
 
 
-def make_camera(width: int, height: int, *, centred: bool, seed: int = 0) -> Camera:
-    """A slightly turned camera near the origin; `centred` also means square pixels."""
+def make_camera(width: int, height: int, *, centered: bool, seed: int = 0) -> Camera:
+    """A slightly turned camera near the origin; `centerd` also means square pixels."""
     random = torch.Generator().manual_seed(seed)
     wx, wy, wz = (torch.randn(3, generator=random) * 0.1).tolist()
     matrix = torch.eye(4)
     matrix[:3, :3] = torch.linalg.matrix_exp(torch.tensor([[0, -wz, wy], [wz, 0, -wx], [-wy, wx, 0]]))
     matrix[:3, 3] = torch.randn(3, generator=random) * 0.05
-    if centred:
+    if centered:
         return Camera(matrix, 1.1 * width, 1.1 * width, width / 2, height / 2, width, height)
     return Camera(matrix, 1.15 * width, 0.9 * width, 0.4 * width, 0.62 * height, width, height)
 
@@ -50,7 +50,7 @@ def make_scene(
     opacity: tuple[float, float] = (0.02, 0.95),
     depth: tuple[float, float] = (0.5, 4.0),  # metres
     spread: float = 1.0,  # of the means, in images
-    centred: bool = False,
+    centered: bool = False,
     degree: int = 3,
 ) -> Scene:
     """Random Gaussians with sixteen coefficients each, whatever the active `degree`."""
@@ -59,7 +59,7 @@ def make_scene(
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=random) * (high - low) + low
 
-    camera = make_camera(*size, centred=centred, seed=seed)
+    camera = make_camera(*size, centered=centered, seed=seed)
     z = uniform(*depth, count)
     x = (uniform(-spread / 2, spread / 2, count) + 0.5) * camera.width
     y = (uniform(-spread / 2, spread / 2, count) + 0.5) * camera.height

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
     "train_efficient.sh",
     "utils/environment.sh",

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from places import ROOT
 from toy_capture import rigged_flags, write_capture
 
 import scene.flame.head_model

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 from test_stopping import flags
 from toy_capture import write_capture
 
@@ -239,7 +239,7 @@ def test_processes_that_need_the_library_first_build_it_once(tmp_path: Path, pro
     cache = tmp_path / "native"
     environment = {"NATIVE_CACHE": str(cache), "CXX": str(compiler(tmp_path, "sleep 0.3"))}
     for _ in range(4):
-        processes.prepare("from utils import native", LOAD, **environment)
+        processes.prepare("from ops import native", LOAD, **environment)
     processes.start()
     assert processes.outputs() == ["42\n"] * 4
     assert (tmp_path / "calls").read_text().splitlines() == ["call"]
@@ -254,7 +254,7 @@ def test_a_killed_builder_leaves_nothing_that_is_trusted(tmp_path: Path, process
         "exec sleep 600; fi"
     )
     environment = {"NATIVE_CACHE": str(cache), "CXX": str(compiler(tmp_path, f"echo $$ > {tmp_path}/pid\n{slow}"))}
-    builder = processes.prepare("from utils import native", LOAD, **environment)
+    builder = processes.prepare("from ops import native", LOAD, **environment)
     processes.start()
     wait_for((tmp_path / "half").exists, builder)
     builder.kill()

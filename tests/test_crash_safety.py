@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_report import curves as event_curves
 from torture.faults import Faults

@@ -336,7 +336,7 @@ def test_collapsed_triangles_are_not_seen_and_hide_nothing(twin: str) -> None:
     assert torch.equal(got.first, want.first) and torch.equal(got.depth, want.depth)
 
 
-def test_colours_and_region_maps_of_collapsed_triangles(twin: str) -> None:
+def test_colors_and_region_maps_of_collapsed_triangles(twin: str) -> None:
     vertices, good, all_faces = collapsed()
     image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0)) * 0.5
     colors, seen = triangle_colors([(front_camera(), image, vertices)], all_faces, (1.0, 1.0, 1.0))
@@ -350,14 +350,14 @@ def test_colours_and_region_maps_of_collapsed_triangles(twin: str) -> None:
     assert maps[1].isfinite().all() and torch.equal(*maps)
 
 
-def test_the_regularisers_of_collapsed_triangles(twin: str) -> None:
+def test_the_regularizers_of_collapsed_triangles(twin: str) -> None:
     """In metres, where the size of the triangle is differentiated too."""
     vertices, _, faces = collapsed()
     vertices = vertices.clone().requires_grad_()
     xyz = torch.full((len(faces), 3), 2.0, requires_grad=True)
-    metres = xyz * rig.triangle_frames(vertices, faces).scale[:, None]
+    meters = xyz * rig.triangle_frames(vertices, faces).scale[:, None]
     visible = torch.ones(len(faces), dtype=torch.bool)
-    total = losses.xyz_regulariser(metres, visible, 0.0) + losses.scale_regulariser(metres, visible, 0.0)
+    total = losses.xyz_regularizer(meters, visible, 0.0) + losses.scale_regularizer(meters, visible, 0.0)
     total.backward()
     assert total.isfinite() and xyz.grad.isfinite().all() and vertices.grad.isfinite().all()
     assert xyz.grad.any()

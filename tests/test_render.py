@@ -139,7 +139,7 @@ def test_one_camera_only(folders: dict[str, Path]) -> None:
         assert [view["camera"] for view in written["views"]] == ["102"] * views
 
 
-def test_colour_calibration_is_applied_and_can_be_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_color_calibration_is_applied_and_can_be_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
     model, flags = tmp_path / "avatar", ("--skip_train", "--skip_test", "--quiet")
     save_avatar(model, folders["capture"], [3, 4, 9])
     write_cfg_args(
@@ -259,9 +259,9 @@ def test_reenactment_moves_the_avatar_and_keeps_the_person(
 def test_export_world_writes_where_the_gaussians_are(folders: dict[str, Path]) -> None:
     run("-m", folders["avatar"], "--export_world", 9)
     fields = read_ply(folders["avatar"] / "point_cloud" / "iteration_100" / "world_00009.ply")
-    centres = np.asarray(BALL.triangles_center) * [1.1, 1.6, 1.1]  # row 2: half a radius taller
+    centers = np.asarray(BALL.triangles_center) * [1.1, 1.6, 1.1]  # row 2: half a radius taller
     assert fields["binding"] is None
-    assert np.allclose(fields["xyz"].numpy(), centres, atol=1e-6)
+    assert np.allclose(fields["xyz"].numpy(), centers, atol=1e-6)
     assert torch.allclose(fields["opacity"], torch.tensor(4.0), atol=1e-3)
 
     run("-m", folders["avatar"], "-t", folders["other"], "--export_world", 1, "--quiet")

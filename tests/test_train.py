@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 from plyfile import PlyData
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_capture import rigged_flags, write_capture
@@ -405,7 +405,7 @@ def test_tracked_parameters_can_be_kept(capture: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(trained[name][row], tracked[name][0])
 
 
-def test_regularisers_in_triangle_units_and_in_metres(finished: SimpleNamespace, capture: Path) -> None:
+def test_regularizers_in_triangle_units_and_in_meters(finished: SimpleNamespace, capture: Path) -> None:
     options = parse_train(command_line(capture, finished.model, *SCHEDULE))
     dataset = train.load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
     avatar = train.build_avatar(
@@ -465,9 +465,9 @@ def test_other_ways_to_the_same_picture(capture: Path, tmp_path: Path, flags: li
     assert other["backend"] == ("reference" if "reference" in flags else "native")
     for split in ("val", "test"):
         assert other["metrics"][split]["psnr"] == pytest.approx(ours["metrics"][split]["psnr"], abs=0.02)
-    colours = [gaussians(tmp_path / name, 12)["features_dc"] for name in ("plain", "other")]
+    colors = [gaussians(tmp_path / name, 12)["features_dc"] for name in ("plain", "other")]
     start = gaussians_at_start(capture)
-    assert (colours[0] - colours[1]).abs().median() < 0.01 * (colours[0] - start).abs().median()
+    assert (colors[0] - colors[1]).abs().median() < 0.01 * (colors[0] - start).abs().median()
 
 
 def gaussians_at_start(capture: Path) -> torch.Tensor:

@@ -107,7 +107,7 @@ def test_resumed_with_everything_on_it_ends_bit_identical(
     assert first == second
 
 
-def test_the_saved_avatar_with_its_colours_is_the_measured_one(finished: Path, tmp_path: Path) -> None:
+def test_the_saved_avatar_with_its_colors_is_the_measured_one(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "model")
     flags = ["-m", str(tmp_path / "model"), "--skip_train", "--quiet", "--device", "cpu", "--threads", "1"]
     measured = render.render_avatar(parse_render(flags))

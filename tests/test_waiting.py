@@ -99,7 +99,7 @@ def test_dgr_adapter_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fake_dgr(OLD_FIELDS, 2)
     fake.GaussianRasterizer.__call__ = _foreign(fake.GaussianRasterizer.__call__)
     monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", fake)
-    scene = make_scene(66, 30, centred=True)
+    scene = make_scene(66, 30, centered=True)
     gaussians = _leaves(scene.gaussians)
     with NoWaiting():
         dgr_backend.rasterize(gaussians, scene.camera, scene.background, sh_degree=3)

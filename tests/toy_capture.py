@@ -34,11 +34,11 @@ def look_at(position: np.ndarray, target: tuple[float, float, float] = (0.0, 0.0
 
 
 def pixel_rays(
-    pose: np.ndarray, size: tuple[int, int], focal: tuple[float, float], centre: tuple[float, float], samples: int = 1
+    pose: np.ndarray, size: tuple[int, int], focal: tuple[float, float], center: tuple[float, float], samples: int = 1
 ) -> np.ndarray:
     """[height * samples, width * samples, 3] directions in world space, of length 1 along the camera's axis."""
     x, y = ((np.arange(side * samples) + 0.5) / samples for side in size)
-    across, down = np.meshgrid((x - centre[0]) / focal[0], (y - centre[1]) / focal[1])
+    across, down = np.meshgrid((x - center[0]) / focal[0], (y - center[1]) / focal[1])
     return np.stack([across, -down, -np.ones_like(across)], axis=-1) @ pose[:3, :3].T
 
 

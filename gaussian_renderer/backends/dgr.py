@@ -20,7 +20,7 @@ from ops.types import Camera, Gaussians, RenderOut
 from utils.errors import UserError
 
 NEAR, FAR = 0.01, 100.0  # metres; of its depth buffer only: it culls at 0.2 m by itself
-CENTRE_TOLERANCE = 0.01  # pixels
+CENTER_TOLERANCE = 0.01  # pixels
 
 
 def rasterize(
@@ -42,11 +42,11 @@ def rasterize(
             "diff-gaussian-rasterization does not give absolute gradients: add --no_densify_absolute, or "
             "choose another --rasterizer"
         )
-    off_centre = max(abs(camera.cx - camera.width / 2), abs(camera.cy - camera.height / 2))
-    if off_centre > CENTRE_TOLERANCE:
+    off_center = max(abs(camera.cx - camera.width / 2), abs(camera.cy - camera.height / 2))
+    if off_center > CENTER_TOLERANCE:
         name = camera.camera_id or camera.name or "(unnamed)"
         raise UserError(
-            f"camera {name} has its principal point {off_centre:.2f} pixels off the image centre, "
+            f"camera {name} has its principal point {off_center:.2f} pixels off the image centre, "
             "which diff-gaussian-rasterization cannot render: install gsplat (requirements-cuda.txt) and "
             "choose --rasterizer gsplat, or train on the CPU with --device cpu --rasterizer native"
         )

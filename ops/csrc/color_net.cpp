@@ -1,5 +1,5 @@
-// The colour calibration network of innovations/color_calibration.py: every pixel through
-// a small network of 1x1 convolutions with ReLU, whose three outputs r shift the logit of the colour:
+// The color calibration network of innovations/color_calibration.py: every pixel through
+// a small network of 1x1 convolutions with ReLU, whose three outputs r shift the logit of the color:
 //
 //   y = x e^r / (1 - x + x e^r)      x = the image, clamped to [0, 1]
 //   dy/dx = e^r / D^2, dy/dr = x (1 - x) e^r / D^2      D = 1 - x + x e^r
@@ -275,7 +275,7 @@ public:
     }
 
     // Prepares `backward`: e^r of white and of black.
-    void learn_flat_colours() {
+    void learn_flat_colors() {
         const float image[2 * 3] = {1.0f, 0.0f, 1.0f, 0.0f, 1.0f, 0.0f};
         groups_ = 1, group_[0] = {0, 2};
         residual(image, 2);
@@ -294,7 +294,7 @@ private:
         return exp2(bounded * kLog2e) + (bounded - bounded);
     }
 
-    // A colour outside [0, 1] may come back but not go further out.
+    // A color outside [0, 1] may come back but not go further out.
     LANES_INLINE static Lanes inward(const Lanes& slope, const Lanes& x) {
         const Lanes below = select((x > 1.0f) & (slope < 0.0f), broadcast(0.0f), slope);
         return select((x < 0.0f) & (below > 0.0f), broadcast(0.0f), below);
@@ -445,7 +445,7 @@ NATIVE_EXPORT int color_net_backward(const float* image, const float* gradient, 
         status |= for_chunks(layers, images, pixels,
                              [&](Block& block, int64_t start, int64_t length, int64_t task, int64_t group) {
             block.clear_sums();
-            block.learn_flat_colours();
+            block.learn_flat_colors();
             block.backward(image + start, gradient + start, pixels, length,
                            image_gradient ? image_gradient + start : nullptr, parameter_gradient != nullptr,
                            kept.from(start, group, units));

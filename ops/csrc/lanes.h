@@ -179,7 +179,7 @@ LANES_INLINE FloatPart every_other(const FloatPart& a, const FloatPart& b, std::
 }
 
 // The sums over the lanes of `count` values, lane k of the result for value k.
-// Neighbours are added pairwise over two registers at a time, so that all sums
+// Neighbors are added pairwise over two registers at a time, so that all sums
 // together cost little more than one.
 template <int count>
 LANES_INLINE Lanes totals(const Lanes (&values)[count]) {

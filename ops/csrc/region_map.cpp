@@ -1,4 +1,4 @@
-// A smooth weight map from a coarse grid of bit masks: look up, blur, enlarge, normalise.
+// A smooth weight map from a coarse grid of bit masks: look up, blur, enlarge, normalize.
 //
 // In eager PyTorch these are eight small operations, together more than 1 % of a
 // short iteration. Same steps as the twin in innovations/region_adaptive_loss.py.
@@ -10,7 +10,7 @@
 
 namespace {
 
-// Bilinear enlargement with pixel centres at +0.5 and the border repeated.
+// Bilinear enlargement with pixel centers at +0.5 and the border repeated.
 struct Taps {
     std::vector<int> low, high;
     std::vector<float> fraction;

@@ -34,7 +34,7 @@ constexpr int kMomentStride = lanes::kLanes;
 struct View {
     float rotation[9];     // world to camera, row-major
     float translation[3];  // metres
-    float center[3];       // optical centre in world space, metres
+    float center[3];       // optical center in world space, metres
     float fx, fy, cx, cy;  // pixels
     int32_t width, height;
     float scale_modifier;
@@ -64,7 +64,7 @@ static_assert(sizeof(Splat) == 64, "one cache line");
 inline float smaller(float a, float b) { return a < b ? a : b; }
 inline float larger(float a, float b) { return a > b ? a : b; }
 
-// The tiles with pixel centres inside a box, inclusive; empty when first > last.
+// The tiles with pixel centers inside a box, inclusive; empty when first > last.
 // The margin of 1/64 pixel pays for rounding: a tile too many costs time, a tile
 // too few the picture.
 constexpr float kMargin = 1.0f / 64.0f;

@@ -53,7 +53,7 @@ const uint32_t* depth_order(Workspace& w, uint32_t& visible) {
     return order;
 }
 
-// Calls visit(tile row, first tile, last tile) for the tiles whose pixel centres
+// Calls visit(tile row, first tile, last tile) for the tiles whose pixel centers
 // the ellipse alpha >= 1/255 covers.
 template <typename Visit>
 void cover(const Splat& s, const View& view, Visit visit) {
@@ -62,7 +62,7 @@ void cover(const Splat& s, const View& view, Visit visit) {
     const TileRange columns = tile_range(s.x - s.extent_x, s.x + s.extent_x, view.width);
     const TileRange rows = tile_range(s.y - s.extent_y, s.y + s.extent_y, view.height);
     for (int row = rows.first; row <= rows.last; ++row) {
-        // the band of this row's pixel centres, relative to the mean and cut to the ellipse
+        // the band of this row's pixel centers, relative to the mean and cut to the ellipse
         const float edge = s.extent_y + kMargin;
         const float top = larger(row * kTile + 0.5f - s.y, -edge);
         const float bottom = smaller(smaller(row * kTile + kTile, view.height) - 0.5f - s.y, edge);

@@ -23,12 +23,12 @@ LANES_INLINE Lanes closed(const Lanes& t) { return -abs(t); }
 
 constexpr float kLaneIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-constexpr int kAhead = 4;  // list entries to fetch in advance: neighbours in a list lie far apart in memory
+constexpr int kAhead = 4;  // list entries to fetch in advance: neighbors in a list lie far apart in memory
 
 struct Tile {
     int column, row;
     int columns_inside, rows_inside;  // pixels of the tile inside the image
-    Lanes px, py;                     // pixel centres along a row, and of the sixteen rows
+    Lanes px, py;                     // pixel centers along a row, and of the sixteen rows
 
     Tile(const Workspace& w, int index) {
         column = index % w.tiles_x * kTile;

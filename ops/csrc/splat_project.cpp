@@ -1,5 +1,5 @@
 // Projection of 3-D Gaussians to the image (EWA splatting, Zwicker et al. 2001, as
-// used by Kerbl et al. 2023), their colours from spherical harmonics, and the
+// used by Kerbl et al. 2023), their colors from spherical harmonics, and the
 // gradients of both. Sixteen Gaussians at a time.
 #include <limits>
 
@@ -76,7 +76,7 @@ LANES_INLINE Projection project_block(const Inputs& in, const View& view) {
     o.inverse_z = 1.0f / o.camera.z;
 
     // The guard band keeps the linearisation sane far outside the image. It is
-    // measured from the image's edges, so an off-centre principal point shifts it.
+    // measured from the image's edges, so an off-center principal point shifts it.
     const float guard_x = kGuard * 0.5f * view.width / view.fx, guard_y = kGuard * 0.5f * view.height / view.fy;
     const float left = -(view.cx / view.fx + guard_x), right = (view.width - view.cx) / view.fx + guard_x;
     const float top = -(view.cy / view.fy + guard_y), bottom = (view.height - view.cy) / view.fy + guard_y;
@@ -170,7 +170,7 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
             splats[first + i].slots = boxed[first + i] = 0;
             radii[first + i] = 0;
             if (!(visible >> i & 1)) continue;
-            // first and last pixel centre inside the box, clipped to the image
+            // first and last pixel center inside the box, clipped to the image
             const float x0 = larger(std::ceil(fx[i] - fex[i] - 0.5f), 0.0f);
             const float x1 = smaller(std::floor(fx[i] + fex[i] - 0.5f), float(view.width - 1));
             const float y0 = larger(std::ceil(fy[i] - fey[i] - 0.5f), 0.0f);
@@ -197,7 +197,7 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
             float color[3] = {0.5f, 0.5f, 0.5f};
             for (int k = 0; k < active; ++k)
                 for (int c = 0; c < 3; ++c) color[c] += basis[k][i] * coefficients[3 * k + c];
-            // written so that a NaN colour stays visible in the loss instead of turning black
+            // written so that a NaN color stays visible in the loss instead of turning black
             for (int c = 0; c < 3; ++c) s.color[c] = color[c] < 0.0f ? 0.0f : color[c];
             s.x = fx[i], s.y = fy[i], s.slope = slope[i], s.p = p[i], s.r = r[i];
             s.log2_opacity = log_opacity[i];
@@ -231,7 +231,7 @@ void project_backward(const Workspace& w, const float* means, const float* quats
 
         // The moments of each Gaussian, summed over its tiles in the order they were listed.
         float sums[kAllMoments][kLanes] = {};
-        float lit[3][kLanes] = {};  // 1 where the colour was not clamped at 0
+        float lit[3][kLanes] = {};  // 1 where the color was not clamped at 0
         uint32_t visible = 0;
         for (int i = 0; i < live; ++i) {
             const Splat& s = w.splats[first + i];
@@ -255,7 +255,7 @@ void project_backward(const Workspace& w, const float* means, const float* quats
         const Inputs in = gather(means + 3 * first, quats + 4 * first, scales + 3 * first, opacities + first, live);
         const Projection o = project_block(in, view);
 
-        // colours and the direction they depend on
+        // colors and the direction they depend on
         const Direction toward = direction(in.mean, view);
         Lanes basis_lanes[kMaxBases];
         float basis[kMaxBases][kLanes], grad_basis[kMaxBases][kLanes] = {};

@@ -142,7 +142,7 @@ void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, doubl
             #pragma omp simd reduction(+ : total)
             for (int64_t x = 0; x < width; ++x) {
                 const float pp = P[x] * P[x], mm = M[x] * M[x];
-                // Never negative but by rounding, which for colours far above 1 could exceed C2 and flip B2.
+                // Never negative but by rounding, which for colors far above 1 could exceed C2 and flip B2.
                 const float vp = std::max(Q[x] - pp, 0.0f), vm = std::max(R[x] - mm, 0.0f);
                 const float a1 = 0.5f * (pp - mm) + C1, b1 = 0.5f * (pp + mm) + C1;
                 const float a2 = 0.5f * (vp - vm) + C2, b2 = 0.5f * (vp + vm) + C2;

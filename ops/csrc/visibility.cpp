@@ -3,7 +3,7 @@
 // Not a picture: a head has far more triangles than a coarse grid has cells, so
 // one sample per cell would lose nearly all of them. Instead every triangle asks
 // at its own centroid, "is anything in front of me?", and every cell asks at its
-// centre, "who is first?". Both are exact for their ray, whatever the grid; the
+// center, "who is first?". Both are exact for their ray, whatever the grid; the
 // cells are also the bins in which the triangles to compare with are looked up.
 // Same rules as the PyTorch twin in ops/visibility.py.
 //
@@ -20,7 +20,7 @@ namespace {
 // Keep equal to ops/visibility.py.
 constexpr double NEAR_PLANE = 1e-3;   // metres; a triangle with a corner nearer than this, or behind, takes no part
 constexpr double FAR_AWAY = 1e6;      // cells; beyond it float positions say nothing
-constexpr double OVERLAP = 1e-4;      // cells; triangles grow by this, so that no ray slips between two neighbours
+constexpr double OVERLAP = 1e-4;      // cells; triangles grow by this, so that no ray slips between two neighbors
 constexpr float SAME_DEPTH = 1e-5f;   // relative; what is nearer by less does not hide
 
 struct Corner {
@@ -33,9 +33,9 @@ struct Triangle {
     // Three edge functions and 1/depth, each x a + y b + c with (x, y) in cells; the edges positive inside.
     float a[4], b[4];
     double c[4];
-    float centre_u, centre_v, centre_iz;
+    float center_u, center_v, center_iz;
     int left, right, top, bottom;  // cells touched, inclusive; right < left for none
-    int centre_cell;               // -1: outside the grid
+    int center_cell;               // -1: outside the grid
 };
 
 void set_edges(Triangle& t, const Corner* const* corner) {
@@ -80,7 +80,7 @@ struct Columns {
         size = 0;
     }
 
-    // (ox, oy): the cell's centre, to which everything in here is relative.
+    // (ox, oy): the cell's center, to which everything in here is relative.
     void add(const Triangle& t, int32_t face, float ox, float oy) {
         float c[4];
         for (int i = 0; i < 4; ++i) c[i] = static_cast<float>(t.c[i] + double(t.a[i]) * ox + double(t.b[i]) * oy);
@@ -94,7 +94,7 @@ struct Columns {
         id[size++] = face;
     }
 
-    // The nearest at the centre, of equals the one that comes first in the mesh; -1 for none.
+    // The nearest at the center, of equals the one that comes first in the mesh; -1 for none.
     int32_t first(float& inverse_depth) const {
         int32_t found = -1;
         inverse_depth = 0.0f;
@@ -140,11 +140,11 @@ int clamped_floor(double value, int limit) {
 }  // namespace
 
 // pose [4, 4] world to camera; intrinsics {fx, fy, cx, cy} in cells; vertices [V, 3]; faces [F, 3].
-// Writes visible [F] (0 or 1), facing [F] (cosine, negative from behind), centre_cell [F] (-1: none) and
+// Writes visible [F] (0 or 1), facing [F] (cosine, negative from behind), center_cell [F] (-1: none) and
 // the grid [rows, columns]: first (face, -1 for none) and depth (metres along the axis, infinite for none).
 NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, const float* vertices,
                                    int64_t vertex_count, const int64_t* faces, int64_t face_count, int64_t rows,
-                                   int64_t columns, uint8_t* visible, float* facing, int64_t* centre_cell,
+                                   int64_t columns, uint8_t* visible, float* facing, int64_t* center_cell,
                                    int64_t* first, float* depth) {
     const int64_t cells = rows * columns;
     std::vector<Corner> corners;
@@ -173,8 +173,8 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
             const Corner* c[3];
             for (int i = 0; i < 3; ++i) c[i] = &corners[faces[3 * f + i]];
             Triangle& t = triangles[f];
-            t.left = 0, t.right = -1, t.top = 0, t.bottom = -1, t.centre_cell = -1;
-            facing[f] = 0.0f, centre_cell[f] = -1;
+            t.left = 0, t.right = -1, t.top = 0, t.bottom = -1, t.center_cell = -1;
+            facing[f] = 0.0f, center_cell[f] = -1;
             if (!(c[0]->usable && c[1]->usable && c[2]->usable)) continue;
             const double u0 = c[0]->u, u1 = c[1]->u, u2 = c[2]->u, v0 = c[0]->v, v1 = c[1]->v, v2 = c[2]->v;
             t.left = std::max(0, clamped_floor(std::min({u0, u1, u2}) - OVERLAP, columns));
@@ -190,12 +190,12 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
             const double nx = ay * bz - az * by, ny = az * bx - ax * bz, nz = ax * by - ay * bx;
             const double length = std::sqrt((nx * nx + ny * ny + nz * nz) * (x * x + y * y + z * z));
             facing[f] = length > 0 ? static_cast<float>(-(nx * x + ny * y + nz * z) / length) : 0.0f;
-            t.centre_u = static_cast<float>(fx * x / z + cx), t.centre_v = static_cast<float>(fy * y / z + cy);
-            t.centre_iz = static_cast<float>(1.0 / z);
-            const int column = clamped_floor(t.centre_u, columns), row = clamped_floor(t.centre_v, rows);
+            t.center_u = static_cast<float>(fx * x / z + cx), t.center_v = static_cast<float>(fy * y / z + cy);
+            t.center_iz = static_cast<float>(1.0 / z);
+            const int column = clamped_floor(t.center_u, columns), row = clamped_floor(t.center_v, rows);
             if (column < 0 || column >= columns || row < 0 || row >= rows) continue;
-            t.centre_cell = static_cast<int>(row * columns + column);
-            centre_cell[f] = t.centre_cell;
+            t.center_cell = static_cast<int>(row * columns + column);
+            center_cell[f] = t.center_cell;
         }
     }
 
@@ -210,7 +210,7 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
         }, starts, list);
         bin(cells, [&](auto put) {
             for (int64_t f = 0; f < face_count; ++f) {
-                if (facing[f] > 0.0f && triangles[f].centre_cell >= 0) put(triangles[f].centre_cell, f);
+                if (facing[f] > 0.0f && triangles[f].center_cell >= 0) put(triangles[f].center_cell, f);
             }
         }, query_starts, queries);
     });
@@ -231,7 +231,7 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
                 depth[cell] = best > 0.0f ? 1.0f / best : std::numeric_limits<float>::infinity();
                 for (int64_t i = query_starts[cell]; i < query_starts[cell + 1]; ++i) {
                     const Triangle& t = triangles[queries[i]];
-                    visible[queries[i]] = !near.hidden(t.centre_u - ox, t.centre_v - oy, t.centre_iz, queries[i]);
+                    visible[queries[i]] = !near.hidden(t.center_u - ox, t.center_v - oy, t.center_iz, queries[i]);
                 }
             });
         }

@@ -83,7 +83,7 @@ def decode(job: dict[str, Any]) -> np.ndarray:
         rgb, alpha = _load(image, job["image"])
     if alpha is None and job["mask"]:
         with _open(job["mask"], (rgb.shape[1], rgb.shape[0]), "its image has") as mask:
-            alpha = _load_grey(mask, job["mask"])
+            alpha = _load_gray(mask, job["mask"])
         rgb = recomposite(rgb, alpha, job["background"])
     elif alpha is not None:
         rgb = composite(rgb, alpha, job["background"])
@@ -175,7 +175,7 @@ def _load(image: Image.Image, path: str) -> tuple[np.ndarray, np.ndarray | None]
     """[H, W, 3] RGB and, where the image is transparent somewhere, [H, W] alpha; uint8, no premultiplication."""
     try:
         if image.mode.startswith(("I;16", "I", "F")):
-            return np.repeat(_deep_grey(image)[..., None], 3, axis=2), None
+            return np.repeat(_deep_gray(image)[..., None], 3, axis=2), None
         if image.has_transparency_data:
             rgba = np.asarray(image.convert("RGBA"))
             opaque = rgba[..., 3].min() == 255
@@ -185,11 +185,11 @@ def _load(image: Image.Image, path: str) -> tuple[np.ndarray, np.ndarray | None]
         raise DecodeError(f"cannot decode the image {path}: {_reason(error)}") from error
 
 
-def _load_grey(image: Image.Image, path: str) -> np.ndarray:
+def _load_gray(image: Image.Image, path: str) -> np.ndarray:
     """[H, W] uint8: the mask, from its grey value."""
     try:
         if image.mode.startswith(("I;16", "I", "F")):
-            return _deep_grey(image)
+            return _deep_gray(image)
         return np.asarray(image.convert("L"))
     except Exception as error:
         raise DecodeError(f"cannot decode the mask {path}: {_reason(error)}") from error
@@ -200,7 +200,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _deep_grey(image: Image.Image) -> np.ndarray:
+def _deep_gray(image: Image.Image) -> np.ndarray:
     """[H, W] uint8 from 16-bit grey, whose high byte Pillow's own conversion would clip instead of keep."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:

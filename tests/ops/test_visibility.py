@@ -67,9 +67,9 @@ def test_a_sphere_shows_the_cap_before_its_tangent_cone(twin: str) -> None:
     height = -(vertices[faces].mean(dim=1))[:, 2]
     assert seen.visible[height > 1 / 3 + 0.02].all()
     assert not seen.visible[height < 1 / 3 - 0.02].any()
-    centre = vertices[faces].mean(dim=1) + torch.tensor([0.0, 0.0, 3.0])
+    center = vertices[faces].mean(dim=1) + torch.tensor([0.0, 0.0, 3.0])
     expected = -(
-        torch.nn.functional.normalize(vertices[faces].mean(dim=1), dim=1) * torch.nn.functional.normalize(centre, dim=1)
+        torch.nn.functional.normalize(vertices[faces].mean(dim=1), dim=1) * torch.nn.functional.normalize(center, dim=1)
     ).sum(dim=1)
     assert torch.allclose(seen.facing, expected, atol=0.01)
     # The ray through the image's middle meets the sphere at depth 2.
@@ -81,9 +81,9 @@ def test_what_is_before_hides_and_what_is_beside_does_not(twin: str) -> None:
     mesh = joined(patch(2.0, x=0.75, half=0.5), patch(3.0, x=0.0, half=1.0, pieces=16))
     seen = see(front_camera(), *mesh, 48, 64)
     assert seen.visible[:128].all()
-    centre = mesh[0][mesh[1][128:]].mean(dim=1)
+    center = mesh[0][mesh[1][128:]].mean(dim=1)
     # The near patch spans x/z in [0.125, 0.625] and y/z in [-0.25, 0.25]: at depth 3 x > 0.375, |y| < 0.75.
-    hidden = (centre[:, 0] > 0.375) & (centre[:, 1].abs() < 0.75)
+    hidden = (center[:, 0] > 0.375) & (center[:, 1].abs() < 0.75)
     assert 50 < hidden.sum() < 400
     assert torch.equal(seen.visible[128:], ~hidden)
 
@@ -136,13 +136,13 @@ def test_agrees_with_a_ray_caster(twin: str, size: tuple[int, int]) -> None:
 
     # Every centroid: a ray of its own, by trimesh.
     origin = camera.center.double().numpy()
-    centres = mesh.triangles_center
+    centers = mesh.triangles_center
     pose = camera.world_to_camera.double().numpy()
-    local = centres @ pose[:3, :3].T + pose[:3, 3]
+    local = centers @ pose[:3, :3].T + pose[:3, 3]
     u, v = camera.fx * local[:, 0] / local[:, 2] + camera.cx, camera.fy * local[:, 1] / local[:, 2] + camera.cy
     inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-    hit = mesh.ray.intersects_first(np.repeat(origin[None], len(centres), axis=0), centres - origin)
-    expected = (hit == np.arange(len(centres))) & inside & ((mesh.face_normals * (origin - centres)).sum(axis=1) > 0)
+    hit = mesh.ray.intersects_first(np.repeat(origin[None], len(centers), axis=0), centers - origin)
+    expected = (hit == np.arange(len(centers))) & inside & ((mesh.face_normals * (origin - centers)).sum(axis=1) > 0)
     assert 0.15 < expected.mean() < 0.6
     large = np.zeros(len(faces), dtype=bool)  # seen at a cell's centre, though its centroid may be hidden
     large[face[face >= 0]] = True

@@ -36,7 +36,7 @@ def poses() -> list[np.ndarray]:
     ]
 
 
-def surface_colour(points: np.ndarray, on_ball: np.ndarray) -> np.ndarray:
+def surface_color(points: np.ndarray, on_ball: np.ndarray) -> np.ndarray:
     """[..., 3] RGB 0..1: a smooth pattern on the ball, quarters of two colours on the disc."""
     quarter = ((points[..., 0] > 0) ^ (points[..., 2] > 0))[..., None]
     return np.where(on_ball[..., None], texture(points / RADII), np.where(quarter, [0.8, 0.7, 0.2], [0.2, 0.3, 0.6]))
@@ -53,7 +53,7 @@ def photograph(pose: np.ndarray) -> np.ndarray:
     distance = np.minimum(ball, disc)
     hit = np.isfinite(distance)[..., None]
     points = origin + np.where(hit, distance[..., None], 0) * rays
-    rgba = np.concatenate([surface_colour(points, ball <= disc), np.ones_like(hit)], axis=-1) * hit
+    rgba = np.concatenate([surface_color(points, ball <= disc), np.ones_like(hit)], axis=-1) * hit
     mean = rgba.reshape(SIZE, SAMPLES, SIZE, SAMPLES, 4).mean(axis=(1, 3))
     return np.concatenate([mean[..., :3] / np.maximum(mean[..., 3:], 1e-9), mean[..., 3:]], axis=-1)
 
@@ -65,8 +65,8 @@ def start_points(count: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     ball *= RADII / np.linalg.norm(ball, axis=1, keepdims=True)
     radius, angle = DISC[1] * np.sqrt(rng.random(count // 2)), 2 * math.pi * rng.random(count // 2)
     disc = np.stack([radius * np.cos(angle), np.full(count // 2, DISC[0]), radius * np.sin(angle)], axis=1)
-    colours = surface_colour(np.concatenate([ball, disc]), np.arange(count) < count // 2)
-    return np.concatenate([ball, disc]) + 0.01 * rng.normal(size=(count, 3)), np.rint(255 * colours).astype(np.uint8)
+    colors = surface_color(np.concatenate([ball, disc]), np.arange(count) < count // 2)
+    return np.concatenate([ball, disc]) + 0.01 * rng.normal(size=(count, 3)), np.rint(255 * colors).astype(np.uint8)
 
 
 def write_blender(folder: Path) -> Path:
@@ -81,9 +81,9 @@ def write_blender(folder: Path) -> Path:
         (folder / f"transforms_{split}.json").write_text(
             json.dumps({"camera_angle_x": 2 * math.atan(SIZE / 2 / FOCAL), "frames": entries})
         )
-    points, colours = start_points()
+    points, colors = start_points()
     rows = np.array(
-        [(*p, *c) for p, c in zip(points, colours)],
+        [(*p, *c) for p, c in zip(points, colors)],
         dtype=[*((axis, "f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))],
     )
     PlyData([PlyElement.describe(rows, "vertex")]).write(str(folder / "points3d.ply"))
@@ -103,7 +103,7 @@ def write_colmap(folder: Path, kind: str) -> Path:
         world_to_camera = np.linalg.inv(pose @ np.diag([1.0, -1.0, -1.0, 1.0]))  # OpenGL to OpenCV axes
         x, y, z, w = Rotation.from_matrix(world_to_camera[:3, :3]).as_quat()
         images.append((index + 1, w, x, y, z, *world_to_camera[:3, 3], 1, name))
-    points, colours = start_points()
+    points, colors = start_points()
     camera = (1, SIZE, SIZE, FOCAL, FOCAL, SIZE / 2, SIZE / 2)
     if kind == "txt":
         (sparse / "cameras.txt").write_text("1 PINHOLE " + " ".join(map(str, camera[1:])) + "\n")
@@ -111,7 +111,7 @@ def write_colmap(folder: Path, kind: str) -> Path:
         (sparse / "points3D.txt").write_text(
             "".join(
                 f"{i} {' '.join(map(str, p.tolist()))} {' '.join(map(str, c))} 0.5\n"
-                for i, (p, c) in enumerate(zip(points, colours))
+                for i, (p, c) in enumerate(zip(points, colors))
             )
         )
     else:
@@ -125,7 +125,7 @@ def write_colmap(folder: Path, kind: str) -> Path:
         (sparse / "points3D.bin").write_bytes(
             struct.pack("<Q", len(points))
             + b"".join(
-                struct.pack("<Q3d3BdQ", i, *p, *c, 0.5, 0) for i, (p, c) in enumerate(zip(points, colours.tolist()))
+                struct.pack("<Q3d3BdQ", i, *p, *c, 0.5, 0) for i, (p, c) in enumerate(zip(points, colors.tolist()))
             )
         )
     return folder

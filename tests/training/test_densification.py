@@ -192,8 +192,8 @@ def test_children_of_a_bound_gaussian_spread_in_triangle_units():
         model.scaling[:] = torch.tensor([0.5, 0.2, 0.1]).log()
         model.rotation[:] = torch.tensor([math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)])
     observe(control, [2.0] * 2000, [1] * 2000)
-    millimetres = model.scaling.exp() * 0.05  # what the rig would make of it on a small triangle
-    report = control.step(10, millimetres)
+    millimeters = model.scaling.exp() * 0.05  # what the rig would make of it on a small triangle
+    report = control.step(10, millimeters)
     assert report.split == 2000
     spread = model.xyz.detach().std(dim=0)
     assert torch.allclose(spread, torch.tensor([0.2, 0.5, 0.1]), rtol=0.06)

@@ -22,7 +22,7 @@ from scene.images.decode import composite, recomposite, resize
 from utils.errors import UserError
 
 WHITE, BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-ROOT = Path(__file__).resolve().parent.parent
+from places import ROOT
 
 
 def view(path: Path, width: int, height: int, mask: Path | None = None, source: tuple[int, int] | None = None) -> View:
@@ -127,8 +127,8 @@ def test_background_is_exchanged_exactly(tmp_path: Path) -> None:
     alpha = np.clip(np.linspace(-0.5, 1.5, 40), 0, 1)[None, :, None].repeat(30, axis=0)
     alpha = np.round(alpha * 255) / 255
     over = {
-        colour: np.rint(foreground * alpha + 255 * np.array(colour) * (1 - alpha)).astype(np.uint8)
-        for colour in (WHITE, BLACK, (0.0, 0.6, 0.0))
+        color: np.rint(foreground * alpha + 255 * np.array(color) * (1 - alpha)).astype(np.uint8)
+        for color in (WHITE, BLACK, (0.0, 0.6, 0.0))
     }
     mask = save(tmp_path / "mask.png", np.round(alpha[..., 0] * 255).astype(np.uint8))
     for old, pixels in over.items():
@@ -160,13 +160,13 @@ def test_opaque_alpha_channel_gives_way_to_the_mask(tmp_path: Path) -> None:
 
 
 def test_kinds_of_image_files(tmp_path: Path) -> None:
-    grey = noise(9, 11, 1)[..., 0]
-    deep = grey.astype(np.uint16) * 256 + 77
-    three = grey[..., None].repeat(3, axis=2)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
+    gray = noise(9, 11, 1)[..., 0]
+    deep = gray.astype(np.uint16) * 256 + 77
+    three = gray[..., None].repeat(3, axis=2)
+    Image.fromarray(gray).save(tmp_path / "grey.png")
     Image.fromarray(deep).save(tmp_path / "deep.png")
     Image.fromarray(three).quantize(256).save(tmp_path / "palette.png")
-    Image.fromarray(np.dstack([three, np.full_like(grey, 255)])).save(tmp_path / "opaque.png")
+    Image.fromarray(np.dstack([three, np.full_like(gray, 255)])).save(tmp_path / "opaque.png")
     # 16-bit RGB, which Pillow cannot write: filter byte 0 and big-endian samples in every row
     rows = b"".join(b"\0" + row.astype(">u2").repeat(3).tobytes() for row in deep)
     chunks = [b"IHDR" + struct.pack(">IIBBBBB", 11, 9, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows), b"IEND"]
@@ -190,9 +190,9 @@ def test_resizing(tmp_path: Path) -> None:
     # No factor shifts the picture: a linear ramp stays the same ramp under the new pixel grid.
     ramp = np.broadcast_to(np.linspace(0, 255, 240)[None, :, None], (6, 240, 3)).astype(np.uint8)
     for width in (100, 175, 60):
-        centres = (np.arange(width) + 0.5) * 240 / width - 0.5
+        centers = (np.arange(width) + 0.5) * 240 / width - 0.5
         got = resize(ramp, width, 4)[2, :, 0].astype(float)
-        assert np.abs(got - centres * 255 / 239)[5:-5].max() < 1.6
+        assert np.abs(got - centers * 255 / 239)[5:-5].max() < 1.6
 
 
 @pytest.mark.parametrize(

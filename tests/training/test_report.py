@@ -68,7 +68,7 @@ def test_losses_stay_on_the_device_between_readings(tmp_path: Path) -> None:
 
 
 @pytest.mark.cuda
-def test_only_a_reading_synchronises_cuda(tmp_path: Path) -> None:
+def test_only_a_reading_synchronizes_cuda(tmp_path: Path) -> None:
     with Reporter(tmp_path, 100, every=10, quiet=True) as reporter:
         loss = torch.ones((), device="cuda")
         torch.cuda.set_sync_debug_mode("error")

@@ -67,7 +67,7 @@ def _edges() -> Scene:
 
 def _faint() -> Scene:
     """Nothing that the CUDA backends may cut or cap otherwise: centred camera, opacity under exp(4.5)/255."""
-    return make_scene(13, 150, opacity=(0.02, 0.34), centred=True)
+    return make_scene(13, 150, opacity=(0.02, 0.34), centered=True)
 
 
 SCENES: dict[str, Callable[[], Scene]] = {
@@ -377,9 +377,9 @@ def test_choosing_a_backend() -> None:
         gaussian_renderer.choose_rasterizer("opengl", cpu)
 
 
-def test_dgr_refuses_an_off_centre_camera() -> None:
+def test_dgr_refuses_an_off_center_camera() -> None:
     from gaussian_renderer.backends import dgr as dgr_backend
 
     scene = _plain()
     with pytest.raises(UserError, match="principal point"):
-        dgr_backend.rasterize(scene.gaussians, make_camera(53, 41, centred=False), scene.background, sh_degree=3)
+        dgr_backend.rasterize(scene.gaussians, make_camera(53, 41, centered=False), scene.background, sh_degree=3)

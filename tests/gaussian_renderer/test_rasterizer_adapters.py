@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 from raster_scenes import compare, gsplat_pipeline, make_scene
 from torch import Tensor
 
@@ -149,13 +149,13 @@ def fake_dgr(fields: tuple[str, ...], results: int) -> types.SimpleNamespace:
 @pytest.mark.parametrize("fields,results", [(OLD_FIELDS, 2), ((*OLD_FIELDS, "antialiasing"), 3)])
 def test_dgr_adapter(fields: tuple[str, ...], results: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", fake_dgr(fields, results))
-    expected, actual = compare(dgr_backend.rasterize, make_scene(62, 80, centred=True, degree=2))
+    expected, actual = compare(dgr_backend.rasterize, make_scene(62, 80, centered=True, degree=2))
     assert torch.equal(actual.out.radii, expected.out.radii)
 
 
 def test_dgr_projects_like_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", fake_dgr(OLD_FIELDS, 2))
-    scene = make_scene(63, 4, centred=True)
+    scene = make_scene(63, 4, centered=True)
     settings = dgr_backend._settings(scene.camera, scene.background, 0, 1.0)
     near, far = dgr_backend.NEAR, dgr_backend.FAR
     projection = torch.tensor(
@@ -169,7 +169,7 @@ def test_dgr_projects_like_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.allclose(settings.projmatrix, (projection @ scene.camera.world_to_camera).T, atol=1e-6)
 
 
-def test_dgr_says_what_to_do_about_an_off_centre_camera() -> None:
+def test_dgr_says_what_to_do_about_an_off_center_camera() -> None:
     scene = make_scene(64, 4)
     with pytest.raises(UserError, match="pixels off.*install gsplat .*--rasterizer gsplat, or .*--device cpu"):
         dgr_backend.rasterize(scene.gaussians, scene.camera, scene.background, sh_degree=3)

@@ -88,7 +88,7 @@ def chumpy_pickle(path: Path) -> None:
         arrays["v_shaped"] = make(Add, a=arrays["v_template"], b=arrays["v_template"])  # present, but not needed
         pickle.dump(arrays, open(sys.argv[1], "wb"), protocol=2)
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(path), str(here.parent), str(here)], check=True)
 
 

@@ -76,7 +76,7 @@ void sum_rows(Work work, int64_t count, double* sums) {
 // Writes sums = {sum over the visible rows, number of visible rows} and, unless
 // `gradient` is null, the derivative of the first into gradient[count, 3].
 // `norm_first` chooses relu(|v| - threshold), else |relu(v - threshold)|.
-NATIVE_EXPORT int regulariser_rows(const float* rows, const bool* visible, int64_t count, float threshold,
+NATIVE_EXPORT int regularizer_rows(const float* rows, const bool* visible, int64_t count, float threshold,
                                    bool norm_first, double* sums, float* gradient) {
     return native::guarded([&] {
         const auto penalty = norm_first ? excess_of_norm : norm_of_excess;
@@ -93,7 +93,7 @@ NATIVE_EXPORT int regulariser_rows(const float* rows, const bool* visible, int64
 // Both terms of a bound avatar in one pass: of the positions xyz[count, 3] relu(|v| - threshold), and
 // of the logarithms of the scales[count, 3] |relu(exp(v) - threshold)|. Writes sums = {the first, the
 // second, number of visible rows} and the derivatives, where their pointers are not null.
-NATIVE_EXPORT int regulariser_local(const float* xyz, const float* log_scales, const bool* visible, int64_t count,
+NATIVE_EXPORT int regularizer_local(const float* xyz, const float* log_scales, const bool* visible, int64_t count,
                                     float threshold_xyz, float threshold_scale, double* sums, float* grad_xyz,
                                     float* grad_scales) {
     return native::guarded([&] {

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from toy_capture import rigged_flags, write_capture
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import ablation
 import ablation_measure as measure

@@ -28,7 +28,7 @@ def to_world(points: np.ndarray, camera: Camera) -> torch.Tensor:
     return torch.from_numpy(points @ inverse[:3, :3].T + inverse[:3, 3]).float()
 
 
-def pixel_centres(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+def pixel_centers(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     """[H, W] x/z and y/z of the pixel centres."""
     x = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx
     y = (np.arange(camera.height) + 0.5 - camera.cy) / camera.fy
@@ -55,7 +55,7 @@ def test_a_triangle_covers_exactly_the_pixels_inside_its_edges() -> None:
 
     normal = np.cross(points[1] - points[0], points[2] - points[0])
     normal /= np.linalg.norm(normal)
-    rx, ry = pixel_centres(camera)
+    rx, ry = pixel_centers(camera)
     rays = np.stack([rx, ry, np.ones_like(rx)], axis=-1)
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     assert np.allclose(facing, np.where(inside, np.abs(rays @ normal), 0.0), atol=1e-5)
@@ -63,14 +63,14 @@ def test_a_triangle_covers_exactly_the_pixels_inside_its_edges() -> None:
 
 def test_a_sphere_covers_the_cone_that_touches_it() -> None:
     camera = turned_camera(120, 90)
-    centre, radius = np.array([0.05, -0.03, 1.2]), 0.25
+    center, radius = np.array([0.05, -0.03, 1.2]), 0.25
     ball = trimesh.creation.icosphere(subdivisions=5, radius=radius)
-    face, facing = visible_faces(to_world(ball.vertices + centre, camera), torch.tensor(ball.faces), camera)
-    rx, ry = pixel_centres(camera)
+    face, facing = visible_faces(to_world(ball.vertices + center, camera), torch.tensor(ball.faces), camera)
+    rx, ry = pixel_centers(camera)
     rays = np.stack([rx, ry, np.ones_like(rx)], axis=-1)
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-    along = rays @ centre
-    distance = np.sqrt(centre @ centre - along**2)  # of each ray from the centre
+    along = rays @ center
+    distance = np.sqrt(center @ center - along**2)  # of each ray from the centre
     hit = face >= 0
     # The mesh is inscribed, so it falls short of the sphere, by less than 0.2 % of the radius.
     assert hit[distance < 0.998 * radius].all() and not hit[distance > radius].any()

@@ -27,19 +27,19 @@ def pair(height: int = 24, width: int = 37) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def test_psnr_of_known_errors():
-    grey = torch.full((3, 5, 7), 0.5)
-    assert metrics.psnr(grey + 0.1, grey) == pytest.approx(20.0, abs=1e-4)
-    assert metrics.psnr(grey, grey) == 100.0
-    one_channel = grey.clone()
+    gray = torch.full((3, 5, 7), 0.5)
+    assert metrics.psnr(gray + 0.1, gray) == pytest.approx(20.0, abs=1e-4)
+    assert metrics.psnr(gray, gray) == 100.0
+    one_channel = gray.clone()
     one_channel[0] += 0.3  # the mean of the three channels' PSNRs would be something else
-    assert metrics.psnr(one_channel, grey) == pytest.approx(-10 * math.log10(0.09 / 3), abs=1e-4)
+    assert metrics.psnr(one_channel, gray) == pytest.approx(-10 * math.log10(0.09 / 3), abs=1e-4)
 
 
 def test_l1_of_known_errors():
-    grey = torch.full((3, 5, 7), 0.5)
-    one_channel = grey.clone()
+    gray = torch.full((3, 5, 7), 0.5)
+    one_channel = gray.clone()
     one_channel[2] -= 0.3
-    assert metrics.l1(one_channel, grey) == pytest.approx(0.1, abs=1e-7)
+    assert metrics.l1(one_channel, gray) == pytest.approx(0.1, abs=1e-7)
 
 
 @pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.l1, metrics.flip])
@@ -98,8 +98,8 @@ def test_shapes_that_do_not_fit(image, target):
 
 def test_suite_averages_over_the_images():
     suite = metrics.Suite(["psnr", "l1"])
-    grey = torch.full((3, 5, 7), 0.5)
-    first, second = suite.add(grey + 0.1, grey), suite.add(grey + 0.01, grey)
+    gray = torch.full((3, 5, 7), 0.5)
+    first, second = suite.add(gray + 0.1, gray), suite.add(gray + 0.01, gray)
     assert first == {"psnr": pytest.approx(20, abs=1e-3), "l1": pytest.approx(0.1, abs=1e-6)}
     assert second == {"psnr": pytest.approx(40, abs=1e-3), "l1": pytest.approx(0.01, abs=1e-6)}
     assert suite.mean() == {"psnr": pytest.approx(30, abs=1e-3), "l1": pytest.approx(0.055, abs=1e-6)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 from toy_capture import rigged_flags, write_capture
 
 import train

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from places import CAPTURE
 
 from scene.dataset import load_dataset, training_size
 from utils.errors import UserError
@@ -420,7 +421,7 @@ def test_resolution_rule() -> None:
 
 
 def test_real_capture() -> None:
-    source = Path(__file__).resolve().parents[2] / "shared/heads/ict_a"
+    source = CAPTURE
     if not source.exists():
         pytest.skip("the shared capture is not here")
     data = load(source)
@@ -460,8 +461,8 @@ def test_blender(tmp_path: Path) -> None:
 def test_blender_point_cloud(tmp_path: Path) -> None:
     path = write_blender(tmp_path) / "points3d.ply"
     head = "ply\nformat ascii 1.0\nelement vertex {}\nproperty float x\nproperty float y\nproperty float z\n"
-    colour = "property uchar red\nproperty uchar green\nproperty uchar blue\n"
-    path.write_text(head.format(2) + colour + "end_header\n0 1 2 255 0 51\n3 4 5 0 0 0\n")
+    color = "property uchar red\nproperty uchar green\nproperty uchar blue\n"
+    path.write_text(head.format(2) + color + "end_header\n0 1 2 255 0 51\n3 4 5 0 0 0\n")
     data = load(tmp_path, bind_to_mesh=False)
     np.testing.assert_allclose(data.points, [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_allclose(data.colors, [[1, 0, 0.2], [0, 0, 0]])

@@ -23,20 +23,20 @@ def decode(path: Path) -> tuple[dict, np.ndarray]:
     return meta, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
 
 
-def colour_frame(width: int, height: int, colour: tuple[int, int, int]) -> np.ndarray:
-    return np.full((height, width, 3), colour, dtype=np.uint8)
+def color_frame(width: int, height: int, color: tuple[int, int, int]) -> np.ndarray:
+    return np.full((height, width, 3), color, dtype=np.uint8)
 
 
-def test_frames_come_back_in_order_and_colour(tmp_path: Path) -> None:
-    colours = [(200, 60, 50), (40, 180, 70), (60, 80, 210), (255, 255, 255), (0, 0, 0)]
+def test_frames_come_back_in_order_and_color(tmp_path: Path) -> None:
+    colors = [(200, 60, 50), (40, 180, 70), (60, 80, 210), (255, 255, 255), (0, 0, 0)]
     with video_writer(tmp_path / "deep" / "a.mp4", 64, 48, fps=25) as video:
-        for colour in colours:
-            video.add(colour_frame(64, 48, colour))
+        for color in colors:
+            video.add(color_frame(64, 48, color))
     meta, frames = decode(tmp_path / "deep" / "a.mp4")
     assert frames.shape == (5, 48, 64, 3)
     assert meta["fps"] == 25 and meta["codec"] == "h264" and "yuv420p" in meta["pix_fmt"]
-    for frame, colour in zip(frames, colours):
-        assert np.abs(frame.astype(int) - colour).max() <= 6
+    for frame, color in zip(frames, colors):
+        assert np.abs(frame.astype(int) - color).max() <= 6
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.mp4"]  # no temporary left
 
 
@@ -53,8 +53,8 @@ def test_odd_sizes_are_padded_not_cropped(tmp_path: Path) -> None:
 
 def test_a_frame_of_another_size_is_fitted(tmp_path: Path) -> None:
     with video_writer(tmp_path / "mixed.mp4", 64, 32) as video:
-        video.add(colour_frame(64, 32, (255, 255, 255)))
-        video.add(colour_frame(64, 64, (255, 255, 255)))
+        video.add(color_frame(64, 32, (255, 255, 255)))
+        video.add(color_frame(64, 64, (255, 255, 255)))
     _, frames = decode(tmp_path / "mixed.mp4")
     assert frames.shape == (2, 32, 64, 3)
     assert frames[1, :, 20:44].min() > 200 and frames[1, :, :12].max() < 50 and frames[1, :, 52:].max() < 50
@@ -68,7 +68,7 @@ def test_a_failing_ffmpeg_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="Unknown encoder: libx264"):
         with video_writer(tmp_path / "a.mp4", 640, 480) as video:
             for _ in range(50):
-                video.add(colour_frame(640, 480, (1, 2, 3)))
+                video.add(color_frame(640, 480, (1, 2, 3)))
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere"):
         with video_writer(tmp_path / "a.mp4", 640, 480):
@@ -79,7 +79,7 @@ def test_a_failing_ffmpeg_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_error_of_the_caller_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         with video_writer(tmp_path / "a.mp4", 64, 48) as video:
-            video.add(colour_frame(64, 48, (1, 2, 3)))
+            video.add(color_frame(64, 48, (1, 2, 3)))
             raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -102,17 +102,17 @@ def test_png_errors_reach_the_caller(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         with images.PngWriter() as writer:
-            writer.write(tmp_path / "file" / "a.png", colour_frame(4, 4, (0, 0, 0)))
+            writer.write(tmp_path / "file" / "a.png", color_frame(4, 4, (0, 0, 0)))
 
 
 def test_heat_map_gets_lighter_and_saturates() -> None:
-    colours = images.heat_map(torch.linspace(0, 2, 201)[None], top=1.0)
-    assert colours.shape == (3, 1, 201)
-    lightness = (torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None] * colours**2.2).sum(0)[0]
+    colors = images.heat_map(torch.linspace(0, 2, 201)[None], top=1.0)
+    assert colors.shape == (3, 1, 201)
+    lightness = (torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None] * colors**2.2).sum(0)[0]
     assert (lightness[1:101] > lightness[:100]).all()
     assert torch.equal(lightness[100:], lightness[100:101].expand(101))
-    assert torch.allclose(colours[:, 0, 0], torch.tensor(images.MAGMA[0]))
-    assert torch.allclose(colours[:, 0, 100], torch.tensor(images.MAGMA[-1]))
+    assert torch.allclose(colors[:, 0, 0], torch.tensor(images.MAGMA[0]))
+    assert torch.allclose(colors[:, 0, 100], torch.tensor(images.MAGMA[-1]))
 
 
 def test_error_map_is_black_where_equal() -> None:
@@ -125,7 +125,7 @@ def test_error_map_is_black_where_equal() -> None:
 
 
 def test_side_by_side_keeps_every_panel() -> None:
-    strip = images.side_by_side([colour_frame(2, 3, (10, 20, 30)), colour_frame(4, 5, (40, 50, 60))])
+    strip = images.side_by_side([color_frame(2, 3, (10, 20, 30)), color_frame(4, 5, (40, 50, 60))])
     assert strip.shape == (5, 6, 3)
     assert (strip[:3, :2] == (10, 20, 30)).all() and (strip[3:, :2] == 255).all()
     assert (strip[:, 2:] == (40, 50, 60)).all()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 from test_train import assert_same_run
 from toy_capture import rigged_flags, write_capture
 

@@ -38,7 +38,7 @@ def views(shifts: list[float]) -> list[tuple[Camera, Tensor, Tensor]]:
     return result
 
 
-def test_the_colours_of_a_two_coloured_mesh_are_recovered() -> None:
+def test_the_colors_of_a_two_colored_mesh_are_recovered() -> None:
     vertices, faces = patch(2.0, half=1.0, pieces=10)
     colors, seen = triangle_colors(views([0.0, 0.1, 0.3]), faces, (1.0, 1.0, 1.0))
     x = vertices[faces].mean(dim=1)[:, 0]
@@ -82,7 +82,7 @@ def test_triangles_that_stand_over_the_background_are_not_white() -> None:
     assert colors.min(dim=1).values.max() < 0.6
 
 
-def test_without_any_view_everything_is_grey() -> None:
+def test_without_any_view_everything_is_gray() -> None:
     _, faces = patch(2.0)
     colors, seen = triangle_colors([], faces, (1.0, 1.0, 1.0))
     assert (colors == 0.5).all() and not seen.any()
@@ -122,6 +122,6 @@ def test_the_values_of_the_start() -> None:
     assert 1 / (1 + math.exp(-CLASSICAL_START.raw_opacity)) == pytest.approx(0.1)
 
 
-def test_the_constant_harmonic_shows_the_colour() -> None:
+def test_the_constant_harmonic_shows_the_color() -> None:
     shown = basis(torch.tensor([[0.6, 0.0, 0.8]]), 0) * sh_dc(RED)[None] + 0.5
     assert torch.allclose(shown[0], RED, atol=1e-6)

@@ -176,7 +176,7 @@ def test_images_in_any_memory_order():
     torch.testing.assert_close(value_and_gradient(strided, target, None)[2], value_and_gradient(image, target, None)[2])
 
 
-def test_colours_far_out_of_range_stay_finite():
+def test_colors_far_out_of_range_stay_finite():
     image, target = pair(3, 40, 40)
     _, ssim, gradient = value_and_gradient(image * 300, target, None)
     assert -1.0 <= ssim <= 1.0 and torch.isfinite(gradient).all()
@@ -235,9 +235,9 @@ def scale_reference(rows, visible, threshold):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "term, reference, threshold",
-    [(losses.xyz_regulariser, xyz_reference, 1.0), (losses.scale_regulariser, scale_reference, 0.6)],
+    [(losses.xyz_regularizer, xyz_reference, 1.0), (losses.scale_regularizer, scale_reference, 0.6)],
 )
-def test_regularisers_value_and_slope(term, reference, threshold, dtype):
+def test_regularizers_value_and_slope(term, reference, threshold, dtype):
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(9000, 3, generator=generator, dtype=torch.float64)  # more than one block of the native sum
     visible = torch.rand(9000, generator=generator) > 0.3
@@ -259,8 +259,8 @@ def test_regularisers_value_and_slope(term, reference, threshold, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-@pytest.mark.parametrize("term", [losses.xyz_regulariser, losses.scale_regulariser])
-def test_regularisers_at_zero_and_with_nothing_visible(term, threshold, dtype):
+@pytest.mark.parametrize("term", [losses.xyz_regularizer, losses.scale_regularizer])
+def test_regularizers_at_zero_and_with_nothing_visible(term, threshold, dtype):
     for visible in (torch.ones(5, dtype=torch.bool), torch.zeros(5, dtype=torch.bool)):
         rows = torch.zeros(5, 3, dtype=dtype, requires_grad=True)
         value = term(rows, visible, threshold)
@@ -271,8 +271,8 @@ def test_regularisers_at_zero_and_with_nothing_visible(term, threshold, dtype):
     assert term(none, torch.zeros(0, dtype=torch.bool), threshold).item() == 0.0
 
 
-@pytest.mark.parametrize("term", [losses.xyz_regulariser, losses.scale_regulariser])
-def test_regularisers_show_a_nan_and_refuse_wrong_shapes(term):
+@pytest.mark.parametrize("term", [losses.xyz_regularizer, losses.scale_regularizer])
+def test_regularizers_show_a_nan_and_refuse_wrong_shapes(term):
     rows = torch.full((4, 3), float("nan"))
     assert torch.isnan(term(rows, torch.ones(4, dtype=torch.bool), 1.0))
     assert term(rows, torch.zeros(4, dtype=torch.bool), 1.0).item() == 0.0
@@ -283,7 +283,7 @@ def test_regularisers_show_a_nan_and_refuse_wrong_shapes(term):
 
 
 @pytest.mark.parametrize("threshold_scale", [0.0, 0.6])
-def test_local_regularisers_are_both_terms_at_once(threshold_scale):
+def test_local_regularizers_are_both_terms_at_once(threshold_scale):
     generator = torch.Generator().manual_seed(5)
     xyz = torch.randn(9000, 3, generator=generator, dtype=torch.float64)
     log_scales = torch.randn(9000, 3, generator=generator, dtype=torch.float64)
@@ -292,7 +292,7 @@ def test_local_regularisers_are_both_terms_at_once(threshold_scale):
     results = []
     for dtype in (torch.float64, torch.float32):
         leaves = [rows.to(dtype, copy=True).requires_grad_(True) for rows in (xyz, log_scales)]
-        values = losses.local_regularisers(*leaves, visible, 1.0, threshold_scale)
+        values = losses.local_regularizers(*leaves, visible, 1.0, threshold_scale)
         (2.0 * values[0] + 3.0 * values[1]).backward()
         results.append([*values, *(leaf.grad for leaf in leaves)])
     exact, fast = results
@@ -307,9 +307,9 @@ def test_local_regularisers_are_both_terms_at_once(threshold_scale):
     for mine, wanted in zip(fast[2:], exact[2:]):
         torch.testing.assert_close(mine[apart].double(), wanted[apart], rtol=1e-4, atol=1e-9)
     nan = torch.full((4, 3), float("nan"))
-    assert all(torch.isnan(value) for value in losses.local_regularisers(nan, nan, torch.ones(4) > 0, 1.0, 0.6))
+    assert all(torch.isnan(value) for value in losses.local_regularizers(nan, nan, torch.ones(4) > 0, 1.0, 0.6))
     with pytest.raises(ValueError, match="expected"):
-        losses.local_regularisers(nan, nan, torch.ones(5) > 0, 1.0, 0.6)
+        losses.local_regularizers(nan, nan, torch.ones(5) > 0, 1.0, 0.6)
 
 
 def test_dynamic_offsets():
@@ -367,7 +367,7 @@ def test_cuda_is_full_precision_and_never_waits():
 
     def run():
         l1, ssim = losses.photometric(leaf, target, weights)
-        extra = losses.xyz_regulariser(rows, visible, 1.0) + losses.scale_regulariser(rows, visible, 0.6)
+        extra = losses.xyz_regularizer(rows, visible, 1.0) + losses.scale_regularizer(rows, visible, 0.6)
         leaf.grad = None
         (0.8 * l1 - 0.2 * ssim + 0.0 * extra).backward()
         return l1, ssim

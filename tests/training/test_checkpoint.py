@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 
 from training import checkpoint
 from utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def state() -> dict:
@@ -273,7 +272,7 @@ def test_full_disk_keeps_the_old_file_and_names_the_reason(tmp_path: Path) -> No
     checkpoint.save(path, {"a": 1})
     script = (
         "import resource, signal, sys, torch\n"
-        "from scene import checkpoint\n"
+        "from training import checkpoint\n"
         "from utils.errors import UserError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

@@ -237,7 +237,7 @@ def test_a_closure_and_a_gradient_scaler_are_served(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("degree, count", [(0, 4), (0, 0), (1, 4), (3, 4)])
-def test_view_dependent_colour_learns_twenty_times_slower(degree: int, count: int):
+def test_view_dependent_color_learns_twenty_times_slower(degree: int, count: int):
     bases = (degree + 1) ** 2
     model = GaussianModel(
         {

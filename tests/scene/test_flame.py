@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")
 HALF_PI = np.pi / 2
-CAPTURE = Path(__file__).resolve().parents[2] / "shared" / "heads" / "ict_a"
+from places import CAPTURE
 
 
 def stick_head() -> HeadModel:

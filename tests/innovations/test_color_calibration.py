@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from torch import Tensor, nn
 
 from innovations import color_calibration as calibration
@@ -123,7 +124,7 @@ def test_native_gradients_equal_the_twin(hidden_dim: int, num_layers: int) -> No
     assert all(torch.equal(a, b) for a, b in zip(ours, gradients(network, torch.float32)))  # whatever the threads
 
 
-def test_a_colour_outside_comes_back_but_goes_no_further(kernel: str) -> None:
+def test_a_color_outside_comes_back_but_goes_no_further(kernel: str) -> None:
     image = torch.tensor([1.5, 1.5, -0.5, -0.5, 1.0, 0.0]).expand(3, 1, 6).clone().requires_grad_()
     ColorCalibrationNetwork()(image).backward(torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0, 1.0]).expand(3, 1, 6))
     expected = torch.tensor([1.0, 0.0, 0.0, -1.0, -1.0, 1.0]).expand(3, 1, 6)
@@ -167,20 +168,18 @@ def test_what_has_decayed_to_nothing_is_zero_in_every_thread() -> None:
         "products = torch.full((1 << 20,), 1e-30) * 1e-10; "
         "print(products.view(torch.int32).count_nonzero().item())"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush denormals")
     assert said.stdout == "0\n"
 
 
-def test_regulariser_is_the_mean_of_squares() -> None:
+def test_regularizer_is_the_mean_of_squares() -> None:
     network = trained(4, 2)
     expected = np.mean(np.concatenate([p.detach().double().numpy().ravel() ** 2 for p in network.parameters()]))
-    regulariser = network.regulariser()
-    assert regulariser.item() == pytest.approx(expected, rel=1e-6)
-    (3.0 * regulariser).backward()
+    regularizer = network.regularizer()
+    assert regularizer.item() == pytest.approx(expected, rel=1e-6)
+    (3.0 * regularizer).backward()
     count = sum(p.numel() for p in network.parameters())
     for parameter in network.parameters():
         torch.testing.assert_close(parameter.grad, 6.0 * parameter.detach() / count)
@@ -331,7 +330,7 @@ def test_file_and_checkpoint_round_trip(tmp_path: Path, options: dict[str, objec
     other = ColorCalibration(["a", "b"], background=torch.ones(3), **options)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for parts in (color, other):  # the optimizer's moments came along: the next step is the same
-        (parts(image, "b", alpha).square().sum() + parts.regulariser()).backward()
+        (parts(image, "b", alpha).square().sum() + parts.regularizer()).backward()
         parts.optimizer.step()
         parts.optimizer.zero_grad()
     assert torch.equal(other(image, "b", alpha), color(image, "b", alpha))
@@ -383,7 +382,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
 def test_off_is_the_image_itself(tmp_path: Path) -> None:
     color, image = NoColorCalibration(), picture(3, 4, 4)
     assert color(image, "a", image[:1]) is image
-    assert color.regulariser() == 0.0 and not color.optimizers and color.state_dict() == {}
+    assert color.regularizer() == 0.0 and not color.optimizers and color.state_dict() == {}
     path = tmp_path / calibration.FILE_NAME
     moved().save(path)
     color.save(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 from toy_capture import rigged_flags, write_capture
 
 import train

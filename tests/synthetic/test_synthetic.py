@@ -141,9 +141,9 @@ def test_masks_have_flames_names_and_are_disjoint_where_they_should_be(head: tup
     assert len(np.unique(together)) == len(together)
     assert set(masks["eye_region"]) == set(masks["left_eye_region"]) | set(masks["right_eye_region"])
     assert set(masks["nose"]) | set(masks["lips"]) <= set(masks["face"])
-    centre = {name: model["v_template"][ids].mean(0) for name, ids in masks.items()}
-    assert centre["left_eyeball"][0] > 0 > centre["right_eyeball"][0]
-    assert centre["lips"][1] < centre["nose"][1] < centre["eye_region"][1] < centre["forehead"][1]
+    center = {name: model["v_template"][ids].mean(0) for name, ids in masks.items()}
+    assert center["left_eyeball"][0] > 0 > center["right_eyeball"][0]
+    assert center["lips"][1] < center["nose"][1] < center["eye_region"][1] < center["forehead"][1]
 
 
 def test_same_seed_same_arrays(head: tuple[dict, dict]) -> None:
@@ -196,9 +196,9 @@ def test_a_blink_closes_the_lids_over_the_eyeball(whole: Head) -> None:
         return float(np.ptp(y[middle]))
 
     assert opening(closed) < 0.25 * opening(model["v_template"])
-    centre = (model["J_regressor"] @ model["v_template"])[3]
-    radius = np.linalg.norm(model["v_template"][ball] - centre, axis=1).max()
-    assert np.linalg.norm(closed[loop] - centre, axis=1).min() > radius
+    center = (model["J_regressor"] @ model["v_template"])[3]
+    radius = np.linalg.norm(model["v_template"][ball] - center, axis=1).max()
+    assert np.linalg.norm(closed[loop] - center, axis=1).min() > radius
 
 
 # --- the capture ---
