@@ -38,11 +38,8 @@ if LD_PRELOAD=$preload "$PYTHON" -c "import ctypes; ctypes.CDLL('$work/broken.so
 fi
 rm "$work/broken.cpp" "$work/broken.so" "$work/log"
 
-tests=()
-for name in native_fuzz rasterizer_contract losses flame rig optimizer densification visibility region_adaptive_loss \
-        color_calibration amp progressive_resolution; do
-    tests+=("tests/test_$name.py")
-done
+tests=(tests/*/test_{native_fuzz,rasterizer_contract,losses,flame,rig,optimizer,densification,visibility}.py
+    tests/innovations/test_{region_adaptive_loss,color_calibration,amp,progressive_resolution}.py)
 # Out of memory is not for the sanitizer: its allocator ends the process instead of throwing.
 LD_PRELOAD=$preload "$PYTHON" -m pytest -p no:cacheprovider -k "not out_of_memory" "${tests[@]}" "$@"
 

@@ -222,7 +222,7 @@ def test_out_of_memory_is_an_error_code_not_the_end_of_the_process() -> None:
         "library = ctypes.CDLL(sys.argv[1])\n"
         "size, real, none = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p(None)\n"
         "some = (ctypes.c_double * 64)()\n"
-        "print(library.regulariser_rows(none, none, size(1 << 62), real(1), ctypes.c_bool(True), some, none),\n"
+        "print(library.regularizer_rows(none, none, size(1 << 62), real(1), ctypes.c_bool(True), some, none),\n"
         "      library.ssim_forward(none, none, none, size(1), size(1 << 58), size(1), some, none),\n"
         "      library.ssim_forward(some, some, none, size(1), size(1), size(1 << 58), some, some),\n"
         "      library.rig_backward(size(0), size(0), size(1 << 58), *[none] * 12, some))\n"
