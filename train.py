@@ -24,7 +24,7 @@ from evaluation.evaluate import calibrated
 from evaluation.metrics import format_table
 from evaluation.pose_refinement import SplitViews
 from evaluation.results import write_results
-from gaussian_renderer import choose_device_and_rasterizer, render
+from gaussian_renderer import choose_device_and_rasterizer
 from innovations.amp import MixedPrecision
 from ops.types import RenderOut
 from scene.gaussian_model import GaussianModel
@@ -102,20 +102,12 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
         "bad_steps": bad_steps,
         **flame_optimizer,
     }
-    first = 1
+    first = checkpoint.restore(parts, resume) + 1
     if resume:
-        first = resume["step"] + 1
-        checkpoint.restore(parts, resume)
         reporter.say(f"Resumed at iteration {resume['step']} with {len(avatar):,} Gaussians")
     reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
 
-    draw = partial(
-        render,
-        background=views.background,
-        rasterize=rasterize,
-        convert_SHs_python=options.pipeline.convert_SHs_python,
-        absolute=extra.use_smart_densification and extra.densify_absolute,
-    )
+    draw = setup.build_draw(options, views.background, rasterize)
     debug_from = 0 if options.pipeline.debug else run.debug_from
     due = milestones(options)
     stop = stack.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing

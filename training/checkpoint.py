@@ -137,12 +137,19 @@ def check_resumable(state: State, options: Options) -> None:
             )
 
 
-def restore(parts: Mapping[str, Any], state: State) -> None:
-    """Loads the state of every part; UserError when one does not fit or is missing."""
+def restore(parts: Mapping[str, Any], state: State | None) -> int:
+    """Loads the state of every part, if there is one; returns the iterations done.
+
+    Raises:
+        UserError: the state of a part does not fit or is missing.
+    """
+    if state is None:
+        return 0
     for name, part in parts.items():
         with fitting(name):
             if state.get(name) or name not in _OPTIONAL:
                 part.load_state_dict(state[name])
+    return state["step"]
 
 
 def newest(folder: str | Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from arguments import InnovationOptions, ModelOptions, OptimizationOptions, Options, write_cfg_args
 from evaluation.pose_refinement import SplitViews, refinable_views
+from gaussian_renderer import Rasterizer, render
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.smart_densification import SmartDensification
 from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_views, triangle_colors
+from ops.types import RenderOut
 from scene.cameras import write_cameras_json
 from scene.dataset import Dataset, load_dataset
 from scene.flame import Flame, FlameParameters, find_head_model, load_head_model
@@ -187,6 +190,18 @@ def warm_up(avatar: GaussianModel, warm: WarmStart, views: Views) -> None:
         )
         colors, _ = triangle_colors(seen, flame.faces, views.background.tolist())
         avatar.features[:, 0] = sh_dc(colors)[avatar.binding]
+
+
+def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> Callable[..., RenderOut]:
+    """(Gaussians, camera, sh_degree=...) -> what training renders."""
+    extra = options.innovations
+    return partial(
+        render,
+        background=background,
+        rasterize=rasterize,
+        convert_SHs_python=options.pipeline.convert_SHs_python,
+        absolute=extra.use_smart_densification and extra.densify_absolute,
+    )
 
 
 # ---- what moves and grows the avatar ------------------------------------------

@@ -59,7 +59,11 @@ def test_without_ground_truth_nothing_is_measured() -> None:
     seen: list[Evaluated] = []
     suite = Suite(["psnr"])
     assert evaluate(avatar, cameras, None, render, suite, on_image=seen.append) == {}
-    assert suite.mean() == {"psnr": None} and all(e.ground_truth is None and e.metrics == {} for e in seen) and len(seen) == 3
+    assert (
+        suite.mean() == {"psnr": None}
+        and all(e.ground_truth is None and e.metrics == {} for e in seen)
+        and len(seen) == 3
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 10, 1000])
