@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from evaluation.metrics import Suite
 from ops.types import Camera, Gaussians, RenderOut
 
 
-class Evaluated(NamedTuple):
+@dataclass(frozen=True)
+class Evaluated:
     """One view, rendered and measured; what `on_image` is given."""
 
     index: int  # in the list of cameras
@@ -80,7 +81,7 @@ def calibrated(draw: Callable[..., RenderOut], color: Callable[..., Tensor]) -> 
 def mean_metrics(views: Iterable[Mapping[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:
     """The means of these metrics over some of the views that `evaluate` reported; None where none has a value."""
     views = list(views)
-    values = {name: [view[name] for view in views if view[name] is not None] for name in names}
+    values = {name: [value for view in views if (value := view[name]) is not None] for name in names}
     return {name: sum(known) / len(known) if known else None for name, known in values.items()}
 
 

@@ -137,7 +137,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 class GaussianOptimizer(Adam):
-    """Adam over the Gaussians, one group per kind of parameter, as facts section 5 sets them."""
+    """Adam over the Gaussians, one group per kind of parameter."""
 
     def __init__(
         self,

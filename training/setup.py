@@ -97,6 +97,7 @@ def build_avatar(
         return GaussianModel.from_mesh(
             flame, flame_parameters, sh_degree=options.sh_degree, generator=generator, device=device
         )
+    assert dataset.points is not None and dataset.colors is not None  # a static scene has some
     return GaussianModel.from_points(dataset.points, dataset.colors, sh_degree=options.sh_degree, device=device)
 
 
