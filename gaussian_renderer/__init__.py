@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ops import native as native_library
+from ops import kernels
 from ops import sh as harmonics
 from ops.types import Camera, Gaussians, RenderOut
 from utils.device import pick_device
@@ -65,7 +65,7 @@ def available_backends(device: torch.device | str) -> list[str]:
     if torch.device(device).type == "cuda":
         names = [name for name in _CUDA_PACKAGES if _cuda_fault(name) is None]
     else:
-        names = ["native"] if native_library.available() else []
+        names = ["native"] if kernels.available() else []
     return [*names, "reference"]
 
 
@@ -92,7 +92,7 @@ def choose_device_and_rasterizer(
     if device_name == "auto" and device.type == "cuda" and rasterizer_name in ("auto", "native"):
         if rasterizer_name == "native":
             device = torch.device("cpu")
-        elif available_backends(device)[0] == "reference" and native_library.available():
+        elif available_backends(device)[0] == "reference" and kernels.available():
             device = torch.device("cpu")
             _warn(
                 f"the GPU is left unused, because gsplat cannot run: {_cuda_fault('gsplat')}; without it the CPU is "

@@ -31,7 +31,7 @@ using namespace lanes;
 
 constexpr int64_t kBlock = 64 * kLanes;  // elements that a thread takes at a time
 
-// Mirrored by `_Slot` in training/optimizers.py.
+// Mirrored by `Slot` in ops/kernels.py.
 struct Slot {
     float* value;
     const float* gradient;

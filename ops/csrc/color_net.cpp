@@ -1,4 +1,4 @@
-// The color calibration network of innovations/color_calibration.py: every pixel through
+// The color calibration network of ops/color_net.py: every pixel through
 // a small network of 1x1 convolutions with ReLU, whose three outputs r shift the logit of the color:
 //
 //   y = x e^r / (1 - x + x e^r)      x = the image, clamped to [0, 1]
@@ -402,11 +402,11 @@ int for_chunks(const std::vector<Layer>& layers, int64_t images, int64_t pixels,
 
 }  // namespace
 
-// Bytes that `active` takes for a picture.
-NATIVE_EXPORT int64_t color_net_active_bytes(int64_t images, int64_t pixels, const int64_t* widths, int64_t count) {
+// Elements of `active` for a picture.
+NATIVE_EXPORT int64_t color_net_active_size(int64_t images, int64_t pixels, const int64_t* widths, int64_t count) {
     int64_t units = 0;
     for (int64_t l = 1; l < count; ++l) units += padded(widths[l]);
-    return images * ((pixels + kLanes - 1) / kLanes) * units * sizeof(uint16_t);
+    return images * ((pixels + kLanes - 1) / kLanes) * units;
 }
 
 // image, out: [images, 3, pixels]; widths[count + 1]: channels from 3 to 3; parameters:

@@ -12,7 +12,7 @@ namespace native {
 
 // Runs `work`; 0, or -1 when it ran out of memory or room. Exceptions must not cross
 // the C boundary, nor the end of an OpenMP region: everything that allocates runs in
-// here, and `ops.native.check` turns the -1 into a MemoryError.
+// here, and `ops.kernels.run` turns the -1 into a MemoryError: an exported function's `int` is such a status.
 template <typename Work>
 int guarded(Work work) noexcept {
     try {

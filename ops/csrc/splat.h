@@ -30,7 +30,7 @@ constexpr int kMoments = 9;                // sums per (tile, Gaussian) that the
 constexpr int kAllMoments = 11;            // with the two of absolute values, where they are asked for
 constexpr int kMomentStride = lanes::kLanes;
 
-// Mirrored by `_View` in gaussian_renderer/backends/native.py.
+// Mirrored by `View` in ops/kernels.py.
 struct View {
     float rotation[9];     // world to camera, row-major
     float translation[3];  // metres

@@ -140,11 +140,11 @@ int clamped_floor(double value, int limit) {
 }  // namespace
 
 // pose [4, 4] world to camera; intrinsics {fx, fy, cx, cy} in cells; vertices [V, 3]; faces [F, 3].
-// Writes visible [F] (0 or 1), facing [F] (cosine, negative from behind), center_cell [F] (-1: none) and
+// Writes visible [F], facing [F] (cosine, negative from behind), center_cell [F] (-1: none) and
 // the grid [rows, columns]: first (face, -1 for none) and depth (metres along the axis, infinite for none).
 NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, const float* vertices,
                                    int64_t vertex_count, const int64_t* faces, int64_t face_count, int64_t rows,
-                                   int64_t columns, uint8_t* visible, float* facing, int64_t* center_cell,
+                                   int64_t columns, bool* visible, float* facing, int64_t* center_cell,
                                    int64_t* first, float* depth) {
     const int64_t cells = rows * columns;
     std::vector<Corner> corners;
@@ -216,7 +216,7 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
     });
     if (status != 0) return status;
 
-    std::fill_n(visible, face_count, uint8_t(0));
+    std::fill_n(visible, face_count, false);
     #pragma omp parallel reduction(| : status)
     {
         Columns near;
@@ -238,7 +238,7 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
     }
     // A large triangle may be seen although its centroid is not.
     for (int64_t cell = 0; cell < cells && status == 0; ++cell) {
-        if (first[cell] >= 0 && facing[first[cell]] > 0.0f) visible[first[cell]] = 1;
+        if (first[cell] >= 0 && facing[first[cell]] > 0.0f) visible[first[cell]] = true;
     }
     return status;
 }
