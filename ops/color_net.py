@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ops import kernels
 
-RESIDUAL_LIMIT = 10.0  # of |r|; kLimit in csrc/color_net.cpp
+RESIDUAL_LIMIT = kernels.CONSTANTS["kResidualLimit"]  # of |r|
 
 
 def color_net(

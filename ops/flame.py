@@ -19,8 +19,8 @@ from torch import Tensor
 from ops import kernels
 from ops.rotations import axis_angle_to_matrix
 
-_LANES = 16  # vertices per block of the kernel
-_MAX_EXPR = 4000  # the kernel keeps the coefficients in a fixed array
+_LANES = int(kernels.CONSTANTS["kLanes"])  # 16, vertices per block of the kernel
+_MAX_EXPR = kernels.CONSTANTS["kMaxExpr"]  # that the kernel takes
 
 Identity = tuple[Tensor, Tensor]  # the vertices and joints that an avatar never changes, in the layout of its `Modes`
 

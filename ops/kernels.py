@@ -36,6 +36,14 @@ from torch import Tensor
 
 SOURCES = Path(__file__).parent / "csrc"
 
+# The numbers that the kernels and their PyTorch twins share, each explained in csrc/constants.h.
+CONSTANTS = {
+    name: float(number)
+    for name, number in re.findall(
+        r"constexpr \w+ (\w+) = ([-+.e\d]+)f?;", (SOURCES / "constants.h").read_text(encoding="utf-8")
+    )
+}
+
 # ---- building -------------------------------------------------------------------------------------
 
 
@@ -260,7 +268,7 @@ def _function(name: str) -> tuple[Any, list[tuple[Any, Any]], bool]:
 @functools.cache
 def _signatures() -> dict[str, tuple[str, list[str]]]:
     """Of every exported function the C types of its result and its arguments, without const and namespaces."""
-    text = "".join(path.read_text() for path in sorted(SOURCES.glob("*.cpp")))
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.cpp")))
     return {
         name: (result, [_NOT_TYPE.sub("", part) for part in parameters.split(",") if part])
         for result, name, parameters in _EXPORT.findall(text)

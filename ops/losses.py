@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ops import kernels
 
-WINDOW_RADIUS = 5  # pixels; an 11 x 11 window
-WINDOW_SIGMA = 1.5  # pixels
-C1 = 0.01**2
-C2 = 0.03**2
+WINDOW_RADIUS = int(kernels.CONSTANTS["kWindowRadius"])  # pixels
+WINDOW_SIGMA = kernels.CONSTANTS["kWindowSigma"]  # pixels
+C1 = kernels.CONSTANTS["kSsimK1"] ** 2
+C2 = kernels.CONSTANTS["kSsimK2"] ** 2
 
 
 def photometric(

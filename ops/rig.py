@@ -26,9 +26,8 @@ from torch import Tensor
 from ops import kernels
 from ops.rotations import matrix_to_quaternion, quaternion_multiply
 
-# Keep equal to csrc/rig.cpp.
-_MIN_EDGE = 1e-6  # metres
-_MIN_SINE = 1e-6
+_MIN_EDGE = kernels.CONSTANTS["kMinEdge"]  # metres
+_MIN_SINE = kernels.CONSTANTS["kMinSine"]
 
 
 class Frames(NamedTuple):

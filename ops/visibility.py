@@ -21,11 +21,10 @@ from torch import Tensor
 from ops import kernels
 from ops.types import Camera
 
-# Keep equal to csrc/visibility.cpp, where each has its reason.
-_NEAR_PLANE = 1e-3  # metres
-_FAR_AWAY = 1e6  # cells
-_OVERLAP = 1e-4  # cells
-_SAME_DEPTH = 1e-5  # relative
+_NEAR_PLANE = kernels.CONSTANTS["kMeshNear"]  # metres
+_FAR_AWAY = kernels.CONSTANTS["kFarAway"]  # cells
+_OVERLAP = kernels.CONSTANTS["kOverlap"]  # cells
+_SAME_DEPTH = kernels.CONSTANTS["kSameDepth"]  # relative
 
 
 class Visibility(NamedTuple):
