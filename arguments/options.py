@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from arguments.presets import PRESETS
+from ops import BACKENDS
 from utils.errors import UserError
 
 # The length of run that the defaults are made for; see `schedule.scale_schedule`.
 DEFAULT_ITERATIONS = 600_000
 
-BACKENDS = ("auto", "native", "gsplat", "dgr", "reference")
 DEVICES = ("auto", "cpu", "cuda")
 # Whole numbers end up in 64-bit counters and seeds.
 LARGEST_INTEGER = 2**63 - 1

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 from evaluation import lpips
 from innovations.color_calibration import ColorCalibration, ColorCalibrationNetwork
-from ops import native
+from ops import kernels
 from utils.errors import run_script
 
 STEPS = (100, 300, 1000)  # of --rates
@@ -63,7 +63,7 @@ class Convolutions(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        with mock.patch.object(native, "available", lambda: False):
+        with mock.patch.object(kernels, "available", lambda: False):
             return self.network(image)
 
 
@@ -109,7 +109,7 @@ def compare(height: int, width: int, hidden: int, layers: int, repeats: int, dev
         "linear layers per pixel": PerPixel(network).to(device),
         "1x1 convolutions": Convolutions(network),
     }
-    if device.type == "cpu" and native.available():
+    if device.type == "cpu" and kernels.available():
         variants["native kernel"] = network
         variants["native, not learning"] = copy.deepcopy(network).requires_grad_(False)
     image = torch.rand(3, height, width, device=device).requires_grad_()

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ops import native
+from ops import kernels
 from ops.area import area_reduce
 from ops.types import Camera
 from scene.dataset.common import View
@@ -122,7 +122,7 @@ class ImageCache:
                 image_decode.write(file, image.cpu().numpy(), scaled._offsets[index])
 
             # PyTorch's own operations bring their threads with them.
-            threads = len(os.sched_getaffinity(0)) if native.available() and self.where != "cuda" else 1
+            threads = len(os.sched_getaffinity(0)) if kernels.available() and self.where != "cuda" else 1
             with ThreadPoolExecutor(threads) as pool:
                 for _ in tqdm(
                     pool.map(reduce, range(len(scaled))),

@@ -103,7 +103,7 @@ SIZES = [
 @pytest.mark.parametrize("native", [True, False])
 def test_area_filter_is_the_exact_mean_of_what_a_pixel_covers(size, native: bool, monkeypatch: pytest.MonkeyPatch):
     if not native:
-        monkeypatch.setattr(area.native, "available", lambda: False)
+        monkeypatch.setattr(area.kernels, "available", lambda: False)
     source = np.random.default_rng(3).integers(0, 256, (3, *size[:2]), dtype=np.uint8)
     reduced = area_reduce(torch.from_numpy(source), *size[2:])
     assert reduced.shape == (3, *size[2:]) and reduced.dtype == torch.uint8

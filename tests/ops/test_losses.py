@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from ops import losses, native
+from ops import kernels, losses
 
 SIZES = [(3, 1, 1), (1, 1, 40), (2, 23, 1), (3, 5, 3), (3, 33, 47), (2, 70, 16), (3, 64, 130)]
 
 
 @pytest.fixture
 def needs_native() -> None:
-    if not native.available():
+    if not kernels.available():
         pytest.skip("the native library cannot be built here")
 
 
