@@ -49,7 +49,7 @@ from scene.gaussian_model import FLAME_NAME, PLY_NAME, GaussianModel
 from scene.images.cache import ImageCache
 from scene.ply import export_world
 from utils.errors import UserError, run_script
-from utils.files import only_writer, refuse_ways_out, write_json
+from utils.files import only_writer, refuse_escaping_links, write_json
 from utils.images import PngWriter, error_map, side_by_side, to_bytes, write_png
 from utils.video import video_writer
 
@@ -61,7 +61,7 @@ def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
     """Everything `render.py` does; returns the mean metrics of each split (none with -t)."""
     model = Path(options.model_path)
     trained = read_cfg_args(model)
-    refuse_ways_out(model)
+    refuse_escaping_links(model)
     if options.refine_flame:
         check_refinable(options, trained)
     iteration = choose_iteration(model, options.iteration)

@@ -63,7 +63,7 @@ from training.reporter import Reporter
 from training.sampler import ShuffledSampler
 from training.stages import Stages
 from utils.errors import UserError, one_line, run_script, short_of_memory
-from utils.files import only_writer, refuse_ways_out, remove
+from utils.files import only_writer, refuse_escaping_links, remove
 from utils.interrupt import Alarm, StopSignals
 
 # Evaluation on the way looks at this many views of a split; at the end, at all.
@@ -96,7 +96,7 @@ def run_training(options: Options, stages: Stages, held: ExitStack) -> dict[str,
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
 
     # ---- build --------------------------------------------------------------
-    refuse_ways_out(output)
+    refuse_escaping_links(output)
     found = checkpoint.newest_first(output)
     resume = find_checkpoint(run.start_checkpoint, output)
     if resume:

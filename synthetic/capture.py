@@ -23,6 +23,7 @@ from tqdm import tqdm
 from synthetic.model import build_head, hair_offset
 from synthetic.motion import make_motion, make_views, tracked
 from synthetic.render import Assets, View, make_assets, render_frame
+from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, remove_leftovers, write_json
 
@@ -239,9 +240,7 @@ def _render_missing(
     if not missing:
         return
     assets = make_assets(head, seed)
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, len(missing))
+    workers = min(usable_cores() if workers is None else workers, len(missing))
     count = sum(len(c) for c in missing.values())
     with tqdm(
         total=count, desc="rendering the procedural head", unit="image", disable=not progress, file=sys.stderr

@@ -27,7 +27,7 @@ def available_memory(device: torch.device | str = "cpu") -> int:
             + torch.cuda.memory_reserved(device)
             - torch.cuda.memory_allocated(device)
         )
-    room = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    room = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize]
     free = _entries(PROC / "meminfo").get("MemAvailable")
     room += [free] if free is not None else []
     return max(0, min([*room, *_room_in_containers(), *_room_under_limits()]))

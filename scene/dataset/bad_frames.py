@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from scene.dataset.common import View
 from scene.images import decode as image_decode
+from utils.cores import usable_cores
 from utils.errors import UserError
 
 NAMED = 20  # so many are named in the note
@@ -46,7 +46,7 @@ class BadFrames:
         """
         if not self.skip:
             return list(views)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             problems = list(pool.map(_image_problem, views))
         self.problems.update({view.image_path.name: problem for view, problem in zip(views, problems) if problem})
         return [view for view, problem in zip(views, problems) if not problem]

@@ -37,6 +37,7 @@ from ops.area import area_reduce
 from ops.types import Camera
 from scene.dataset.common import View
 from scene.images import decode as image_decode
+from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, locked, remove_leftovers
 from utils.memory import available_memory
@@ -91,7 +92,7 @@ class ImageCache:
         self._ram_share, self._folder, self._progress = ram_share, folder, progress
         self._cameras = [view.camera for view in views]
         self._jobs = _jobs(views, background)
-        count = workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)), max(1, len(views) // 8))
+        count = workers or min(MAX_WORKERS, usable_cores(), max(1, len(views) // 8))
         self._store(lambda file: _decode(self._jobs, file, count, progress), lambda: _key(self._jobs))
 
     def at_scale(self, scale: float, count: int | None = None) -> ImageCache:
@@ -122,7 +123,7 @@ class ImageCache:
                 image_decode.write(file, image.cpu().numpy(), scaled._offsets[index])
 
             # PyTorch's own operations bring their threads with them.
-            threads = len(os.sched_getaffinity(0)) if native.available() and self.where != "cuda" else 1
+            threads = usable_cores() if native.available() and self.where != "cuda" else 1
             with ThreadPoolExecutor(threads) as pool:
                 for _ in tqdm(
                     pool.map(reduce, range(len(scaled))),
