@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class StopSignals:
@@ -22,7 +23,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():

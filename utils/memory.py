@@ -66,7 +66,7 @@ def _room_in_containers() -> Iterator[int]:
                     room = int((folder / limit).read_text()) - int((folder / used).read_text())
                     # The page cache counts as used, but is given up on demand.
                     stat = dict(re.findall(r"^(\S+) (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE))
-                    yield room + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+                    yield room + int(stat.get("total_inactive_file") or stat.get("inactive_file", 0))
 
 
 def _room_under_limits() -> Iterator[int]:
