@@ -10,7 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from arguments.options import LARGEST_INTEGER, FieldType, Options, comma_list, field_types, flatten, groups, validate
+from arguments.fields import LARGEST_INTEGER, FieldType, comma_list, field_types, validate
+from arguments.options import Options, flatten, groups
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
 from utils.untrusted import read_regular
@@ -129,7 +130,7 @@ def _convert(file: Path, name: str, value: Any, expected: FieldType, commas: boo
         if expected.kind is float and type(value) is int and abs(value) <= LARGEST_INTEGER:
             return float(value)
         # Longer integers (written in hexadecimal) could not even be printed.
-        if type(value) is expected.kind and not (expected.kind is int and abs(value) > LARGEST_INTEGER):
+        if type(value) is expected.kind and not (isinstance(value, int) and abs(value) > LARGEST_INTEGER):
             return value
     wanted = ("a list of " if expected.many else "") + expected.kind.__name__
     raise UserError(f"{file}: the value of {name} must be of type {wanted}, not {type(value).__name__}")

@@ -48,8 +48,8 @@ def scale_schedule(options: Options, typed: frozenset[str] = frozenset()) -> Opt
             if isinstance(value, tuple):
                 # In a tiny run, too, they have to increase.
                 kept: list[int] = []
-                for moment in value:
-                    kept.append(max(shrunk(moment, least), kept[-1] + 1 if kept else least))
+                for iteration in value:
+                    kept.append(max(shrunk(iteration, least), kept[-1] + 1 if kept else least))
                 changes[name] = tuple(kept)
             else:
                 changes[name] = shrunk(value, least)
@@ -59,7 +59,7 @@ def scale_schedule(options: Options, typed: frozenset[str] = frozenset()) -> Opt
 
 
 @dataclass(frozen=True)
-class Moments:
+class DueIterations:
     """The iterations at which one kind of event is due; call it with an iteration counted from 1."""
 
     last: int  # iterations of the run
@@ -77,13 +77,13 @@ class Moments:
 class Milestones(NamedTuple):
     """When to evaluate, save the avatar, and write a checkpoint."""
 
-    test: Moments
-    save: Moments
-    checkpoint: Moments
+    test: DueIterations
+    save: DueIterations
+    checkpoint: DueIterations
 
 
 def milestones(options: Options) -> Milestones:
-    """The three kinds of moments of the run that `options` describes.
+    """The three kinds of events of the run that `options` describes.
 
     Each is every multiple of `--interval` up to the actual number of
     iterations, or the explicit list where one was given, and always the last
@@ -93,7 +93,7 @@ def milestones(options: Options) -> Milestones:
     run, last = options.run, options.optimization.iterations
     return Milestones(
         *(
-            Moments(last, run.interval, frozenset(listed))
+            DueIterations(last, run.interval, frozenset(listed))
             for listed in (run.test_iterations, run.save_iterations, run.checkpoint_iterations)
         )
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ops import native as native_library
 from ops import sh as harmonics
-from ops.types import Camera, Gaussians, RenderOut
+from ops.types import BACKENDS, Camera, Gaussians, RenderOut
 from utils.device import pick_device
 from utils.errors import UserError, one_line
 
@@ -27,7 +27,6 @@ _MODULES = {
     "dgr": "gaussian_renderer.backends.dgr",
     "reference": "gaussian_renderer.backends.reference",
 }
-BACKENDS = ("auto", *_MODULES)
 # The packages that render on a GPU, fastest first, and what only their compiled half has.
 _CUDA_PACKAGES = {
     "gsplat": ("gsplat.cuda._backend", "_C"),

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# What --rasterizer takes: the best for the device, or a module of gaussian_renderer/backends/ by name.
+BACKENDS = ("auto", "native", "gsplat", "dgr", "reference")
+
 
 @dataclass(frozen=True)
 class Camera:
