@@ -1,4 +1,4 @@
-"""A pickle reader for files from strangers, to be told what each global means.
+"""A pickle reader for files from strangers.
 
 A pickle is a program. This reader runs no foreign callable: a subclass answers
 every global with a `StandIn` or refuses it. Nor can a file take much more memory

@@ -17,7 +17,7 @@ NAMED = 20  # so many are named in the note
 
 
 class BadFrames:
-    """Takes note of frames that cannot be used; without `skip` the first one is raised as it always was.
+    """Takes note of frames that cannot be used; without `skip` the first one is raised.
 
     bad = BadFrames(skip)
     with bad.instead_of("timestep 7"):
@@ -76,13 +76,7 @@ class BadFrames:
 
 def _image_problem(view: View) -> str | None:
     try:
-        image_decode.verify(
-            {
-                "image": str(view.image_path),
-                "mask": view.mask_path and str(view.mask_path),
-                "source_size": view.source_size,
-            }
-        )
+        image_decode.verify(view.job())
         return None
     except image_decode.DecodeError as error:
         return str(error)

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -190,14 +190,7 @@ def _jobs(views: Sequence[View], background: tuple[float, float, float]) -> list
     """What the workers are to do."""
     offsets = _offsets([view.camera for view in views])
     return [
-        {
-            "image": str(view.image_path),
-            "mask": str(view.mask_path) if view.mask_path else None,
-            "source_size": view.source_size,
-            "size": (view.camera.width, view.camera.height),
-            "background": background,
-            "offset": offset,
-        }
+        {**view.job(), "size": (view.camera.width, view.camera.height), "background": background, "offset": offset}
         for view, offset in zip(views, offsets)
     ]
 
@@ -225,7 +218,7 @@ def _in_memory(nbytes: int, fill: Callable[[int], None]) -> Tensor:
 
 
 def _in_file(path: Path, nbytes: int, count: int, fill: Callable[[int], None]) -> Tensor:
-    """[nbytes] uint8 of `count` images, mapped read-only from the file `path`, which `fill` writes unless it is there."""
+    """[nbytes] uint8 of `count` images, mapped read-only from the file `path`; `fill` writes it where it is missing."""
     folder = path.parent
     with locked(folder, wait=True):
         if not path.exists() or path.stat().st_size != nbytes:
@@ -271,7 +264,7 @@ def _decode(jobs: list[dict[str, Any]], file: int, workers: int, progress: bool)
     """Runs `jobs` on `workers` processes that write into `file`; `UserError` for the first that fails."""
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(_worker(file)) for _ in range(workers)]
-        # All headers first: a wrong size is told in seconds, not after minutes of decoding.
+        # All headers first: a wrong size is found in seconds, not after minutes of decoding.
         _run(processes, jobs, check=True, progress=False)
         _run(processes, jobs, check=False, progress=progress)
 
@@ -304,7 +297,8 @@ def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check
     """Hands `jobs` out in small batches, so that the workers end together; one thread waits for each worker."""
     size = max(1, min(64 if check else 8, math.ceil(len(jobs) / len(processes))))
     batches = iter([jobs[start : start + size] for start in range(0, len(jobs), size)])
-    lock, failures = threading.Lock(), []
+    lock = threading.Lock()
+    failures: list[str] = []
 
     def feed(process: subprocess.Popen) -> None:
         while True:
@@ -332,10 +326,11 @@ def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check
 
 def _request(process: subprocess.Popen, batch: list[dict[str, Any]], check: bool) -> str | None:
     """Has `process` do `batch`; the first error, if there is one."""
+    requests, answers = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
     try:
-        process.stdin.write(json.dumps({"check": check, "jobs": batch}) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
+        requests.write(json.dumps({"check": check, "jobs": batch}) + "\n")
+        requests.flush()
+        answer = answers.readline()
     except BrokenPipeError:
         answer = ""
     if not answer:
