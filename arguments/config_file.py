@@ -56,7 +56,7 @@ def read_cfg_args(path: str | Path) -> Options:
     values = _parse(file)
     filled = {}
     for name, group in groups(Options()):
-        types = field_types(type(group))
+        types = field_types(group.__class__)
         known = {
             field.name: _convert(
                 file, field.name, values[field.name], types[field.name], commas=field.metadata["commas"]

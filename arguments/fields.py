@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from typing import Any
@@ -46,8 +47,9 @@ class FieldType(typing.NamedTuple):
     many: bool  # a tuple of `kind`
 
 
-def field_types(group: type) -> dict[str, FieldType]:
-    """The types of the fields of one option group, by name."""
+@functools.cache  # every reading of annotations evaluates code
+def field_types(group: Any) -> dict[str, FieldType]:
+    """The types of the fields of one option group (the class), by name."""
     types = {}
     for name, hint in typing.get_type_hints(group).items():
         arguments = typing.get_args(hint)
@@ -75,7 +77,7 @@ def validate(group: Any, where: str = "") -> None:
     Raises:
         UserError: naming the flag and the value.
     """
-    types = field_types(type(group))
+    types = field_types(group.__class__)
     for field in dataclasses.fields(group):
         value = getattr(group, field.name)
         for item in value if types[field.name].many else (value,):

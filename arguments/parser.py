@@ -30,7 +30,7 @@ def _new_parser(program: str, description: str) -> _Parser:
 def _add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
     """One flag per field of `group`. Nothing has a default here: only typed values come out."""
     section = parser.add_argument_group(type(group).__name__.removesuffix("Options").lower(), type(group).__doc__)
-    types = field_types(type(group))
+    types = field_types(group.__class__)
     for field in dataclasses.fields(group):
         kind, _, many = types[field.name]
         notes = [field.metadata["unit"]]

@@ -24,7 +24,8 @@ import pytest
 import torch
 from PIL import Image
 from torture import fuzz_readers
-from torture.fuzz_formats import Format, formats
+from torture.fuzz_formats import formats
+from torture.fuzz_mutations import Format
 from toy_capture import write_capture
 
 from evaluation.lpips_weights import _WeightsUnpickler, read_arrays
