@@ -24,23 +24,25 @@ import pytest
 import torch
 from PIL import Image
 from torture import fuzz_readers
-from torture.fuzz_formats import Format, formats
+from torture.fuzz_formats import formats
+from torture.fuzz_mutations import Format
 from toy_capture import write_capture
 
-from evaluation.lpips_weights import read_arrays
+from evaluation.lpips_weights import _WeightsUnpickler, read_arrays
 from innovations.color_calibration import ColorCalibration
 from scene.dataset import load_dataset
 from scene.dataset.blender import read_points
 from scene.dataset.colmap import read_cameras, read_images
 from scene.dataset.colmap import read_points as read_colmap_points
 from scene.dataset.common import image_size, locate, read_json
-from scene.flame.head_pickle import read_pickle, resolve
+from scene.flame.head_pickle import read_pickle
 from scene.gaussian_model import GaussianModel
 from scene.images import decode as image_decode
 from scene.ply import read_ply
 from training import checkpoint
 from training.sampler import ShuffledSampler
 from utils import tensor_reader
+from utils.array_pickle import ArrayUnpickler, resolve
 from utils.errors import UserError, one_line
 from utils.files import only_writer, refuse_escaping_links
 from utils.npz import read_npz
@@ -273,6 +275,24 @@ def test_pickles_that_ask_for_memory(name: str, tmp_path: Path) -> None:
     refusal(lambda: read_pickle(path))
     path.write_bytes(with_pickle(torch_file({"a": 1}), lambda _: PICKLES[name]))
     refusal(lambda: checkpoint.load(path))
+
+
+def test_no_stand_in_can_be_changed(tmp_path: Path) -> None:
+    """BUILD sets attributes of what has no `__setstate__`: of a class, for every later file of this process."""
+    for reader in (ArrayUnpickler, _WeightsUnpickler, tensor_reader._Reader):
+        assert all("__setstate__" in dir(stand_in) for stand_in in reader.globals.values())
+    path = tmp_path / "file.pt"
+    good = torch_file({"a": torch.arange(4.0)})
+    for name in (b"torch._utils\n_rebuild_tensor_v2\n", b"torch._utils\n_rebuild_parameter\n"):
+        planted = b"\x80\x02c" + name + b"N}X\x08\0\0\0__init__ccollections\nOrderedDict\ns\x86b0}."
+        path.write_bytes(with_pickle(good, lambda _: planted))
+        with pytest.raises(TypeError):
+            tensor_reader.load_tensors(path)
+    path.write_bytes(good)
+    assert torch.equal(tensor_reader.load_tensors(path)["a"], torch.arange(4.0))
+    # The attribute of an instance, here the numbers of the storage themselves.
+    path.write_bytes(with_pickle(good, lambda content: content.replace(b"Q", b"Q}X\x06\0\0\0valuesK\x01sb", 1)))
+    assert torch.equal(tensor_reader.load_tensors(path)["a"], torch.arange(4.0))
 
 
 def test_head_models_whose_values_explode(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ class DensityControl:
         drop = model.opacity[source].sigmoid().squeeze(1) < self.schedule.prune_opacity
         if step > self.schedule.opacity_reset_interval:
             drop |= (radii > MAX_SCREEN_RADIUS) | (size > MAX_WORLD_SCALE * self.extent)
-        if model.binding is not None:
+        if model.binding is not None and model.flame is not None:
             drop &= ~last_of_triangle(
                 drop, model.binding[source], model.opacity[source].squeeze(1), model.flame.faces.shape[0]
             )

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import arguments
 from arguments import Options, milestones, parse_render, parse_train, read_cfg_args, scale_schedule, write_cfg_args
-from arguments.options import field_types, flatten, groups
+from arguments.fields import field_types
+from arguments.options import flatten, groups
 from utils.errors import UserError
 
 BASE = ["-s", "data", "-m", "out"]
