@@ -1,0 +1,170 @@
+"""Does a change leave every result as it was, to the bit? And the speed?
+
+    python -m benchmarks.same_bits OLD NEW -s CAPTURE [--iterations 600] [--speed ROUNDS] [--only NAME ...]
+
+OLD and NEW are folders of two checkouts, or revisions of this repository. Trains each configuration with
+each checkout's own `train.py`, and compares byte by byte what it leaves: the avatar's files and the metrics.
+Exit status 1 where anything differs. With --speed it compares iterations a second instead: short runs of
+both in turns, and the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.static_scene import static_scene
+from utils.errors import UserError, run_script
+
+AVATAR = ["--bind_to_mesh", "--scale_schedule", "--densify_grad_threshold", "0.001", "--preset"]
+PRESETS = ("baseline", "ultra", "balanced", "quality")
+STATIC = "static"
+# The README's flags of a static scene; those that count iterations, for 600 of 30,000.
+STATIC_FLAGS = {
+    "position_lr_init": 0.00016,
+    "position_lr_final": 0.0000016,
+    "position_lr_max_steps": 600,
+    "scaling_lr": 0.005,
+    "densify_from_iter": 60,
+    "densify_until_iter": 400,
+    "densification_interval": 20,
+    "opacity_reset_interval": 150,
+    "sh_increase_interval": 100,
+}
+
+
+@contextlib.contextmanager
+def checkout(name: str, place: Path) -> Iterator[Path]:
+    """The folder of a checkout: `name` itself, or a temporary work tree at `place` of the revision `name`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if Path(name, "train.py").is_file():
+        yield Path(name).resolve()
+        return
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "worktree"]
+    made = subprocess.run([*git, "add", "--detach", str(place), name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise UserError(f"{name} is neither a checkout nor a revision: {made.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run([*git, "remove", "--force", str(place)], check=True)
+
+
+def flags_of(name: str, capture: Path, scene: Path) -> list[str]:
+    """The train.py flags of a configuration."""
+    if name != STATIC:
+        return ["-s", str(capture), *AVATAR, name]
+    return ["-s", str(scene), *(word for flag, value in STATIC_FLAGS.items() for word in (f"--{flag}", str(value)))]
+
+
+def train(code: Path, output: Path, flags: list[str], iterations: int) -> dict[str, Any]:
+    """Runs a checkout's train.py; returns its results.json.
+
+    Raises:
+        UserError: it failed; with what it wrote.
+    """
+    command = [sys.executable, str(code / "train.py"), *flags, "-m", str(output), "--iterations", str(iterations)]
+    command += ["--eval", "--white_background", "--seed", "0", "--quiet"]
+    run = subprocess.run(command, cwd=code, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise UserError(f"{code / 'train.py'} {' '.join(flags)} ended with status {run.returncode}:\n{run.stderr}")
+    return json.loads((output / "results.json").read_text(encoding="utf-8"))
+
+
+def contents(path: Path) -> dict[str, bytes | str]:
+    """What a result file holds by name; of archives, whose bytes hold the time of day, the arrays in them."""
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {f"{key} {arrays[key].dtype}{arrays[key].shape}": arrays[key].tobytes() for key in arrays}
+    if path.suffix == ".pt":
+        content = torch.load(path, weights_only=True)
+        weights = content.pop("weights")
+        return {"settings": repr(content), **{key: value.numpy().tobytes() for key, value in weights.items()}}
+    return {"": path.read_bytes()}
+
+
+def differences(old: Path, new: Path) -> list[str]:
+    """What is not the same in two output folders: files of the avatar by name, and metrics."""
+    found = []
+    metrics = [json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"] for folder in (old, new)]
+    if metrics[0] != metrics[1]:
+        found.append(f"metrics: {metrics[0]} became {metrics[1]}")
+    files = sorted(path.relative_to(old) for path in (old / "point_cloud").rglob("*") if path.is_file())
+    if files != sorted(path.relative_to(new) for path in (new / "point_cloud").rglob("*") if path.is_file()):
+        return [*found, "the names of the files"]
+    for file in files:
+        before, after = contents(old / file), contents(new / file)
+        found += [f"{file} {key}".strip() for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    return found
+
+
+def compare(folders: tuple[Path, Path], names: list[str], capture: Path, work: Path, iterations: int) -> bool:
+    """Trains every configuration with both; prints a line for each; tells whether all are the same."""
+    same = True
+    print(f"{'':<10} {'Gaussians':>9} {'PSNR':>7}  result")
+    for name in names:
+        flags = flags_of(name, capture, work / STATIC)
+        outputs = [work / f"{name}_{side}" for side in ("old", "new")]
+        results = [train(code, output, flags, iterations) for code, output in zip(folders, outputs)]
+        found = differences(*outputs)
+        same = same and not found
+        psnr = next(iter(results[1]["metrics"].values()))["psnr"]
+        print(f"{name:<10} {results[1]['points']:>9,} {psnr:>7.3f}  {'differs:' if found else 'same'}")
+        for line in found:
+            print(f"           {line}")
+        sys.stdout.flush()
+    return same
+
+
+def race(folders: tuple[Path, Path], names: list[str], capture: Path, work: Path, iterations: int, rounds: int) -> None:
+    """Prints the iterations a second of both, and the new ones' ratio to the old: the median of the rounds'."""
+    print(f"{'':<10} {'old it/s':>9} {'new it/s':>9} {'ratio':>7}")
+    for name in names:
+        flags = flags_of(name, capture, work / STATIC)
+        speeds: list[list[float]] = [[], []]
+        for number in range(rounds):
+            for side in ((0, 1), (1, 0))[number % 2]:  # neither always first: a busy spell hits both
+                output = work / f"{name}_{side}_{number}"
+                results = train(folders[side], output, flags, iterations)
+                speeds[side].append(results["iterations_per_second"])
+        ratio = statistics.median(new / old for old, new in zip(*speeds))
+        print(f"{name:<10} {statistics.median(speeds[0]):>9.1f} {statistics.median(speeds[1]):>9.1f} {ratio:>7.3f}")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", metavar="OLD", help="a checkout's folder, or a revision")
+    parser.add_argument("new", metavar="NEW", help="likewise")
+    parser.add_argument("-s", "--source_path", type=Path, required=True, help="folder of a rigged capture")
+    parser.add_argument("--iterations", type=int, default=600, help="length of every run")
+    parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="compare the speed, so many times")
+    parser.add_argument("--only", nargs="+", default=[*PRESETS, STATIC], choices=[*PRESETS, STATIC])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="same-bits-") as temporary, contextlib.ExitStack() as stack:
+        work, capture = Path(temporary), options.source_path.resolve()
+        sides = (("old", options.old), ("new", options.new))
+        old, new = (stack.enter_context(checkout(name, work / f"code_{side}")) for side, name in sides)
+        static_scene(capture, work / STATIC)
+        if options.speed:
+            race((old, new), options.only, capture, work, options.iterations, options.speed)
+        elif not compare((old, new), options.only, capture, work, options.iterations):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_script(main)
