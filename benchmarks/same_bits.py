@@ -39,7 +39,7 @@ STATIC_FLAGS = {
     "densify_from_iter": 60,
     "densify_until_iter": 400,
     "densification_interval": 20,
-    "opacity_reset_interval": 150,
+    "opacity_reset_interval": 3000,  # beyond the end: there is no time to recover
     "sh_increase_interval": 100,
 }
 
