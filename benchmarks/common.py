@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 class Table(NamedTuple):
-    title: str  # Markdown, above the table; may be empty
+    title: str  # Markdown, above the table
     rows: Sequence[Row]
 
 
@@ -138,13 +138,14 @@ def markdown(rows: Sequence[Row]) -> str:
             return "–"
         return value if isinstance(value, str) else format(value, f",.{decimals[column]}f")
 
-    lines = [columns, ["---"] * len(columns), *([cell(c, row.get(c)) for c in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [columns, *([cell(c, row.get(c)) for c in columns] for row in rows)]
+    header, *body = ("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([header, "|" + "---|" * len(columns), *body])
 
 
 def format_tables(tables: Iterable[Table]) -> str:
     """Titles and tables, as Markdown."""
-    return "\n\n".join(part for title, rows in tables for part in (title, markdown(rows)) if part)
+    return "\n\n".join(part for title, rows in tables for part in (title, markdown(rows)))
 
 
 def write_tables(path: Path, tables: Sequence[Table], **about: Any) -> None:

@@ -71,15 +71,15 @@ def measure_threads(repeats: int) -> list[Row]:
         return work()
 
     before = torch.get_num_threads()
-    rows: list[Row] = []
+    row: Row = {}
     try:
         for name, work in works_of(BASE).items():
             turns = {str(threads): (lambda threads=threads: with_threads(threads, work)) for threads in (1, 2)}
             one, two = interleaved(turns, repeats).values()
-            rows.append({"pass": name, "speed-up": round(statistics.median(a / b for a, b in zip(one, two)), 2)})
+            row[name] = round(statistics.median(a / b for a, b in zip(one, two)), 2)
     finally:
         torch.set_num_threads(before)
-    return rows
+    return [row]
 
 
 def draw(path: Path, panels: list[tuple[str, str, list[int], Series]]) -> None:
@@ -114,7 +114,7 @@ def main() -> None:
         Table(f"By the pixels, with {number}:", rows_of(pixels, [f"{side}²" for side in SIDES], by_pixels)),
     ]
     if (os.cpu_count() or 1) > 1:
-        tables.append(Table("Two threads against one:", measure_threads(2 * options.repeats)))
+        tables.append(Table("Speed of two threads over that of one:", measure_threads(2 * options.repeats)))
     publish(options, tables)
     if options.plot:
         draw(options.plot, [(size, "Gaussians", counts, by_count), (number, "pixels", pixels, by_pixels)])

@@ -120,14 +120,13 @@ def tables_of(summary: Summary) -> list[Table]:
     splits = list(dict.fromkeys(column.split("/")[0] for column in columns if column.endswith("/psnr")))
     title = (
         "Mean ± half the range over the seeds; changes are against the baseline of the same seed. Time is per "
-        "iteration relative to the baseline, in turns, median of the rounds; the baseline's own is that of a second "
-        "baseline, the control."
+        "iteration relative to the baseline, in turns; the baseline's own is that of a second baseline, the control:"
     )
     tables = [Table(title, [_row(name, of_row, splits) for name, of_row in summary.items()])]
     for split in splits:
         regions = [column for column in columns if column.startswith(f"{split}/psnr/")]
         if regions:
-            title = f"PSNR by region on {split}, dB; in brackets the region's share of the baseline's squared error:"
+            title = f"PSNR by region on {split} (in brackets the share of the squared error):"
             rows = [
                 {"row": name, **{column.split("/")[2]: _region(name, of_row, column) for column in regions}}
                 for name, of_row in summary.items()

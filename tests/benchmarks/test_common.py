@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy_capture import write_capture
 
-from benchmarks import common, same_bits
+from benchmarks import common, report, same_bits
 from benchmarks.static_scene import static_scene
 from scene.dataset import load_dataset
 
@@ -20,7 +20,7 @@ def test_markdown_aligns_decimals() -> None:
     rows = [{"name": "a", "ms": 29.7, "number": 1200}, {"name": "b", "ms": 3.25, "more": None}]
     assert common.markdown(rows).splitlines() == [
         "| name | ms | number | more |",
-        "| --- | --- | --- | --- |",
+        "|---|---|---|---|",
         "| a | 29.70 | 1,200 | – |",
         "| b | 3.25 | – | – |",
     ]
@@ -81,3 +81,17 @@ def test_plots_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(common.UserError, match="pip install -r benchmarks/requirements.txt"):
         common.pyplot()
+
+
+def test_the_pages_hold_what_the_report_writes() -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (common.ROOT / "doc").glob("*.md")}
+    assert {name: report.filled(page) for name, page in pages.items()} == pages
+    shown = {name for page in pages.values() for _, name, _ in report.BLOCK.findall(page)}
+    assert shown == {path.stem for path in report.RESULTS.glob("*.json")}, "published, but on no page"
+    assert pages["results.md"].count("<!-- figures") == pages["results.md"].count("<!-- end -->") > 3
+
+
+def test_a_published_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "raster.json").write_text('{"command": "x"}')
+    with pytest.raises(common.UserError, match="raster.json is not a published result"):
+        report.filled("<!-- figures: raster -->\n<!-- end -->", tmp_path)
