@@ -15,191 +15,104 @@ OUT meanwhile: it writes elsewhere, and what it saves appears whole.
 
 from __future__ import annotations
 
-# isort: off
 import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
-# isort: on
 
+# isort: split
 import dataclasses
-import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from arguments import Options, RenderOptions, parse_render, read_cfg_args
-from evaluation.evaluate import Evaluated, calibrated, evaluate, evenly_spaced, mean_metrics
+from evaluation.evaluate import calibrated, mean_metrics
 from evaluation.metrics import Suite, format_table
-from evaluation.pose_refinement import SplitViews, parameter_units, refinable_views, refine_poses, summary
-from evaluation.results import json_ready
-from gaussian_renderer import choose_device_and_rasterizer, render
-from gaussian_renderer.mesh_overlay import draw_mesh
-from innovations.color_calibration import FILE_NAME as COLOR_NAME
-from innovations.color_calibration import ColorCalibration
-from ops.types import Camera
+from evaluation.pictures import Means, SplitRenderer
+from evaluation.pose_refinement import SplitViews, refinable_views, refine_motion, summary
+from scene import Avatar, load_avatar
+from scene.avatar import choose_iteration
 from scene.dataset import Dataset, View, load_dataset
-from scene.flame.head_model import find_head_model, load_head_model
-from scene.flame.model import Flame, FlameParameters
-from scene.gaussian_model import FLAME_NAME, PLY_NAME, GaussianModel
 from scene.images.cache import ImageCache
 from scene.ply import export_world
 from utils.errors import UserError, run_script
-from utils.files import only_writer, refuse_ways_out, write_json
-from utils.images import PngWriter, error_map, side_by_side, to_bytes, write_png
-from utils.video import video_writer
+from utils.files import only_writer, refuse_escaping_links
 
-COMPARED_VIEWS = 4
 REFINED_NAME = "flame_param_refined.npz"
 
 
-def render_avatar(options: RenderOptions) -> dict[str, dict[str, float | None]]:
+def render_avatar(options: RenderOptions) -> dict[str, Means]:
     """Everything `render.py` does; returns the mean metrics of each split (none with -t)."""
-    model = Path(options.model_path)
-    trained = read_cfg_args(model)
-    refuse_ways_out(model)
+    output = Path(options.model_path)
+    trained = read_cfg_args(output)
+    refuse_escaping_links(output)
     if options.refine_flame:
         check_refinable(options, trained)
-    iteration = choose_iteration(model, options.iteration)
-    saved = model / "point_cloud" / f"iteration_{iteration}"
-    device, backend, rasterize = choose_device_and_rasterizer(options.device, options.rasterizer, options.threads)
-    target = Path(options.target_path) if options.target_path else None
-    say = (lambda text: None) if options.quiet else tqdm.write
-
-    # The avatar carries its own motion: exporting a moment of it needs no capture.
-    dataset = None if options.export_world is not None and target is None else load_capture(options, trained)
-    avatar = load_avatar(options, trained, saved, dataset, device)
-    if options.export_world is not None:
-        path = saved / f"world_{f'{target.name}_' if target else ''}{options.export_world:05d}.ply"
-        export(avatar, options.export_world, path)
-        say(f"{path}: {len(avatar):,} Gaussians in world space")
-        return {}
-    if options.render_mesh and avatar.flame is None:
-        raise UserError(f"--render_mesh: {saved / PLY_NAME} is not bound to a head mesh")
-    rows = rows_of(avatar.flame_parameters, dataset.timesteps, saved / FLAME_NAME)
-    parts = refinement_views(dataset, options.refine_cameras) if options.refine_flame else None
-
-    draw = partial(
-        render,
-        background=torch.tensor(dataset.background, device=device),
-        rasterize=rasterize,
-        sh_degree=avatar.active_sh_degree,
-        convert_SHs_python=trained.pipeline.convert_SHs_python,
+    iteration = choose_iteration(output, options.iteration)
+    motion_of = Path(options.target_path) if options.target_path else None
+    say: Callable[[str], Any] = (lambda text: None) if options.quiet else tqdm.write
+    # The avatar carries its own motion: exporting a timestep of it needs no capture.
+    capture = None if options.export_world is not None and motion_of is None else load_capture(options, trained)
+    avatar = load_avatar(
+        output,
+        iteration=iteration,
+        source=options.source_path,
+        head_model=options.head_model,
+        calibrated=not options.no_color_calibration,
+        device=options.device,
+        rasterizer=options.rasterizer,
+        threads=options.threads,
     )
-    uncalibrated = None
-    if trained.innovations.use_color_calibration and not options.no_color_calibration:
-        uncalibrated, draw = (
-            draw,
-            calibrated(
-                draw,
-                ColorCalibration.load(
-                    saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device
-                ),
-            ),
-        )
-    say(f"{saved / PLY_NAME}: {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
+    if capture is not None and motion_of is not None:
+        avatar.follow(capture, motion_of)
+    if capture is None or options.export_world is not None:
+        say(export(avatar, options.export_world or 0, motion_of))
+        return {}
+    if options.render_mesh and avatar.model.flame is None:
+        raise UserError(f"--render_mesh: {avatar.path} is not bound to a head mesh")
+    rows = avatar.rows(capture.timesteps)
+    parts = refinement_views(capture, options.refine_cameras) if options.refine_flame else None
+    say(f"{avatar.path}: {len(avatar.model):,} Gaussians, rasterizer {avatar.backend} on {avatar.model.device}")
 
+    measured: dict[str, Means] = {}
+    folders: list[Path] = []
+    notes: dict[str, None] = {}
     splits = {
-        "train": (dataset.train, options.skip_train),
-        "val": (dataset.val, options.skip_val),
-        "test": (dataset.test, options.skip_test),
+        "train": (capture.train, options.skip_train),
+        "val": (capture.val, options.skip_val),
+        "test": (capture.test, options.skip_test),
     }
-    measured, folders, notes = {}, [], []
     for split, (views, skipped) in splits.items():
         if skipped or not views:
             continue
-        name = f"{split}_{target.name}" if target else split
-        folder = model / name / f"ours_{iteration}"
-        cameras = [dataclasses.replace(view.camera, timestep=rows[view.camera.timestep]).to(device) for view in views]
-        photographs = None
-        if target is None:
-            images = ImageCache(views, dataset.background, folder=model / "cache", progress=not options.quiet)
-            photographs = partial(images.image, device=device)
-        suite = Suite(device=device)
-        render_views = partial(
-            render_split,
-            avatar=avatar,
-            views=views,
-            cameras=cameras,
-            photographs=photographs,
-            draw=draw,
-            uncalibrated=uncalibrated,
-            suite=suite,
-            mesh=options.render_mesh,
-            quiet=options.quiet,
-        )
-        with only_writer(folder):
-            means, figures = render_views(name, folder, indices=range(len(views)))
-        if target is None:
+        renderer = split_renderer(options, avatar, capture, views, rows, photographed=motion_of is None)
+        name = f"{split}_{motion_of.name}" if motion_of else split
+        folders.append(output / name / f"ours_{iteration}")
+        with only_writer(folders[-1]):
+            means, figures = renderer.render(name, folders[-1], range(len(views)))
+        if motion_of is None:
             measured[split] = means
-        folders.append(folder)
         if split == "test" and parts is not None:
-            folders.append(model / "test_refined" / folder.name)
-            as_tracked = mean_metrics((figures[i] for i in parts.measured), suite.names)
-            report = refine(
-                avatar,
-                cameras,
-                photographs,
-                draw,
-                parts,
-                options.refine_flame,
-                folders[-1] / REFINED_NAME,
-                quiet=options.quiet,
-            )
-            report["cameras_looked_at"], report["cameras_measured"] = (
-                sorted({views[i].camera_index for i in part}) for part in parts
-            )
-            with only_writer(folders[-1]):
-                means, figures = render_views(
-                    "test_refined",
-                    folders[-1],
-                    measured=parts.measured,
-                    indices=sorted([*parts.measured, *parts.looked_at]),
-                    more={"as_tracked": as_tracked, "refinement": report},
-                )
-            looked_at = mean_metrics((figures[i] for i in parts.looked_at), suite.names)
-            measured.update(test_as_tracked=as_tracked, test_refined=means, test_looked_at=looked_at)
-            say(
-                f"test_refined: the FLAME parameters of {report['timesteps']} timesteps, fitted in "
-                f"{options.refine_flame} steps each to camera {numbers(report['cameras_looked_at'])}; the rows "
-                f"test_as_tracked and test_refined are measured on camera {numbers(report['cameras_measured'])} only"
-            )
-        notes += [note for note in suite.notes if note not in notes]
+            folders.append(output / "test_refined" / folders[-1].name)
+            rows_measured, text = render_refined(options, avatar, renderer, parts, figures, folders[-1])
+            measured.update(rows_measured)
+            say(text)
+        notes.update(dict.fromkeys(renderer.suite.notes))
 
     if not folders:
         say("Nothing to render: every split is skipped or empty.")
-    if target and folders:
-        say(f"No metrics: nobody photographed this person moving as in {target}.")
+    if motion_of and folders:
+        say(f"No metrics: nobody photographed this person moving as in {motion_of}.")
     if measured:
         say("\n" + format_table(measured))
     for note in notes:
         say(note)
     for folder in folders:
-        say(f"{folder}: renders.mp4, renders/*.png" + ("" if target else ", comparison.png, metrics.json"))
+        say(f"{folder}: renders.mp4, renders/*.png" + ("" if motion_of else ", comparison.png, metrics.json"))
     return measured
-
-
-# ---- what to render -----------------------------------------------------------
-
-
-def choose_iteration(model: Path, wanted: int) -> int:
-    """The saved iteration that was asked for, or the newest; UserError when there is no such one."""
-    found = sorted(
-        int(folder.name.removeprefix("iteration_"))
-        for folder in (model / "point_cloud").glob("iteration_*")
-        if re.fullmatch(r"iteration_[0-9]+", folder.name) and (folder / PLY_NAME).is_file()
-    )
-    if not found:
-        raise UserError(f"{model / 'point_cloud'} holds no iteration_<N>/{PLY_NAME}: nothing was saved there yet")
-    if wanted == -1:
-        return found[-1]
-    if wanted not in found:
-        raise UserError(f"--iteration {wanted} was not saved in {model}; there are {', '.join(map(str, found))}")
-    return wanted
 
 
 def load_capture(options: RenderOptions, trained: Options) -> Dataset:
@@ -226,44 +139,43 @@ def load_capture(options: RenderOptions, trained: Options) -> Dataset:
     )
 
 
-def load_avatar(
-    options: RenderOptions, trained: Options, saved: Path, dataset: Dataset | None, device: torch.device
-) -> GaussianModel:
-    """The saved avatar: with the motion it was trained on, or with -t that of `dataset`."""
-    if not trained.model.bind_to_mesh:
-        return GaussianModel.load(saved, device=device)
-    source = options.source_path or trained.model.source_path
-    head = load_head_model(
-        find_head_model(options.head_model or trained.model.head_model, source, avatar=options.model_path)
+def split_renderer(
+    options: RenderOptions,
+    avatar: Avatar,
+    capture: Dataset,
+    views: Sequence[View],
+    rows: Sequence[int],  # of the avatar's motion, by timestep of the capture
+    *,
+    photographed: bool,  # whether the capture shows this person
+) -> SplitRenderer:
+    """What renders the `views` of a split of the capture."""
+    device = avatar.model.device
+    cameras = [dataclasses.replace(view.camera, timestep=rows[view.camera.timestep]).to(device) for view in views]
+    ground_truth = None
+    if photographed:
+        folder = Path(options.model_path) / "cache"
+        images = ImageCache(views, capture.background, folder=folder, progress=not options.quiet)
+        ground_truth = partial(images.image, device=device)
+    return SplitRenderer(
+        avatar.model,
+        views,
+        cameras,
+        ground_truth,
+        draw=calibrated(avatar.draw, avatar.color),
+        uncalibrated=avatar.draw if avatar.calibrated else None,
+        suite=Suite(device=device),
+        mesh=options.render_mesh,
+        quiet=options.quiet,
     )
-    motion = FlameParameters.load(saved / FLAME_NAME, head, device=device, trainable=False)
-    if options.target_path:
-        # The person stays: identity and offset are the avatar's. The target's
-        # per-timestep offsets belong to the target's face and are left out.
-        arrays = {name: value for name, value in dataset.flame.items() if name != "dynamic_offset"}
-        arrays["shape"], arrays["static_offset"] = motion.shape.cpu().numpy(), motion.static_offset.cpu().numpy()
-        motion = FlameParameters(
-            arrays, dataset.timesteps, head, device=device, trainable=False, source=options.target_path
-        )
-    return GaussianModel.load(saved, flame=Flame(head, device=device), flame_parameters=motion, device=device)
 
 
-def rows_of(motion: FlameParameters | None, timesteps: Sequence[int], path: Path) -> list[int]:
-    """Which row of the avatar's motion each timestep of the capture is.
-
-    Raises:
-        UserError: the avatar knows another set of timesteps.
-    """
-    if motion is None:
-        return [0] * max(1, len(timesteps))  # a static scene
-    row = {timestep: index for index, timestep in enumerate(motion.timesteps)}
-    if all(timestep in row for timestep in timesteps):
-        return [row[timestep] for timestep in timesteps]
-    # Files of other trainers carry no numbers: then all rows in order, if they are as many.
-    if len(motion) == len(timesteps) and motion.timesteps == list(range(len(motion))):
-        return list(range(len(motion)))
-    absent = next(timestep for timestep in timesteps if timestep not in row)
-    raise UserError(f"{path} has no timestep {absent}, which the capture has: it was trained on another capture")
+def export(avatar: Avatar, timestep: int, motion_of: Path | None) -> str:
+    """Writes the avatar at one timestep as a world-space PLY beside its own; returns what to say of it."""
+    prefix = f"{motion_of.name}_" if motion_of else ""
+    path = avatar.path.parent / f"world_{prefix}{timestep:05d}.ply"
+    with torch.no_grad():
+        export_world(path, avatar.model(avatar.row(timestep))[0])
+    return f"{path}: {len(avatar.model):,} Gaussians in world space"
 
 
 # ---- pose refinement ------------------------------------------------------------
@@ -283,151 +195,57 @@ def check_refinable(options: RenderOptions, trained: Options) -> None:
         )
 
 
-def refinement_views(dataset: Dataset, allowed: Sequence[int]) -> SplitViews:
+def refinement_views(capture: Dataset, allowed: Sequence[int]) -> SplitViews:
     """Which test views --refine_cameras allows to fit, and which are left to measure."""
-    if not dataset.test:
+    if not capture.test:
         raise UserError("--refine_flame: there is no test split to refine (was the avatar trained without --eval?)")
-    return refinable_views(dataset.test, dataset.train, allowed)
+    return refinable_views(capture.test, capture.train, allowed)
 
 
-def refine(
-    avatar: GaussianModel,
-    cameras: Sequence[Camera],
-    photograph: Callable[[int], torch.Tensor],
-    draw: Callable[..., Any],
+def render_refined(
+    options: RenderOptions,
+    avatar: Avatar,
+    renderer: SplitRenderer,
     parts: SplitViews,
-    steps: int,
-    path: Path,
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Refines the avatar's FLAME parameters in memory and writes them to `path`; returns what it did."""
-    motion = avatar.flame_parameters
-    motion.trainable = True
-    count = len({cameras[index].timestep for index in parts.looked_at})
-    with tqdm(total=count, desc="Refining test poses", unit="timestep", disable=quiet) as bar:
-        fits = refine_poses(
-            avatar,
-            motion.row,
-            cameras,
-            photograph,
-            draw,
-            parameter_units(motion.columns, motion.device),
-            indices=parts.looked_at,
-            steps=steps,
+    figures: dict[int, Means],  # of each view, as tracked
+    folder: Path,
+) -> tuple[dict[str, Means], str]:
+    """Fits the avatar's poses in memory, renders with them and writes them beside; rows of the table, and a line."""
+    steps, suite = options.refine_flame, renderer.suite
+    as_tracked = mean_metrics((figures[i] for i in parts.measured), suite.names)
+    count = len({renderer.cameras[index].timestep for index in parts.looked_at})
+    assert renderer.ground_truth is not None  # not with -t
+    with tqdm(total=count, desc="Refining test poses", unit="timestep", disable=options.quiet) as bar:
+        fits = refine_motion(
+            avatar.model,
+            renderer.cameras,
+            renderer.ground_truth,
+            renderer.draw,
+            parts.looked_at,
+            steps,
             on_timestep=lambda _: bar.update(),
         )
-    motion.clear_gradients()
-    motion.save(path)
-    return {"steps": steps, **summary(fits)}
-
-
-def numbers(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
-
-
-def export(avatar: GaussianModel, timestep: int, path: Path) -> None:
-    """Writes the avatar at one timestep (as numbered in the capture) as a world-space PLY."""
-    row = 0
-    if avatar.flame_parameters is not None:
-        known = avatar.flame_parameters.timesteps
-        if timestep not in known:
-            raise UserError(
-                f"--export_world {timestep}: there are the timesteps {min(known)} to {max(known)}, {len(known)} in all"
-            )
-        row = known.index(timestep)
-    with torch.no_grad():
-        export_world(path, avatar(row)[0])
-
-
-# ---- one split ----------------------------------------------------------------
-
-
-def render_split(
-    name: str,
-    folder: Path,
-    avatar: GaussianModel,
-    views: Sequence[View],
-    cameras: Sequence[Camera],  # of the views, with the row of the avatar's motion
-    photographs: Callable[[int], torch.Tensor] | None,
-    draw: Callable[..., Any],
-    uncalibrated: Callable[..., Any] | None,  # the same without colour calibration, to be measured too
-    suite: Suite,
-    *,
-    indices: Sequence[int],  # which of the views
-    measured: Sequence[int] | None = None,  # which of these the mean is over; None = all
-    more: dict[str, Any] | None = None,  # what else metrics.json is to hold
-    mesh: bool,
-    quiet: bool,
-) -> tuple[dict[str, float | None], dict[int, dict[str, float | None]]]:
-    """Renders, writes and measures views of one split; returns the mean metrics, and those of each view.
-
-    A PNG is numbered by its view's place in the split. The videos play one
-    camera after the other, each through time.
-    """
-    measured = indices if measured is None else measured
-    order = sorted(indices, key=lambda i: (cameras[i].camera_id, views[i].timestep_index))
-    compared = {order[position] for position in evenly_spaced(len(order), COMPARED_VIEWS)}
-    kinds = ["renders", *(["gt"] if photographs else []), *(["renders_mesh"] if mesh else [])]
-    for kind in kinds:
-        remove_numbered_pngs(folder / kind)
-
-    records: dict[int, dict[str, Any]] = {}
-    figures: dict[int, dict[str, float | None]] = {}
-    columns: list[np.ndarray] = []  # of comparison.png, each a photograph, its rendering and the error
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(order), desc=f"Rendering {name}", unit="view", disable=quiet))
-        pngs = stack.enter_context(PngWriter())
-        first = cameras[order[0]]
-        videos = {
-            kind: stack.enter_context(video_writer(folder / f"{kind}.mp4", first.width, first.height)) for kind in kinds
-        }
-
-        def keep(view: Evaluated) -> None:
-            pictures = {"renders": view.image, "gt": view.target}
-            if mesh:
-                pictures["renders_mesh"] = draw_mesh(view.image, view.vertices, avatar.flame.faces, view.camera)
-            file = f"{view.index:05d}.png"
-            for kind in kinds:
-                pixels = to_bytes(pictures[kind])
-                pngs.write(folder / kind / file, pixels)
-                videos[kind].add(pixels)
-            if view.target is not None and view.index in compared:
-                panels = (view.target, view.image, error_map(view.image, view.target))
-                columns.append(np.concatenate([to_bytes(panel) for panel in panels]))
-            figures[view.index] = view.metrics
-            records[view.index] = {
-                "file": file,
-                "camera": view.camera.camera_id,
-                "image": view.camera.name,
-                "timestep": views[view.index].timestep_index,
-                **({} if view.index in measured else {"looked_at": True}),
-                **view.metrics,
-            }
-            bar.update()
-
-        evaluate(avatar, cameras, photographs, draw, suite, indices=order, on_image=keep)
-    if photographs is None:
-        return {}, {}
-    means = mean_metrics((figures[i] for i in measured), suite.names)
-    more = dict(more or {})
-    if uncalibrated is not None:
-        more["without_color_calibration"] = evaluate(
-            avatar, cameras, photographs, uncalibrated, Suite(suite.names, avatar.device), indices=measured
+    avatar.motion().save(folder / REFINED_NAME)
+    looked_at, measured = (sorted({renderer.views[i].camera_index for i in part}) for part in parts)
+    report = {"steps": steps, **summary(fits), "cameras_looked_at": looked_at, "cameras_measured": measured}
+    with only_writer(folder):
+        means, figures = renderer.render(
+            "test_refined",
+            folder,
+            sorted([*parts.measured, *parts.looked_at]),
+            measured=parts.measured,
+            more={"as_tracked": as_tracked, "refinement": report},
         )
-    write_png(folder / "comparison.png", side_by_side(columns))
-    write_json(
-        folder / "metrics.json",
-        json_ready({"split": name, "mean": means, **more, "views": [records[i] for i in sorted(records)]}),
+    rows = {
+        "test_as_tracked": as_tracked,
+        "test_refined": means,
+        "test_looked_at": mean_metrics((figures[i] for i in parts.looked_at), suite.names),
+    }
+    return rows, (
+        f"test_refined: the FLAME parameters of {report['timesteps']} timesteps, fitted in {steps} steps each to "
+        f"camera {', '.join(map(str, looked_at))}; the rows test_as_tracked and test_refined are measured on camera "
+        f"{', '.join(map(str, measured))} only"
     )
-    return means, figures
-
-
-def remove_numbered_pngs(folder: Path) -> None:
-    """Clears what an earlier rendering of more views would leave among the new ones."""
-    for path in folder.glob("*.png"):
-        if re.fullmatch(r"[0-9]{5,}\.png", path.name):
-            path.unlink()
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def scale_schedule(options: Options, typed: frozenset[str] = frozenset()) -> Opt
 
 
 @dataclass(frozen=True)
-class Moments:
+class DueIterations:
     """The iterations at which one kind of event is due; call it with an iteration counted from 1."""
 
     last: int  # iterations of the run
@@ -77,9 +77,9 @@ class Moments:
 class Milestones(NamedTuple):
     """When to evaluate, save the avatar, and write a checkpoint."""
 
-    test: Moments
-    save: Moments
-    checkpoint: Moments
+    test: DueIterations
+    save: DueIterations
+    checkpoint: DueIterations
 
 
 def milestones(options: Options) -> Milestones:
@@ -93,7 +93,7 @@ def milestones(options: Options) -> Milestones:
     run, last = options.run, options.optimization.iterations
     return Milestones(
         *(
-            Moments(last, run.interval, frozenset(listed))
+            DueIterations(last, run.interval, frozenset(listed))
             for listed in (run.test_iterations, run.save_iterations, run.checkpoint_iterations)
         )
     )

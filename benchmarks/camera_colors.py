@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import Row, Table, new_parser, open_trained, publish, train_head
-from innovations.color_calibration import CameraAffine
+from benchmarks.common import Row, Table, new_parser, publish, train_head
+from innovations.color_calibration import CameraAffine, ColorCalibration
+from scene import load_avatar
 from utils.errors import UserError, run_script
 
 CALIBRATION = ["--use_color_calibration", "--color_per_camera"]
@@ -69,8 +70,8 @@ def error_of_maps(found: dict[str, np.ndarray], changes: dict[str, np.ndarray]) 
 
 def maps_of(model: Path) -> dict[str, np.ndarray]:
     """[3, 4] by camera id: what the avatar's calibration does to the colors of each camera."""
-    color = open_trained(model).color
-    assert color is not None
+    color = load_avatar(model).color
+    assert isinstance(color, ColorCalibration)
     cameras = cast(CameraAffine, color.parts["cameras"])
     with torch.no_grad():
         return {name: cameras.matrix(name).double().numpy() for name in cameras.camera_ids}

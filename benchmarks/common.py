@@ -8,25 +8,19 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from arguments import parse_train, read_cfg_args
-from evaluation.evaluate import calibrated
+from arguments import parse_train
 from evaluation.results import device_name, git_commit
-from gaussian_renderer import choose_device_and_rasterizer, render
-from innovations.color_calibration import FILE_NAME as COLOR_NAME
-from innovations.color_calibration import ColorCalibration
-from ops.types import RenderOut
-from scene.dataset import Dataset, load_dataset
-from scene.flame.head_model import HeadModel, find_head_model, load_head_model
-from scene.flame.model import Flame, FlameParameters
-from scene.gaussian_model import FLAME_NAME, GaussianModel
+from scene import Avatar, load_avatar
+from scene.dataset import Dataset
+from scene.flame import Flame, FlameParameters, HeadModel
 from train import train
+from training.setup import load_capture
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -188,56 +182,14 @@ def train_head(source: Path, output: Path, flags: Iterable[str]) -> dict[str, An
     return train(parse_train(["-s", str(source), "-m", str(output), *HEAD, *UNDISTURBED, *flags]))
 
 
-class Trained(NamedTuple):
-    """The newest avatar that a run has saved, and the capture it was trained on."""
-
-    avatar: GaussianModel
-    head: HeadModel
-    dataset: Dataset
-    color: ColorCalibration | None
-    draw: Callable[..., RenderOut]  # (gaussians, camera), in the colors of the ground truth; the settings of `render`
-    device: torch.device
-
-
-def open_trained(folder: Path) -> Trained:
-    """Opens the output folder of a run of train.py on a head.
+def open_trained(folder: Path) -> tuple[Avatar, Dataset]:
+    """The newest avatar in the output folder of a run of train.py, and the capture it was trained on.
 
     Raises:
         UserError: nothing was saved there, or the capture is not there.
     """
-    trained = read_cfg_args(folder)
-    model = trained.model
-    saved = max((folder / "point_cloud").glob("iteration_*"), key=lambda path: int(path.name[10:]), default=None)
-    if saved is None:
-        raise UserError(f"{folder} holds no saved avatar")
-    device, _, rasterize = choose_device_and_rasterizer(
-        trained.run.device, trained.pipeline.rasterizer, trained.run.threads
-    )
-    dataset = load_dataset(
-        Path(model.source_path),
-        bind_to_mesh=True,
-        eval_split=model.eval,
-        white_background=model.white_background,
-        resolution=model.resolution,
-        select_camera_id=model.select_camera_id,
-        skip_bad_frames=model.skip_bad_frames,
-    )
-    head = load_head_model(find_head_model(model.head_model, model.source_path, avatar=folder))
-    motion = FlameParameters.load(saved / FLAME_NAME, head, device=device, trainable=False)
-    avatar = GaussianModel.load(saved, flame=Flame(head, device=device), flame_parameters=motion, device=device)
-    background = torch.tensor(dataset.background, device=device)
-    draw: Callable[..., RenderOut] = partial(
-        render,
-        background=background,
-        rasterize=rasterize,
-        sh_degree=avatar.active_sh_degree,
-        convert_SHs_python=trained.pipeline.convert_SHs_python,
-    )
-    color = None
-    if trained.innovations.use_color_calibration:
-        color = ColorCalibration.load(saved / COLOR_NAME, background=background, device=device)
-        draw = calibrated(draw, color)
-    return Trained(avatar, head, dataset, color, draw, device)
+    avatar = load_avatar(folder)
+    return avatar, load_capture(avatar.options)
 
 
 def mesh_vertices(head: HeadModel, parameters: FlameParameters, rows: Iterable[int]) -> Tensor:

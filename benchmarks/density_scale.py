@@ -30,15 +30,17 @@ def main() -> None:
     parser = new_parser(__doc__, "model_path", "json")
     parser.add_argument("--views", type=int, default=60)
     options = parser.parse_args()
-    avatar, _, dataset, _, draw, device = open_trained(options.model_path)
+    avatar, dataset = open_trained(options.model_path)
+    model = avatar.model
+    device = model.device
     views = dataset.train[:: max(1, len(dataset.train) // options.views)][: options.views]
     images = ScaledImages(ImageCache(views, dataset.background, progress=False), len(views))
 
     def statistic(scale: float, dssim: float, absolute: bool) -> Tensor:
-        gradients, seen = torch.zeros(len(avatar), device=device), torch.zeros(len(avatar), device=device)
+        gradients, seen = torch.zeros(len(model), device=device), torch.zeros(len(model), device=device)
         for index, view in enumerate(views):
             camera = view.camera.to(device).scaled(scale)
-            out = draw(avatar(camera.timestep)[0], camera, absolute=absolute)
+            out = avatar.draw(model(camera.timestep)[0], camera, absolute=absolute)
             l1, ssim = photometric(out.image, images.image(index, scale, device))
             ((1.0 - dssim) * l1 + dssim * (1.0 - ssim)).backward()
             assert out.means2d.grad is not None

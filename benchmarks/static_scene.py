@@ -13,8 +13,7 @@ from PIL import Image
 from benchmarks.common import mesh_vertices, new_parser
 from ops.rotations import matrix_to_quaternion
 from scene.dataset import load_dataset
-from scene.flame.head_model import find_head_model, load_head_model
-from scene.flame.model import FlameParameters
+from scene.flame import FlameParameters, find_head_model, load_head_model
 from scene.images.decode import decode
 from utils.errors import run_script
 

@@ -12,29 +12,27 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import read_cfg_args
 from benchmarks.common import Table, mesh_vertices, new_parser, open_trained, publish
-from scene.flame.model import FlameParameters
+from scene.flame import FlameParameters
 from utils.errors import UserError, run_script
 
 
 def main() -> None:
     options = new_parser(__doc__, "model_path", "json").parse_args()
-    truth = Path(read_cfg_args(options.model_path).model.source_path) / "true_flame_param"
+    avatar, dataset = open_trained(options.model_path)
+    truth = Path(avatar.options.model.source_path) / "true_flame_param"
     if not truth.is_dir():
         raise UserError(f"{truth} is not there: only a rendered capture knows its true parameters")
-    trained = open_trained(options.model_path)
-    tracked, timesteps = trained.dataset.flame, trained.dataset.timesteps
-    tuned = trained.avatar.flame_parameters
-    assert tracked is not None and tuned is not None
+    head, tracked, timesteps = avatar.head, dataset.flame, dataset.timesteps
+    assert head is not None and tracked is not None
     # Identity and static offset are those of the tracker in all three: fine-tuning leaves them alone.
     true = dict(tracked)
     files = [np.load(truth / f"{timestep:05d}.npz") for timestep in timesteps]
     for name in ("expr", "rotation", "neck_pose", "jaw_pose", "eyes_pose", "translation"):
         true[name] = np.concatenate([file[name].reshape(1, -1) for file in files])
-    rows = sorted({view.camera.timestep for view in trained.dataset.train})
-    known = FlameParameters(true, timesteps, trained.head), FlameParameters(tracked, timesteps, trained.head)
-    expected, before, after = (mesh_vertices(trained.head, parameters, rows) for parameters in (*known, tuned))
+    rows = sorted({view.camera.timestep for view in dataset.train})
+    known = FlameParameters(true, timesteps, head), FlameParameters(tracked, timesteps, head)
+    expected, before, after = (mesh_vertices(head, parameters, rows) for parameters in (*known, avatar.motion()))
     error = [
         {"mesh": name, "error, mm": round(1e3 * (mesh - expected).norm(dim=-1).mean().item(), 2)}
         for name, mesh in (("tracked", before), ("fine-tuned", after))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from evaluation.metrics import Suite
 from ops.types import Camera, Gaussians, RenderOut
 
 
-class Evaluated(NamedTuple):
+@dataclass(frozen=True)
+class Evaluated:
     """One view, rendered and measured; what `on_image` is given."""
 
     index: int  # in the list of cameras
     camera: Camera
     image: Tensor  # [3, H, W] 0..1
-    target: Tensor | None  # [3, H, W] 0..1; None where there is no ground truth
+    ground_truth: Tensor | None  # [3, H, W] 0..1; None where nobody took a photograph
     vertices: Tensor | None  # [V, 3] the mesh, world space; None for a static scene
     metrics: dict[str, float | None]  # of this view
 
@@ -27,7 +28,7 @@ class Evaluated(NamedTuple):
 def evaluate(
     avatar: Callable[[int], tuple[Gaussians, Tensor | None]],
     cameras: Sequence[Camera],
-    target: Callable[[int], Tensor] | None,
+    ground_truth: Callable[[int], Tensor] | None,
     render: Callable[[Gaussians, Camera], RenderOut],
     suite: Suite,
     *,
@@ -42,25 +43,25 @@ def evaluate(
     Args:
         avatar: timestep -> Gaussians in world space and the mesh.
         cameras: the views; each on the device of the avatar.
-        target: index -> its photograph, [3, H, W] float 0..1 on that device;
+        ground_truth: index -> its photograph, [3, H, W] float 0..1 on that device;
             None renders without measuring (a motion that nobody photographed).
         render: Gaussians and camera -> picture.
-        suite: a new `evaluation.metrics.Suite`; unused without a target.
+        suite: a new `evaluation.metrics.Suite`; unused without ground truth.
         indices: which of the cameras, default all.
         on_image: called with each view, for writing it somewhere.
 
     Returns:
-        Means by metric name; None where a metric could not be had. Empty without a target.
+        Means by metric name; None where a metric could not be had. Empty without ground truth.
     """
     for index in range(len(cameras)) if indices is None else indices:
         camera = cameras[index]
         gaussians, vertices = avatar(camera.timestep)
         image = render(gaussians, camera).image.clamp(0.0, 1.0)
-        truth = target(index) if target is not None else None
+        truth = ground_truth(index) if ground_truth is not None else None
         metrics = suite.add(image, truth) if truth is not None else {}
         if on_image is not None:
             on_image(Evaluated(index, camera, image, truth, vertices, metrics))
-    return suite.mean() if target is not None else {}
+    return suite.mean() if ground_truth is not None else {}
 
 
 def calibrated(draw: Callable[..., RenderOut], color: Callable[..., Tensor]) -> Callable[..., RenderOut]:
@@ -80,7 +81,7 @@ def calibrated(draw: Callable[..., RenderOut], color: Callable[..., Tensor]) -> 
 def mean_metrics(views: Iterable[Mapping[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:
     """The means of these metrics over some of the views that `evaluate` reported; None where none has a value."""
     views = list(views)
-    values = {name: [view[name] for view in views if view[name] is not None] for name in names}
+    values = {name: [value for view in views if (value := view[name]) is not None] for name in names}
     return {name: sum(known) / len(known) if known else None for name, known in values.items()}
 
 

@@ -62,6 +62,9 @@ MINIMUM_SIZE = {"vgg": 16, "alex": 31}
 class LPIPS(nn.Module):
     """The distance between images; weights as created are random, see `load`."""
 
+    shift: Tensor  # of the network's own input normalization, in its units: images in [-1, 1]
+    scale: Tensor
+
     def __init__(self, network: str) -> None:
         """`network` is "vgg" or "alex"."""
         super().__init__()
@@ -75,7 +78,6 @@ class LPIPS(nn.Module):
             channels = layer.channels
             if layer.tap:
                 self.linear.append(torch.rand(channels) / channels)
-        # The network's own input normalisation, in its units: images in [-1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -83,7 +85,7 @@ class LPIPS(nn.Module):
     def forward(
         self,
         image: Tensor,  # [3, H, W] or [B, 3, H, W]  0..1
-        target: Tensor,  # as image
+        ground_truth: Tensor,  # as image
     ) -> Tensor:  # [] or [B]  0 = alike
         """The distance of each pair; differentiable with respect to both.
 
@@ -93,15 +95,15 @@ class LPIPS(nn.Module):
             ValueError: shapes that do not fit, or images smaller than `MINIMUM_SIZE`.
         """
         least = MINIMUM_SIZE[self.network]
-        if image.shape != target.shape or image.ndim not in (3, 4) or image.shape[-3] != 3:
-            raise ValueError(f"expected two images [3, H, W], got {tuple(image.shape)} and {tuple(target.shape)}")
+        if image.shape != ground_truth.shape or image.ndim not in (3, 4) or image.shape[-3] != 3:
+            raise ValueError(f"expected two images [3, H, W], got {tuple(image.shape)} and {tuple(ground_truth.shape)}")
         if min(image.shape[-2:]) < least:
             raise ValueError(
                 f"LPIPS ({self.network}) needs images of at least {least} pixels on each side, "
                 f"got {tuple(image.shape[-2:])}"
             )
         single = image.ndim == 3
-        pair = torch.stack([image, target]) if single else torch.cat([image, target])
+        pair = torch.stack([image, ground_truth]) if single else torch.cat([image, ground_truth])
         # cuDNN would round the convolutions' inputs to TF32: figures that depend on the GPU.
         full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.autocast(pair.device.type, enabled=False), full_precision:
@@ -109,7 +111,7 @@ class LPIPS(nn.Module):
         return distance[0] if single else distance
 
     def _distance(self, pair: Tensor) -> Tensor:
-        """[2B, 3, H, W], the images and then their targets -> [B]."""
+        """[2B, 3, H, W], the images and then their ground_truths -> [B]."""
         features = ((2 * pair - 1) - self.shift) / self.scale
         distance = features.new_zeros(pair.shape[0] // 2)
         linear = iter(self.linear)

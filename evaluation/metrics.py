@@ -26,27 +26,27 @@ FLIP_PIXELS_PER_DEGREE = 0.7 * (3840 / 0.7) * math.pi / 180
 SMALLEST_MSE = 1e-10
 
 
-def psnr(image: Tensor, target: Tensor) -> float:
+def psnr(image: Tensor, ground_truth: Tensor) -> float:
     """Peak signal-to-noise ratio in dB, from the squared error over all channels and pixels together."""
-    image, target = _clamped(image, target)
-    error = (image.double() - target.double()).square().mean().item()
+    image, ground_truth = _clamped(image, ground_truth)
+    error = (image.double() - ground_truth.double()).square().mean().item()
     return -10.0 * math.log10(error if math.isnan(error) else max(error, SMALLEST_MSE))
 
 
-def l1(image: Tensor, target: Tensor) -> float:
+def l1(image: Tensor, ground_truth: Tensor) -> float:
     """Mean absolute difference, 0..1."""
-    image, target = _clamped(image, target)
-    return (image.double() - target.double()).abs().mean().item()
+    image, ground_truth = _clamped(image, ground_truth)
+    return (image.double() - ground_truth.double()).abs().mean().item()
 
 
-def ssim(image: Tensor, target: Tensor) -> float:
+def ssim(image: Tensor, ground_truth: Tensor) -> float:
     """Mean structural similarity, at most 1: the one of `losses.photometric`, over the full image."""
-    image, target = _clamped(image, target)
+    image, ground_truth = _clamped(image, ground_truth)
     with torch.no_grad():
-        return losses.photometric(image, target)[1].item()
+        return losses.photometric(image, ground_truth)[1].item()
 
 
-def flip(image: Tensor, target: Tensor) -> float:
+def flip(image: Tensor, ground_truth: Tensor) -> float:
     """Mean LDR-FLIP (Andersson et al. 2020), 0..1, at the authors' default viewing distance.
 
     Raises:
@@ -58,11 +58,11 @@ def flip(image: Tensor, target: Tensor) -> float:
         raise UserError(
             f"the FLIP metric needs the package flip-evaluator ({error}): pip install -r requirements.txt"
         ) from error
-    image, target = _clamped(image, target)
+    image, ground_truth = _clamped(image, ground_truth)
     if not torch.isfinite(image).all():
         return math.nan  # the package would print garbage or stop
     _, mean, _ = evaluate(
-        _as_numpy(target), _as_numpy(image), "LDR", applyMagma=False, parameters={"ppd": FLIP_PIXELS_PER_DEGREE}
+        _as_numpy(ground_truth), _as_numpy(image), "LDR", applyMagma=False, parameters={"ppd": FLIP_PIXELS_PER_DEGREE}
     )
     return float(mean)
 
@@ -96,24 +96,24 @@ class Suite:
             if name.startswith("lpips_"):
                 self._load_lpips(name, torch.device(device))
 
-    def add(self, image: Tensor, target: Tensor) -> dict[str, float | None]:
+    def add(self, image: Tensor, ground_truth: Tensor) -> dict[str, float | None]:
         """Measures one image [3, H, W] and keeps the values for `mean`."""
         result: dict[str, float | None] = {}
         for name in self.names:
-            result[name] = self._measure(name, image, target)
-            if result[name] is not None:
-                self._values[name].append(result[name])
+            value = result[name] = self._measure(name, image, ground_truth)
+            if value is not None:
+                self._values[name].append(value)
         return result
 
     def mean(self) -> dict[str, float | None]:
         """The mean over the images of each metric; None where there was nothing to measure."""
         return {name: sum(values) / len(values) if values else None for name, values in self._values.items()}
 
-    def _measure(self, name: str, image: Tensor, target: Tensor) -> float | None:
+    def _measure(self, name: str, image: Tensor, ground_truth: Tensor) -> float | None:
         if name not in self._functions:
             return None
         try:
-            return self._functions[name](image, target)
+            return self._functions[name](image, ground_truth)
         except UserError as error:
             self._note(str(error))
             return None
@@ -128,12 +128,12 @@ class Suite:
             self._note(f"LPIPS reads n/a, {state}: run `{lpips.INSTALL_COMMAND}{'' if missing else ' --force'}`")
             return
 
-        def distance(image: Tensor, target: Tensor) -> float:
-            image, target = _clamped(image.to(device), target.to(device))
+        def distance(image: Tensor, ground_truth: Tensor) -> float:
+            image, ground_truth = _clamped(image.to(device), ground_truth.to(device))
             if min(image.shape[-2:]) < lpips.MINIMUM_SIZE[network]:
                 raise UserError(f"LPIPS ({network}) reads n/a for images under {lpips.MINIMUM_SIZE[network]} pixels")
             with torch.no_grad():
-                return model(image, target).item()
+                return model(image, ground_truth).item()
 
         self._functions[name] = distance
 
@@ -165,12 +165,12 @@ def _cell(column: str, value: float | None) -> str:
     return f"{value:.2f}" if column == "psnr" else f"{value:.4f}"
 
 
-def _clamped(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _clamped(image: Tensor, ground_truth: Tensor) -> tuple[Tensor, Tensor]:
     """Both in 0..1, detached, at least float32, on the image's device; a NaN stays one."""
-    if image.ndim != 3 or image.shape != target.shape or image.shape[0] != 3 or image.numel() == 0:
-        raise ValueError(f"expected two images [3, H, W], got {tuple(image.shape)} and {tuple(target.shape)}")
+    if image.ndim != 3 or image.shape != ground_truth.shape or image.shape[0] != 3 or image.numel() == 0:
+        raise ValueError(f"expected two images [3, H, W], got {tuple(image.shape)} and {tuple(ground_truth.shape)}")
     dtype = torch.promote_types(image.dtype, torch.float32)
-    return (image.detach().to(dtype).clamp(0, 1), target.detach().to(image.device, dtype).clamp(0, 1))
+    return (image.detach().to(dtype).clamp(0, 1), ground_truth.detach().to(image.device, dtype).clamp(0, 1))
 
 
 def _as_numpy(image: Tensor) -> np.ndarray:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from ops import losses
+from ops.types import Camera
+from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
 
 # A tracker's typical error, one standard deviation. Only the ratios matter much;
@@ -120,7 +122,7 @@ def refine_poses(
     avatar: Callable[[int], tuple[G, Any]],  # timestep -> Gaussians in world space, and the mesh
     row: Callable[[int], Tensor],  # timestep -> [D] its parameters, an autograd leaf; moved in place
     cameras: Sequence[C],  # the views
-    photograph: Callable[[int], Tensor],  # index of a view -> [3, H, W] 0..1
+    ground_truth: Callable[[int], Tensor],  # index of a view -> [3, H, W] 0..1
     render: Callable[[G, C], Any],  # Gaussians and camera -> what has an `image` [3, H, W]
     units: Tensor,  # [D] of `parameter_units`
     *,
@@ -144,17 +146,38 @@ def refine_poses(
         views.setdefault(cameras[index].timestep, []).append(index)
     fits = {}
     for timestep in sorted(views):
-        targets = [photograph(index) for index in views[timestep]]
+        ground_truths = [ground_truth(index) for index in views[timestep]]
 
         def loss(number: int) -> Tensor:
             gaussians, _ = avatar(timestep)
             image = render(gaussians, cameras[views[timestep][number]]).image
-            l1, ssim = losses.photometric(image, targets[number])
+            l1, ssim = losses.photometric(image, ground_truths[number])
             return (1.0 - SSIM_WEIGHT) * l1 + SSIM_WEIGHT * (1.0 - ssim)
 
-        fits[timestep] = _descend(row(timestep), loss, len(targets), units, steps)
+        fits[timestep] = _descend(row(timestep), loss, len(ground_truths), units, steps)
         if on_timestep is not None:
             on_timestep(timestep)
+    return fits
+
+
+def refine_motion(
+    avatar: GaussianModel,
+    cameras: Sequence[Camera],  # the views, with the rows of the avatar's motion as timesteps
+    ground_truth: Callable[[int], Tensor],  # index of a view -> [3, H, W] 0..1
+    draw: Callable[..., Any],  # Gaussians and camera -> what has an `image` [3, H, W]
+    indices: Sequence[int],  # the views that may be looked at
+    steps: int,
+    on_timestep: Callable[[int], None] | None = None,
+) -> dict[int, Fit]:
+    """`refine_poses` of an avatar's own motion, in memory."""
+    motion = avatar.flame_parameters
+    assert motion is not None  # whoever has views to refine has a head
+    motion.trainable = True
+    units = parameter_units(motion.columns, motion.device)
+    fits = refine_poses(
+        avatar, motion.row, cameras, ground_truth, draw, units, indices=indices, steps=steps, on_timestep=on_timestep
+    )
+    motion.clear_gradients()
     return fits
 
 

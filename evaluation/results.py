@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from training.stages import peak_memory
 from utils.files import write_json
+from utils.memory import peak_memory
 from utils.untrusted import read_regular
 
 Metrics = Mapping[str, float | None]  # None: could not be had (LPIPS without its weights)

@@ -198,14 +198,23 @@ class GaussianModel:
 
         `timestep` is a row of the FLAME parameters; unbound scenes ignore it.
         """
-        if self.binding is None:
+        if self.binding is None or self.flame is None or self.flame_parameters is None:
             quats = torch.nn.functional.normalize(self.rotation, dim=1)
-            return Gaussians(
-                self.xyz, quats, self.scaling.exp(), self.opacity.sigmoid().squeeze(1), self.features
-            ), None
-        vertices = self.flame.vertices(self.flame_parameters, timestep)
+            opacities = self.opacity.sigmoid().squeeze(1)
+            return Gaussians(self.xyz, quats, self.scaling.exp(), opacities, self.features), None
+        return self._ride(self.flame, self.flame.vertices(self.flame_parameters, timestep))
+
+    def posed(self, row: Tensor) -> tuple[Gaussians, Tensor | None]:
+        """The same in a pose of its own: [D] laid out as a row of the FLAME parameters; without dynamic offsets."""
+        if self.flame is None or self.flame_parameters is None:
+            return self(0)
+        parameters = self.flame_parameters
+        return self._ride(self.flame, self.flame.from_row(row, parameters.shape, parameters.static_offset))
+
+    def _ride(self, flame: Flame, vertices: Tensor) -> tuple[Gaussians, Tensor]:
+        assert self.binding is not None  # what has a head is bound to it
         means, quats, scales, opacities = rig.bind(
-            vertices, self.flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding
+            vertices, flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding
         )
         return Gaussians(means, quats, scales, opacities, self.features), vertices
 

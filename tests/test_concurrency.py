@@ -27,7 +27,7 @@ from arguments import parse_render, parse_train
 from ops import native
 from scene.dataset import load_dataset
 from scene.images.cache import SUFFIX, ImageCache
-from training import checkpoint
+from training import checkpoint, setup
 from utils.errors import UserError
 from utils.files import only_writer
 
@@ -130,14 +130,14 @@ def test_a_run_that_ended_while_this_one_was_loading_is_not_begun_anew(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
-    load = train.load_dataset
+    load = setup.load_dataset
 
     def meanwhile(*args: object, **named: object) -> object:
         with only_writer(model):
             checkpoint.save(model / "chkpnt7.pth", {"step": 7})
         return load(*args, **named)
 
-    monkeypatch.setattr(train, "load_dataset", meanwhile)
+    monkeypatch.setattr(setup, "load_dataset", meanwhile)
     with pytest.raises(UserError, match="another run has just saved checkpoints in .*start again"):
         train.train(parse_train(flags(capture, model)))
     assert {path.name for path in model.iterdir()} == {".lock", "chkpnt7.pth"}

@@ -26,11 +26,11 @@ from torture.full_disk import full_from, words
 from torture.kill_and_resume import accidents, check_readable, command, compare, suffer
 from toy_capture import write_capture
 
-import render
 import train
 from arguments import parse_train
 from innovations.color_calibration import ColorCalibration
 from scene import gaussian_model
+from scene.avatar import choose_iteration, save_avatar
 from training import checkpoint
 from training.event_file import EventFile
 from training.reporter import Reporter
@@ -177,7 +177,7 @@ def test_half_a_saved_avatar_is_none(whole: Path, tmp_path: Path, broken: str, m
     model = tmp_path / "model"
     shutil.copytree(whole, model)
     folder = model / "point_cloud" / f"iteration_{STEPS}"
-    assert render.choose_iteration(model, -1) == STEPS
+    assert choose_iteration(model, -1) == STEPS
     replace = os.replace
 
     def full(source: Any, target: Any) -> None:
@@ -190,8 +190,8 @@ def test_half_a_saved_avatar_is_none(whole: Path, tmp_path: Path, broken: str, m
     points.flame_parameters = SimpleNamespace(save=lambda path: _save(path))
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=broken):
-        train.save(folder, points, color)
-    assert render.choose_iteration(model, -1) == STEPS - STEPS // 10
+        save_avatar(folder, points, color)
+    assert choose_iteration(model, -1) == STEPS - STEPS // 10
     assert not list(folder.glob(".tmp-*"))
 
 

@@ -22,7 +22,7 @@ from gaussian_renderer.backends import gsplat as gsplat_backend
 from ops.types import Gaussians
 from scene.images.cache import ImageCache
 from scene.ply import read_ply
-from training import checkpoint
+from training import checkpoint, views
 
 pytestmark = pytest.mark.cuda
 
@@ -103,7 +103,7 @@ def test_train_resume_and_render(
             super().__init__(*arguments, **options)
             caches.append(self)
 
-    monkeypatch.setattr(train, "ImageCache", Watched)
+    monkeypatch.setattr(views, "ImageCache", Watched)
     on_gpu = ["--device", "cuda", "--rasterizer", rasterizer]
     whole = run(capture, tmp_path / "whole", *on_gpu)
     assert (whole["backend"], whole["iterations"]) == (rasterizer, ITERATIONS)

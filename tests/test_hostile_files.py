@@ -42,7 +42,7 @@ from training import checkpoint
 from training.sampler import ShuffledSampler
 from utils import tensor_reader
 from utils.errors import UserError, one_line
-from utils.files import only_writer, refuse_ways_out
+from utils.files import only_writer, refuse_escaping_links
 from utils.npz import read_npz
 from utils.untrusted import read_regular
 
@@ -185,9 +185,9 @@ def test_results_stay_in_their_folder(tmp_path: Path) -> None:
     (home / "profile").write_text("mine")
     (model / "test").mkdir(parents=True)
     (model / "again").symlink_to(model / "test")  # stays inside
-    refuse_ways_out(model)
+    refuse_escaping_links(model)
     (model / "test" / "ours_7").symlink_to(home / "secret")
-    assert "ours_7 is a symbolic link that leads out" in refusal(lambda: refuse_ways_out(model))
+    assert "ours_7 is a symbolic link that leads out" in refusal(lambda: refuse_escaping_links(model))
     (model / ".lock").symlink_to(home / "profile")
     with pytest.raises(UserError), only_writer(model):
         pass

@@ -28,16 +28,16 @@ from gaussian_renderer.backends.native import rasterize as native_rasterize
 from gaussian_renderer.backends.reference import rasterize as reference_rasterize
 from innovations.amp import MixedPrecision
 from innovations.region_adaptive_loss import RegionAdaptiveLoss
-from innovations.warm_start import triangle_colors
+from innovations.warm_start import CLASSICAL_START, triangle_colors
 from ops import losses, native, rig
 from ops.types import Gaussians
 from ops.visibility import see
 from scene.dataset import load_dataset
-from scene.flame.model import RowAdam
-from training import checkpoint
-from training.bad_steps import LIMIT, BadSteps
+from training import checkpoint, objective
 from training.density_control import DensityControl, DensitySchedule, fixed_threshold
-from training.optimizers import GaussianOptimizer
+from training.guards import LIMIT, BadSteps
+from training.optimizers import RowAdam
+from training.setup import build_avatar, build_optimizer
 from utils.errors import UserError, run_script
 
 TWINS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="no compiler"))]
@@ -88,23 +88,8 @@ def a_step(capture: Path, spoil: str, twin: str) -> tuple[list[Tensor], list[Ten
     """All that a training step may change, before and after one in which `spoil` is not finite."""
     options = parse_train(flags(capture, capture))
     dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
-    avatar = train.build_avatar(options.model, dataset, None, seed=0, device=torch.device("cpu"))
-    gaussian_adam = GaussianOptimizer(
-        avatar,
-        extent=1.0,
-        **train.pick(
-            options.optimization,
-            (
-                "position_lr_init",
-                "position_lr_final",
-                "position_lr_max_steps",
-                "feature_lr",
-                "opacity_lr",
-                "scaling_lr",
-                "rotation_lr",
-            ),
-        ),
-    )
+    avatar = build_avatar(options.model, dataset, None, seed=0, device=torch.device("cpu"))
+    gaussian_adam = build_optimizer(options.optimization, options.innovations, avatar, CLASSICAL_START, 1.0)
     rows = RowAdam(avatar.flame_parameters, expr_lr=1e-3, translation_lr=1e-6, pose_lr=1e-5)
     density = DensityControl(
         avatar,
@@ -191,14 +176,14 @@ def test_as_a_flag_on_the_device_too(capture: Path, spoil: str, monkeypatch: pyt
 
 def spoil_losses(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """The steps in `bad` (from 1) get a loss that is not a number."""
-    original, steps = train.compute_losses, []
+    original, steps = objective.image_terms, []
 
     def broken(*arguments: Any) -> dict[str, Tensor]:
         steps.append(1)
         terms = original(*arguments)
         return {**terms, "l1": terms["l1"] * math.nan} if len(steps) in bad else terms
 
-    monkeypatch.setattr(train, "compute_losses", broken)
+    monkeypatch.setattr(objective, "image_terms", broken)
 
 
 def test_a_run_goes_on_after_bad_steps_and_names_their_views(

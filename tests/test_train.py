@@ -26,8 +26,11 @@ import render
 import train
 from arguments import parse_render, parse_train, read_cfg_args
 from gaussian_renderer import choose_rasterizer
+from scene.dataset import load_dataset
 from scene.ply import read_ply
-from training import checkpoint
+from training import checkpoint, objective
+from training.objective import Objective
+from training.setup import build_avatar
 from utils.errors import UserError
 
 TIMESTEPS = [3, 4, 7, 9]  # neither from 0 nor without gaps; the last one is the held-out sequence
@@ -407,8 +410,8 @@ def test_tracked_parameters_can_be_kept(capture: Path, tmp_path: Path) -> None:
 
 def test_regularizers_in_triangle_units_and_in_meters(finished: SimpleNamespace, capture: Path) -> None:
     options = parse_train(command_line(capture, finished.model, *SCHEDULE))
-    dataset = train.load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
-    avatar = train.build_avatar(
+    dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
+    avatar = build_avatar(
         options.model, dataset, checkpoint.load(finished.model / "chkpnt300.pth"), seed=0, device=torch.device("cpu")
     )
     world, vertices = avatar(1)
@@ -423,7 +426,8 @@ def test_regularizers_in_triangle_units_and_in_meters(finished: SimpleNamespace,
         optim = parse_train(command_line(capture, finished.model, *flags)).optimization
         return {
             name: term.item()
-            for name, term in train.compute_losses(optim, avatar, world, vertices, out, out.image, target, None).items()
+            for name, term in Objective(optim, avatar)(world, vertices, out, out.image, target, None, 1).items()
+            if name != "total"
         }
 
     # Independently, from the mesh: a triangle's scale is the mean of its first edge and the height over it.
@@ -471,9 +475,9 @@ def test_other_ways_to_the_same_picture(capture: Path, tmp_path: Path, flags: li
 
 
 def gaussians_at_start(capture: Path) -> torch.Tensor:
-    dataset = train.load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
+    dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
     options = parse_train(command_line(capture, capture)).model
-    avatar = train.build_avatar(options, dataset, None, seed=0, device=torch.device("cpu"))
+    avatar = build_avatar(options, dataset, None, seed=0, device=torch.device("cpu"))
     return avatar.fields()["features_dc"]
 
 
@@ -487,7 +491,7 @@ def test_looking_for_nan_changes_nothing(
 
 
 def test_debug_stops_at_the_first_nan(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = train.compute_losses
+    original = objective.image_terms
     steps = []
 
     def broken(*arguments: Any) -> dict[str, torch.Tensor]:
@@ -495,7 +499,7 @@ def test_debug_stops_at_the_first_nan(capture: Path, tmp_path: Path, monkeypatch
         terms = original(*arguments)
         return {**terms, "ssim": terms["ssim"] * math.nan} if len(steps) == 5 else terms
 
-    monkeypatch.setattr(train, "compute_losses", broken)
+    monkeypatch.setattr(objective, "image_terms", broken)
     with pytest.raises(UserError, match=r"iteration 5, view 0000\d_0\d: loss ssim is not finite"):
         run_here(capture, tmp_path, "--debug")
 

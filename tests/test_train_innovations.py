@@ -23,7 +23,9 @@ from innovations.color_calibration import ColorCalibration
 from scene.dataset import load_dataset
 from scene.gaussian_model import GaussianModel
 from scene.images.cache import ImageCache
-from training import checkpoint
+from training import checkpoint, setup
+from training.objective import Objective
+from training.setup import build_avatar, build_warm_start, warm_up
 from utils.errors import UserError
 
 TIMESTEPS = [3, 4, 7, 9]  # the last one is the test sequence
@@ -192,18 +194,15 @@ def test_gradients_of_the_views_of_a_step_are_averaged(capture: Path, tmp_path: 
     assert len(set(views)) == 3 and state["sampler"]["position"] == 3
 
     dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
-    avatar = train.build_avatar(options.model, dataset, None, seed=0, device=torch.device("cpu"))
+    avatar = build_avatar(options.model, dataset, None, seed=0, device=torch.device("cpu"))
     images = ImageCache(dataset.train, dataset.background, progress=False)
     total, statistic = 0.0, 0.0
     for view in views:
         camera = dataset.train[view].camera
         world, vertices = avatar(camera.timestep)
         out = draw(world, camera, torch.ones(3), sh_degree=0, rasterize=rasterize)
-        loss = sum(
-            train.compute_losses(
-                options.optimization, avatar, world, vertices, out, out.image, images.image(view, "cpu"), None
-            ).values()
-        )
+        image, timestep = images.image(view, "cpu"), camera.timestep
+        loss = Objective(options.optimization, avatar)(world, vertices, out, out.image, image, None, timestep)["total"]
         (gradient,) = torch.autograd.grad(loss, out.means2d, retain_graph=True)
         statistic = statistic + gradient.norm(dim=1)
         total = total + loss / 3
@@ -283,13 +282,8 @@ def test_a_warm_start_begins_nearer(capture: Path, tmp_path: Path) -> None:
     ]
     assert first[1] > first[0] + 1
     with pytest.raises(UserError, match="--use_warm_start"):
-        train.warm_up(
-            _unbound(),
-            train.build_warm_start(parse_train(rigged_flags(capture, tmp_path / "x", "--use_warm_start")).innovations),
-            [],
-            lambda index: None,
-            (1, 1, 1),
-        )
+        options = parse_train(rigged_flags(capture, tmp_path / "x", "--use_warm_start"))
+        warm_up(_unbound(), build_warm_start(options.innovations), None)
 
 
 def _unbound() -> Any:
@@ -323,11 +317,11 @@ def test_faint_gaussians_go_sooner_where_nothing_is_reset(
     """A reset lowers all opacities to 0.01: a higher limit would then empty the avatar."""
     seen: list[float] = []
 
-    class Watched(train.DensityControl):
+    class Watched(setup.DensityControl):
         def _densify(self, step: int, world_scales: torch.Tensor) -> Any:
             seen.append(self.schedule.prune_opacity)
             return super()._densify(step, world_scales)
 
-    monkeypatch.setattr(train, "DensityControl", Watched)
+    monkeypatch.setattr(setup, "DensityControl", Watched)
     run(capture, tmp_path / "model", "--quiet", "--iterations", 12, *flags)
     assert seen == [faintest]

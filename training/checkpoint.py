@@ -7,23 +7,30 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from arguments import Options
+from evaluation.results import measured_iterations
 from utils.errors import UserError, one_line
 from utils.tensor_files import save_tensors
 from utils.tensor_reader import load_tensors
 
 FORMAT = "efficient-gaussian-avatars checkpoint"
 VERSION = 1
+State = dict[str, Any]
 _SCALARS = (bool, int, float, str, type(None))
+# Parts that a saved run may lack: an innovation that it did not have begins here, as the identity.
+_OPTIONAL = ("region", "color", "amp", "bad_steps")
+# Options that the saved state contradicts when they change.
+_FIXED = ("bind_to_mesh", "sh_degree", "white_background", "disable_flame_static_offset")
 
 
-def save(path: str | Path, state: dict[str, Any]) -> None:
+def save(path: str | Path, state: State) -> None:
     """Writes `state` atomically.
 
     Args:
@@ -39,7 +46,7 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     save_tensors(path, {"format": FORMAT, "version": VERSION, **_plain(state, "state")})
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path) -> State:
     """The state that `save` wrote, with its tensors on the CPU.
 
     Raises:
@@ -79,6 +86,70 @@ def fitting(part: str) -> Iterator[None]:
             yield
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise UserError(f"the checkpoint does not fit this run ({part}: {one_line(error)[:200]})") from error
+
+
+def to_resume(output: Path, options: Options) -> State | None:
+    """The checkpoint that the run is to go on from, or None for a run from the start.
+
+    Raises:
+        UserError: it cannot be read or contradicts the options, nothing is left to do, or without --start_checkpoint
+            `output` holds a run already.
+    """
+    wanted = options.run.start_checkpoint
+    found = newest(output) if wanted in (None, "auto") else None
+    if wanted is None and found is not None:
+        raise UserError(
+            f"{output} already holds a run ({found.name}); continue it with --start_checkpoint auto, "
+            "or choose another --model_path"
+        )
+    path = found if wanted == "auto" else wanted
+    if not path:
+        return None
+    state = load(Path(path))
+    check_resumable(state, options)
+    if min(state["step"], measured_iterations(output / "results.json")) >= options.optimization.iterations:
+        raise UserError(
+            f"the checkpoint is at iteration {state['step']} of {options.optimization.iterations}: this run is "
+            "complete; raise --iterations to go on"
+        )
+    return state
+
+
+def check_resumable(state: State, options: Options) -> None:
+    """Refuses to continue a run under options that its saved state contradicts."""
+    missing = [name for name in ("step", "avatar", "options") if name not in state]
+    if missing:
+        raise UserError(f"the checkpoint has no '{missing[0]}': it was not written by this trainer")
+    if type(state["step"]) is not int or not 0 <= state["step"] <= 10**9:
+        raise UserError("the checkpoint's 'step' is no number of iterations")
+    with fitting("options"):
+        trained = dict(state["options"]["model"])
+    for name in _FIXED:
+        before, now = trained.get(name), getattr(options.model, name)
+        if not isinstance(before, bool | int | None):
+            raise UserError(
+                f"the checkpoint does not fit this run (options: {name} is of type {type(before).__name__})"
+            )
+        if before != now:
+            raise UserError(
+                f"the checkpoint was trained with {name} = {before}, this run has {now}: "
+                "continue with the same value, or start a new run in another --model_path"
+            )
+
+
+def restore(parts: Mapping[str, Any], state: State | None) -> int:
+    """Loads the state of every part, if there is one; returns the iterations done.
+
+    Raises:
+        UserError: the state of a part does not fit or is missing.
+    """
+    if state is None:
+        return 0
+    for name, part in parts.items():
+        with fitting(name):
+            if state.get(name) or name not in _OPTIONAL:
+                part.load_state_dict(state[name])
+    return state["step"]
 
 
 def newest(folder: str | Path) -> Path | None:

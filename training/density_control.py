@@ -5,9 +5,6 @@ on schedule, clones, splits and prunes. It only decides (index lists and new
 values); `training/row_surgery.py` carries it out on parameters and optimizer alike.
 Which Gaussians are worth it is for a policy to say, a callable: `fixed_threshold`
 is the classical one.
-
-Two defects of earlier trainers are mended here (facts section 8); both are
-described at the lines concerned, with what they do on a real capture.
 """
 
 from __future__ import annotations
@@ -220,13 +217,8 @@ class DensityControl:
         xyz[children] += self._jitter(parents)
         scaling[children] -= torch.log(torch.tensor(SHRINK))
         size[children] /= SHRINK
-        # Defect 5 of earlier trainers: adding rows zeroed the radii of *all*
-        # Gaussians just before pruning read them, so nothing was ever pruned by
-        # its size on screen. Here a clone keeps what was seen of its parent, and
+        # A clone keeps what was seen of its parent, or pruning by size on screen would never find anything;
         # only children, which nobody has seen yet, start from zero.
-        # On the real capture of doc/results.md (10,538 triangles, 6,000 iterations)
-        # the defect cloned 15,278, pruned 6,061 and ended with 20,662; mended it
-        # is 26,939, 18,011 and 20,745: the same number, but of smaller Gaussians.
         radii[children] = 0.0
 
         drop = model.opacity[source].sigmoid().squeeze(1) < self.schedule.prune_opacity
@@ -259,14 +251,8 @@ class DensityControl:
     def _jitter(self, parents: Tensor) -> Tensor:
         """[M, 3] offsets of split children: a draw from the parent's own distribution.
 
-        Defect 4 of earlier trainers: the draw used the parent's size in metres
-        but was added to triangle-local coordinates, whose unit is the triangle
-        (a few millimetres on a face), so children landed within a hundredth of
-        their parent. Raw scales and positions are in the same unit, bound or
-        not, so drawing from the raw scales is right for both.
-        On the real capture of doc/results.md the defect split 723 and ended with
-        20,985; mended it is 1,279 and 20,745: children that spread become
-        different from each other, so more of them are worth splitting again.
+        From the raw scales: those and the positions are in the same unit, meters or triangles. With scales in
+        meters the children of a bound Gaussian would land within a hundredth of it.
         """
         model = self.model
         noise = torch.randn(len(parents), 3, generator=self.generator).to(model.device)
@@ -311,18 +297,18 @@ def while_memory_lasts(policy: Policy, device: torch.device, warn: Callable[[str
 
     A run that goes on with the Gaussians it has is worth more than one that the system kills.
     """
-    told = False
+    warned = False
 
     def select(step: int, candidates: Candidates) -> Selection:
-        nonlocal told
+        nonlocal warned
         chosen = policy(step, candidates)
         grown = int(chosen.clone.sum() + chosen.split.sum())
         needed = MEMORY_RESERVE + MEMORY_HELD * grown + MEMORY_MOVED * (len(chosen.clone) + grown)
         free = available_memory(device)
         if free >= needed:
             return chosen
-        if grown and not told:
-            told = True
+        if grown and not warned:
+            warned = True
             warn(
                 f"warning: iteration {step}: {grown:,} Gaussians are not added, because only {free / 1e6:,.0f} MB of "
                 f"memory are free and {needed / 1e6:,.0f} MB would be needed; training goes on with the "

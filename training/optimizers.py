@@ -1,16 +1,18 @@
-"""Parameter groups of the Gaussians, and the schedule of the position's learning rate."""
+"""What moves the parameters: Adam over the Gaussians with its schedules, and Adam over single FLAME rows."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ops import native
+from scene.flame.parameters import POSES, FlameParameters
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from scene.gaussian_model import GaussianModel
@@ -135,7 +137,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 class GaussianOptimizer(Adam):
-    """Adam over the Gaussians, one group per kind of parameter, as facts section 5 sets them."""
+    """Adam over the Gaussians, one group per kind of parameter."""
 
     def __init__(
         self,
@@ -188,3 +190,96 @@ class GaussianOptimizer(Adam):
                 group["lr"] = log_linear(step, *self.position_schedule)
             else:
                 group["lr"] = self.rates[group["name"]] * (1.0 + (COOL - 1.0) * share)
+
+
+class RowAdam:
+    """Adam for rows that are visited now and then: moves only the rows that have a gradient.
+
+    A dense Adam over [T, ...] moves every row in every iteration: the momentum of
+    a visited row carries it on while other timesteps are rendered. Here a row
+    gets, at its visit, all of the way that a dense Adam would spread over the
+    iterations after it, and then rests: rows that are never visited, such as the
+    held-out sequence, stay bit for bit as they were tracked.
+
+    In detail (Kingma & Ba 2015): one gradient g adds (1 - beta1) beta1^k g to
+    the momentum k steps later, which sums to g, so the momentum becomes the gradient
+    itself. The second moment decays with every iteration of the training,
+    visited or not, v <- beta2^n v + (1 - beta2) g^2 after n iterations. This
+    matters: a row visited once in T iterations settles at v = g^2 / T, so that
+    its steps are about sqrt(T) times the learning rate. A count of visits in
+    the place of iterations (as in lazy or sparse Adams) loses that factor, and the
+    learning rates in use, which were found with dense Adams, then hardly move
+    anything: on a capture of 50 timesteps the tracking error fell from 1.7 to 1.2 mm
+    that way, where a dense one reaches 0.4 mm.
+    """
+
+    def __init__(
+        self,
+        parameters: FlameParameters,
+        *,
+        expr_lr: float,  # per coefficient
+        translation_lr: float,  # metres
+        pose_lr: float,  # radians; rotation, neck, jaw and eyes
+        dynamic_lr: float = 0.0,  # metres; used when the dynamic offset is trained
+        beta2: float = 0.999,
+        eps: float = 1e-15,
+    ) -> None:
+        self.parameters = parameters
+        self.beta2 = beta2
+        self.eps = eps
+        tables = parameters.tables()
+        self._second = {name: torch.zeros_like(table) for name, table in tables.items()}
+        self._visited = {name: [0] * len(parameters) for name in tables}  # iteration of the last visit
+        rates = torch.empty(parameters.values.shape[1])
+        rates[parameters.columns["expr"]] = expr_lr
+        rates[parameters.columns["translation"]] = translation_lr
+        for name in POSES:
+            rates[parameters.columns[name]] = pose_lr
+        self._rates: dict[str, Tensor | float] = {"values": rates.to(parameters.device), "dynamic_offset": dynamic_lr}
+
+    @torch.no_grad()
+    def step(self, iteration: int) -> None:
+        """Moves every row that has a gradient; `iteration` is that of the training, from 1."""
+        beta2 = self.beta2
+        tables = self.parameters.tables()
+        for (name, timestep), gradient in self.parameters.gradients().items():
+            second = self._second[name][timestep]
+            second.mul_(beta2 ** (iteration - self._visited[name][timestep]))
+            second.addcmul_(gradient, gradient, value=1 - beta2)
+            self._visited[name][timestep] = iteration
+            denominator = (second / (1 - beta2**iteration)).sqrt_().add_(self.eps)
+            tables[name][timestep].addcdiv_(gradient * self._rates[name], denominator, value=-1.0)
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all rows that have one."""
+        return list(self.parameters.gradients().values())
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of all rows."""
+        self.parameters.clear_gradients()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors for a checkpoint; learning rates are options of the run and not part of it."""
+        return {
+            "second": self._second,
+            "visited": {name: torch.tensor(visited) for name, visited in self._visited.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`; a table that the checkpoint did not train starts fresh.
+
+        Raises:
+            UserError: the state belongs to another number of timesteps or coefficients.
+        """
+        for name in self._second.keys() & state["second"].keys():
+            theirs, mine = state["second"][name], self._second[name]
+            if theirs.shape != mine.shape:
+                raise UserError(
+                    f"the checkpoint's FLAME optimizer state ({name}) has shape {tuple(theirs.shape)}, "
+                    f"expected {tuple(mine.shape)}: the data or the head model changed"
+                )
+            mine.copy_(theirs)
+            visited = state["visited"][name].tolist()
+            if len(visited) != len(self._visited[name]) or not all(type(step) is int and step >= 0 for step in visited):
+                raise UserError(f"the checkpoint's FLAME optimizer state ({name}) has no iteration for each timestep")
+            self._visited[name] = visited

@@ -134,19 +134,19 @@ class Reporter:
     def evaluation(self, iteration: int, split: str, means: Mapping[str, float | None]) -> None:
         """Writes `<split>/<metric>` and says the main ones."""
         self.scalars(iteration, {f"{split}/{name}": value for name, value in means.items()})
-        told = [f"{name} {value:.4f}" for name, value in means.items() if value is not None]
-        self.say(f"[{iteration}] {split}: {', '.join(told)}")
+        values = [f"{name} {value:.4f}" for name, value in means.items() if value is not None]
+        self.say(f"[{iteration}] {split}: {', '.join(values)}")
 
-    def picture(self, iteration: int, name: str, image: Tensor, target: Tensor) -> None:
+    def picture(self, iteration: int, name: str, image: Tensor, ground_truth: Tensor) -> None:
         """Writes a rendering [3, H, W], its error map, and, the first time, its ground truth.
 
         `name` says the view: "val/0003".
         """
         self._image(f"{name}/render", image, iteration)
-        self._image(f"{name}/error", error_map(image, target), iteration)
+        self._image(f"{name}/error", error_map(image, ground_truth), iteration)
         if name not in self._shown:
             self._shown.add(name)
-            self._image(f"{name}/ground_truth", target, iteration)
+            self._image(f"{name}/ground_truth", ground_truth, iteration)
 
     def heat_map(self, iteration: int, name: str, values: Tensor) -> None:
         """Writes a map [1, H, W] of numbers of at least 0, the largest of them brightest."""

@@ -1,4 +1,4 @@
-"""Where the time and the memory of a run go."""
+"""Where the time of a run goes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
-
-from utils.memory import peak_host_memory
 
 
 class Stages:
@@ -91,10 +89,4 @@ class Stages:
         return "\n".join([*lines, f"{1e3 / total:.1f} iterations/s"])
 
 
-def peak_memory(device: torch.device | str = "cpu") -> dict[str, int | None]:
-    """The most memory this process has held: {"host_bytes", "cuda_bytes"} (None where it cannot be told).
-
-    Worker processes are not included; CUDA counts what PyTorch's allocator held in tensors.
-    """
-    cuda = torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else None
-    return {"host_bytes": peak_host_memory(), "cuda_bytes": cuda}
+NO_STAGES = Stages(False)

@@ -152,7 +152,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def refuse_ways_out(root: str | Path) -> None:
+def refuse_escaping_links(root: str | Path) -> None:
     """Refuses a folder of results in which a symbolic link to a folder leads out of it.
 
     What is written below such a link lands where it points. In a folder that a stranger made that can be

@@ -48,6 +48,15 @@ def peak_host_memory() -> int | None:
     return peak
 
 
+def peak_memory(device: torch.device | str = "cpu") -> dict[str, int | None]:
+    """The most memory this process has held: {"host_bytes", "cuda_bytes"} (None where it cannot be told).
+
+    Worker processes are not included; CUDA counts what PyTorch's allocator held in tensors.
+    """
+    cuda = torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else None
+    return {"host_bytes": peak_host_memory(), "cuda_bytes": cuda}
+
+
 def _room_in_containers() -> Iterator[int]:
     """What the memory limits of this process's control group, and of those around it, leave."""
     with contextlib.suppress(OSError):

@@ -19,12 +19,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from benchmarks.common import Trained, mesh_vertices, open_trained
+from benchmarks.common import mesh_vertices, open_trained
 from evaluation import metrics
-from evaluation.evaluate import Evaluated, evaluate
+from evaluation.evaluate import Evaluated, calibrated, evaluate
 from gaussian_renderer.mesh_overlay import visible_faces
-from scene.dataset import View
-from scene.flame.model import FlameParameters
+from scene.dataset import Dataset, View
+from scene.flame import FlameParameters, HeadModel
 from scene.images.cache import ImageCache
 
 # By rising precedence on the mesh; "rest" is what none of them claims.
@@ -141,14 +141,15 @@ class Judge:
         return {"regions": self._regions(run, results), "curves": read_curves(run)}
 
     def _regions(self, run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-        trained = open_trained(run)
-        device, summaries = trained.device, {}
-        for name, views in (("val", trained.dataset.val), ("test", trained.dataset.test)):
+        avatar, dataset = open_trained(run)
+        device, summaries = avatar.model.device, {}
+        assert avatar.head is not None
+        for name, views in (("val", dataset.val), ("test", dataset.test)):
             if not views:
                 continue
-            key = (name, views[0].image_path, views[0].camera.width, trained.dataset.background)
+            key = (name, views[0].image_path, views[0].camera.width, dataset.background)
             if key not in self._splits:
-                self._splits[key] = prepare(trained, views)
+                self._splits[key] = prepare(avatar.head, dataset, views)
             split = self._splits[key]
             errors = RegionError()
 
@@ -157,10 +158,10 @@ class Judge:
                 errors.add(view.image.cpu().numpy(), split.ground_truth[index].numpy(), split.labels[index])
 
             psnr = evaluate(
-                trained.avatar,
+                avatar.model,
                 [view.camera.to(device) for view in views],
                 lambda index: split.ground_truth[index].to(device),
-                trained.draw,
+                calibrated(avatar.draw, avatar.color),
                 metrics.Suite(("psnr",)),
                 on_image=add,
             )["psnr"]
@@ -171,9 +172,8 @@ class Judge:
         return summaries
 
 
-def prepare(trained: Trained, views: Sequence[View]) -> Split:
+def prepare(head: HeadModel, dataset: Dataset, views: Sequence[View]) -> Split:
     """Decodes the images and labels their pixels by the head as tracked."""
-    head, dataset = trained.head, trained.dataset
     assert dataset.flame is not None
     parameters = FlameParameters(dataset.flame, dataset.timesteps, head, trainable=False)
     regions = face_regions(head.faces.numpy(), {name: ids.numpy() for name, ids in head.masks.items()})

@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from ops import native
 from ops.rotations import axis_angle_to_matrix
 from scene.flame.head_model import HeadModel
-from scene.flame.parameters import FlameParameters, RowAdam  # also offered from here, with Flame
-
-__all__ = ["Flame", "FlameParameters", "RowAdam"]
+from scene.flame.parameters import FlameParameters
 
 _LANES = 16  # vertices per block of the native kernel
 _MAX_NATIVE_EXPR = 4000  # the native kernel keeps the coefficients in a fixed array

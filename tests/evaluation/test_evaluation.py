@@ -51,7 +51,7 @@ def test_chosen_views_only() -> None:
     avatar, cameras, targets, render = scene()
     seen: list[Evaluated] = []
     evaluate(avatar, cameras, lambda i: targets[i], render, Suite(["psnr"]), indices=[2, 0], on_image=seen.append)
-    assert [e.index for e in seen] == [2, 0] and torch.equal(seen[0].target, targets[2])
+    assert [e.index for e in seen] == [2, 0] and torch.equal(seen[0].ground_truth, targets[2])
 
 
 def test_without_ground_truth_nothing_is_measured() -> None:
@@ -59,7 +59,11 @@ def test_without_ground_truth_nothing_is_measured() -> None:
     seen: list[Evaluated] = []
     suite = Suite(["psnr"])
     assert evaluate(avatar, cameras, None, render, suite, on_image=seen.append) == {}
-    assert suite.mean() == {"psnr": None} and all(e.target is None and e.metrics == {} for e in seen) and len(seen) == 3
+    assert (
+        suite.mean() == {"psnr": None}
+        and all(e.ground_truth is None and e.metrics == {} for e in seen)
+        and len(seen) == 3
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 10, 1000])

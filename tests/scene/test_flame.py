@@ -13,9 +13,10 @@ from toy_head import toy_arrays, toy_head, write_pickle
 
 from ops import native
 from ops.rotations import axis_angle_to_matrix
+from scene.flame import Flame, FlameParameters
 from scene.flame.head_model import HeadModel, load_head_model
-from scene.flame.model import Flame, FlameParameters, RowAdam
 from scene.flame.teeth import FLAME_FACES, FLAME_VERTICES
+from training.optimizers import RowAdam
 from utils.errors import UserError
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")

@@ -23,7 +23,6 @@ from toy_capture import write_capture
 from toy_head import toy_arrays, toy_head
 
 import evaluation.lpips
-import train
 from arguments import Options, parse_train, read_cfg_args, write_cfg_args
 from evaluation.lpips_weights import read_arrays
 from innovations.color_calibration import ColorCalibration
@@ -376,11 +375,11 @@ def _parts(avatar: GaussianModel) -> dict[str, Any]:
 def _go_on(path: Path, options: Options) -> None:
     """What train.py does with a checkpoint, and one step on what came of it."""
     resume = checkpoint.load(path)
-    train.check_resumable(resume, options)
+    checkpoint.check_resumable(resume, options)
     with checkpoint.fitting("avatar"):
         avatar = GaussianModel.from_state(resume["avatar"], flame=None, flame_parameters=None, device="cpu")
     parts = _parts(avatar)
-    train.restore(parts, resume)
+    checkpoint.restore(parts, resume)
     parts["optimizer"].set_step(resume["step"] + 1)
     parts["optimizer"].step()
     parts["color"].optimizer.step()

@@ -16,6 +16,7 @@ from toy_capture import rigged_flags, write_capture
 
 import train
 from arguments import parse_train
+from training import listeners, objective, setup
 from utils.errors import UserError
 from utils.files import only_writer
 from utils.interrupt import Alarm, StopSignals
@@ -103,7 +104,7 @@ def test_the_iteration_is_finished(
     number: signal.Signals,
     status: int,
 ) -> None:
-    stopped, losses, calls = tmp_path / "stopped", train.compute_losses, []
+    stopped, losses, calls = tmp_path / "stopped", objective.image_terms, []
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -112,7 +113,7 @@ def test_the_iteration_is_finished(
         return losses(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "compute_losses", interrupted)
+        patch.setattr(objective, "image_terms", interrupted)
         with pytest.raises(SystemExit) as end:
             train.train(parse_train(flags(capture, stopped)))
     assert end.value.code == status and f"stopped by {number.name} after iteration 123" in capsys.readouterr().err
@@ -125,13 +126,13 @@ def test_stopped_in_the_last_iteration_it_only_measures_when_resumed(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, words = tmp_path / "model", ("--iterations", 9)
-    save = train.save
+    save = listeners.save_avatar
 
     def interrupted(*args: object) -> None:
         signal.raise_signal(signal.SIGTERM)
         save(*args)
 
-    monkeypatch.setattr(train, "save", interrupted)
+    monkeypatch.setattr(listeners, "save_avatar", interrupted)
     with pytest.raises(SystemExit) as stopped:
         train.train(parse_train(flags(capture, model, *words)))
     assert stopped.value.code == 143 and "after iteration 9" in capsys.readouterr().err
@@ -148,9 +149,9 @@ def test_signals_act_at_once_while_nothing_can_be_lost(
     def interrupted(*args: object, **named: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    for name, kept in (("load_dataset", []), ("show", ["chkpnt9.pth"])):
+    for place, name, kept in ((setup, "load_dataset", []), (listeners, "Suite", ["chkpnt9.pth"])):
         with monkeypatch.context() as patch:
-            patch.setattr(train, name, interrupted)
+            patch.setattr(place, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 train.train(parse_train(flags(capture, tmp_path / "model", "--iterations", 9)))
         assert [path.name for path in (tmp_path / "model").glob("chkpnt*.pth")] == kept

@@ -14,7 +14,7 @@ from places import ROOT
 from toy_capture import rigged_flags, write_capture
 
 import train
-from training import checkpoint
+from training import checkpoint, objective
 from utils.errors import UserError, run_script, short_of_memory
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ...")
@@ -40,7 +40,7 @@ def host_allocation() -> Exception:
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
     """`error` comes up in the middle of iteration `step`."""
-    original, steps = train.compute_losses, []
+    original, steps = objective.image_terms, []
 
     def broken(*arguments: Any) -> dict[str, torch.Tensor]:
         steps.append(1)
@@ -48,7 +48,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) ->
             raise error
         return original(*arguments)
 
-    monkeypatch.setattr(train, "compute_losses", broken)
+    monkeypatch.setattr(objective, "image_terms", broken)
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str]) -> tuple[int, str]:
@@ -108,14 +108,15 @@ def test_a_defect_keeps_its_traceback_and_tells_the_run(capture: Path, tmp_path:
     model = tmp_path / "my model"
     words = flags(capture, model)
     program = (
-        "import sys, train\nfrom utils.errors import run_script\noriginal, steps = train.compute_losses, []\n"
+        "import sys, train\nfrom training import objective\nfrom utils.errors import run_script\n"
+        "original, steps = objective.image_terms, []\n"
         "def broken(*arguments):\n    steps.append(1)\n"
         "    return original(*arguments[:-1 if len(steps) == 8 else None])\n"
-        f"train.compute_losses = broken\nsys.argv = ['train.py', *{words!r}]\nrun_script(train.main)\n"
+        f"objective.image_terms = broken\nsys.argv = ['train.py', *{words!r}]\nrun_script(train.main)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert "Traceback (most recent call last)" in done.stderr and "TypeError: compute_losses()" in done.stderr
+    assert "Traceback (most recent call last)" in done.stderr and "TypeError: image_terms()" in done.stderr
     told = done.stderr[done.stderr.index("TypeError") :]
     assert f"command: train.py -s {capture} -m '{model}' --eval" in told
     assert f"options: {model / 'cfg_args'}" in told and f"last checkpoint: {model / 'chkpnt5.pth'}" in told

@@ -1,20 +1,26 @@
-"""The book of bad steps: those whose loss or gradient was not finite, and which therefore changed nothing."""
+"""What ends a training, or keeps it from being spoiled: bad steps, --debug, too little memory."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from arguments import Options
+from scene.gaussian_model import GaussianModel
+from training import checkpoint
 from training.reporter import Reporter
-from utils.errors import UserError
+from utils.errors import UserError, one_line, short_of_memory
 
 LIMIT = 20  # in a row: neither one bad view nor a gradient scaler that looks for its scale (16 at most) gets there
-TOLD = 10  # so many are told one by one
+ANNOUNCED = 10  # so many are told one by one
 NAMED = 10  # so many views are named at once
 
 
@@ -69,8 +75,8 @@ class BadSteps:
         named = ", ".join(views)
         self._row.append((step, named))
         self._reporter.scalars(step, {"steps/left_out": self.count})
-        if self.count <= TOLD:
-            more = "; further ones are only counted" if self.count == TOLD else ""
+        if self.count <= ANNOUNCED:
+            more = "; further ones are only counted" if self.count == ANNOUNCED else ""
             self._reporter.warn(
                 f"warning: iteration {step} (view {named}) is left out, because its loss or a gradient "
                 f"is not finite{more}"
@@ -103,3 +109,53 @@ class BadSteps:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the counts; whoever goes on, with other rates perhaps, has all of the limit in front of him."""
         self.count, self._views = state["count"], Counter(state["views"])
+
+
+def check_finite(step: int, view: str, avatar: GaussianModel, terms: Mapping[str, Tensor]) -> None:
+    """With --debug: stops at the first NaN or infinity, in a loss or a gradient, and says where."""
+    values = {f"loss {name}": value for name, value in terms.items() if name != "total"}
+    values.update({f"gradient of {name}": p.grad for name, p in avatar.parameters().items() if p.grad is not None})
+    if avatar.flame_parameters is not None:
+        gradients = avatar.flame_parameters.gradients()
+        values.update({f"gradient of FLAME {table}": gradient for (table, _), gradient in gradients.items()})
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"--debug: iteration {step}, view {view}: {name} is not finite")
+
+
+@contextmanager
+def explain_failure(options: Options) -> Iterator[None]:
+    """Around a run: what helps where memory ran out, and beside the traceback of a defect what tells the run.
+
+    Raises:
+        UserError: in place of the many exceptions that mean too little memory.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        output = Path(options.model.model_path)
+        kept = checkpoint.latest(output)
+        place = short_of_memory(error)
+        if place is None:
+            error.add_note(
+                f"This is a defect of the program; to report it:\ncommand: {shlex.join(sys.argv)}\noptions: "
+                f"{output / 'cfg_args'}\nlast checkpoint: {kept or 'none was written yet'}"
+            )
+            raise
+        fewer = (
+            "--max_gaussians (smaller)"
+            if options.innovations.use_smart_densification
+            else "--densify_grad_threshold (larger)"
+        )
+        elsewhere = "--data_device cpu" if place == "GPU" else "--ram_share (smaller)"
+        raise UserError(
+            f"the memory of the {place} ran out with these options ({one_line(error)[:200] or 'no details'}): "
+            f"{fewer}, --resolution (smaller) and {elsewhere} take less; "
+            + (
+                f"{kept} and all before it are kept, go on with --start_checkpoint auto"
+                if kept
+                else "no checkpoint was written yet"
+            )
+        ) from error

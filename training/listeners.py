@@ -1,0 +1,186 @@
+"""Who listens to the loop: evaluation, saved avatars, checkpoints, the end on request.
+
+Each hears twice of a step: before the density control, when the avatar looks as it was trained (right after an opacity
+reset it is a ghost, and resets and saves fall on the same iterations), and at the end of the step, when everything
+that belongs to it is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arguments import Options, milestones
+from arguments.schedule import DueIterations
+from evaluation.evaluate import Evaluated, evaluate, evenly_spaced
+from evaluation.metrics import Suite
+from evaluation.pose_refinement import SplitViews, refine_motion
+from innovations.color_calibration import ColorCalibration, NoColorCalibration
+from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
+from ops.types import RenderOut
+from scene.avatar import save_avatar
+from scene.gaussian_model import GaussianModel
+from training import checkpoint
+from training.reporter import Reporter
+from training.views import Views
+from utils.interrupt import Alarm, StopSignals
+
+# Evaluation on the way looks at this many views of a split; at the end, at all.
+VIEWS_ON_THE_WAY = 10
+# ... unless nothing was held out: then so many of the training views stand in.
+VIEWS_OF_TRAIN = 50
+PICTURED_VIEWS = 3
+QUICK_METRICS = ("psnr", "ssim", "l1")
+ALL_METRICS = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
+
+Means = dict[str, float | None]
+
+
+class Listener:
+    """Hears of every step, and does nothing."""
+
+    def before_density(self, step: int) -> None:
+        """The parameters have moved, none was added or removed yet."""
+
+    def end_of_step(self, step: int) -> None:
+        """All of the step is done: what is saved now goes on with the next."""
+
+
+class Evaluation(Listener):
+    """Measures the held-out splits, and hands curves and a few pictures to TensorBoard."""
+
+    def __init__(
+        self,
+        avatar: GaussianModel,
+        views: Views,
+        draw: Callable[..., RenderOut],  # in calibrated colors
+        region: RegionAdaptiveLoss | NoRegionWeights,
+        reporter: Reporter,
+        due: DueIterations,
+    ) -> None:
+        self.avatar, self.views, self.draw, self.region, self.reporter = avatar, views, draw, region, reporter
+        self.due = due
+
+    def before_density(self, step: int) -> None:
+        if self.due(step) and step < self.due.last:
+            with self.reporter.pause():
+                for split in self.views.measured:
+                    self._measure(step, split, self.avatar, self._suite(QUICK_METRICS), VIEWS_ON_THE_WAY)
+
+    def final(self, avatar: GaussianModel, refinable: SplitViews | None, steps: int) -> tuple[dict[str, Means], set]:
+        """All metrics of `avatar`, which is the saved one, on all splits; and the notes on what could not be had.
+
+        Args:
+            refinable: which test views to fit in `steps` and which to measure, for the rows test_as_tracked and
+                test_refined, both over the measured ones; None for no such rows.
+        """
+        means, notes = {}, set()
+        for split in self.views.measured:
+            suite = self._suite(ALL_METRICS)
+            limit = VIEWS_OF_TRAIN if split == "train" else len(self.views.cameras[split])
+            means[split] = self._measure(self.due.last, split, avatar, suite, limit)
+            notes.update(suite.notes)
+        if refinable is not None:
+            cameras, ground_truth = self.views.cameras["test"], self.views.ground_truth["test"]
+            draw = partial(self.draw, sh_degree=avatar.active_sh_degree)
+            measure = partial(evaluate, avatar, cameras, ground_truth, draw, indices=refinable.measured)
+            means["test_as_tracked"] = measure(suite=self._suite(ALL_METRICS))
+            refine_motion(avatar, cameras, ground_truth, draw, refinable.looked_at, steps)
+            means["test_refined"] = measure(suite=self._suite(ALL_METRICS))
+        return means, notes
+
+    def _suite(self, names: tuple[str, ...]) -> Suite:
+        return Suite(names, self.avatar.device)
+
+    def _measure(self, step: int, split: str, avatar: GaussianModel, suite: Suite, limit: int) -> Means:
+        """Measures at most `limit` views of a split."""
+        cameras = self.views.cameras[split]
+        pictured = evenly_spaced(len(cameras), PICTURED_VIEWS)
+
+        def on_image(view: Evaluated) -> None:
+            if view.ground_truth is not None and view.index in pictured:
+                # The index too: merged sets use one image name for several views.
+                name = f"{split}/{view.index:05d}_{view.camera.name}"
+                self.reporter.picture(step, name, view.image, view.ground_truth)
+
+        means = evaluate(
+            avatar,
+            cameras,
+            self.views.ground_truth[split],
+            partial(self.draw, sh_degree=avatar.active_sh_degree),
+            suite,
+            indices=sorted({*pictured, *evenly_spaced(len(cameras), limit)}),
+            on_image=on_image,
+        )
+        self.reporter.evaluation(step, split, means)
+        if pictured:
+            camera = cameras[pictured[0]]
+            with torch.no_grad():
+                _, vertices = avatar(camera.timestep)
+                weights = self.region.weights(None, camera, vertices)
+            if weights is not None:
+                self.reporter.heat_map(step, f"{split}/{pictured[0]:05d}_{camera.name}/region_weights", weights)
+        return means
+
+
+class SavedAvatars(Listener):
+    """Saves the avatar where everybody looks for it."""
+
+    def __init__(
+        self,
+        output: Path,
+        avatar: GaussianModel,
+        color: ColorCalibration | NoColorCalibration,
+        reporter: Reporter,
+        due: DueIterations,
+    ) -> None:
+        self.output, self.avatar, self.color, self.reporter, self.due = output, avatar, color, reporter, due
+
+    def before_density(self, step: int) -> None:
+        if self.due(step):
+            with self.reporter.pause():
+                save_avatar(self.folder(step), self.avatar, self.color)
+
+    def folder(self, step: int) -> Path:
+        """Where the avatar of iteration `step` is."""
+        return self.output / "point_cloud" / f"iteration_{step}"
+
+
+class Checkpoints(Listener):
+    """Saves the state of all parts: when it is due, by the clock, and when the run is told to stop, which it then does.
+
+    Raises (at the end of a step):
+        SystemExit: a signal came; everything is saved.
+    """
+
+    def __init__(
+        self, output: Path, options: Options, parts: Mapping[str, Any], reporter: Reporter, stop: StopSignals
+    ) -> None:
+        self.output, self.parts, self.reporter, self.stop = output, parts, reporter, stop
+        self.options = dataclasses.asdict(options)
+        self.keep = options.run.keep_checkpoints
+        self.due = milestones(options).checkpoint
+        self.clock = Alarm(60.0 * options.run.checkpoint_every_minutes)
+
+    def end_of_step(self, step: int) -> None:
+        if self.due(step) or self.clock.due() or self.stop.signal:
+            with self.reporter.pause():
+                self.reporter.flush()
+                state = {name: part.state_dict() for name, part in self.parts.items()}
+                checkpoint.save(self.output / f"chkpnt{step}.pth", {"step": step, "options": self.options, **state})
+                checkpoint.remove_old(self.output, self.keep, step)
+                self.clock.restart()
+        if self.stop.signal:
+            self.reporter.close()
+            print(
+                f"stopped by {self.stop.signal.name} after iteration {step}; the same command with "
+                "--start_checkpoint auto goes on from there",
+                file=sys.stderr,
+            )
+            raise SystemExit(128 + self.stop.signal)

@@ -1,0 +1,291 @@
+"""Builds the parts of a run from its options. What is switched off is built too, as a part that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from arguments import InnovationOptions, ModelOptions, OptimizationOptions, Options, write_cfg_args
+from evaluation.pose_refinement import SplitViews, refinable_views
+from gaussian_renderer import Rasterizer, render
+from innovations.color_calibration import ColorCalibration, NoColorCalibration
+from innovations.progressive_resolution import ProgressiveResolution
+from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
+from innovations.smart_densification import SmartDensification
+from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_views, triangle_colors
+from ops.types import RenderOut
+from scene.cameras import write_cameras_json
+from scene.dataset import Dataset, load_dataset
+from scene.flame import Flame, FlameParameters, find_head_model, load_head_model
+from scene.gaussian_model import GaussianModel
+from training import checkpoint
+from training.density_control import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
+from training.optimizers import GaussianOptimizer, RowAdam
+from training.views import Views
+from utils.errors import UserError
+from utils.files import only_writer
+
+
+def load_capture(options: Options) -> Dataset:
+    """The capture to train on; UserError when it cannot be read, or no training view is left of it."""
+    model = options.model
+    dataset = load_dataset(
+        Path(model.source_path),
+        bind_to_mesh=model.bind_to_mesh,
+        eval_split=model.eval,
+        white_background=model.white_background,
+        images=model.images,
+        target=Path(model.target_path) if model.target_path else None,
+        resolution=model.resolution,
+        select_camera_id=model.select_camera_id,
+        skip_bad_frames=model.skip_bad_frames,
+        seed=options.run.seed,
+    )
+    if not dataset.train:
+        raise UserError(
+            f"no training view is left in {model.source_path}: "
+            f"--select_camera_id {model.select_camera_id} may name a held-out camera"
+        )
+    return dataset
+
+
+def refinable(dataset: Dataset, extra: InnovationOptions) -> SplitViews | None:
+    """Which test views --refine_test_poses may look at, and which it is measured on; None when it is off."""
+    if not extra.refine_test_poses:
+        return None
+    if dataset.flame is None or not dataset.test:
+        raise UserError("--refine_test_poses needs a tracked head and a test split: add --bind_to_mesh and --eval")
+    return refinable_views(dataset.test, dataset.train, extra.refine_cameras)
+
+
+def build_avatar(
+    options: ModelOptions, dataset: Dataset, resume: checkpoint.State | None, *, seed: int, device: torch.device
+) -> GaussianModel:
+    """The avatar as the checkpoint left it, or a fresh one on the head mesh or the start points."""
+    flame = flame_parameters = None
+    if dataset.flame is not None:
+        head = load_head_model(find_head_model(options.head_model, Path(options.source_path)))
+        flame = Flame(head, device=device)
+        arrays = dict(dataset.flame)
+        if options.disable_flame_static_offset:
+            arrays.pop("static_offset", None)
+        flame_parameters = FlameParameters(
+            arrays,
+            dataset.timesteps,
+            head,
+            device=device,
+            trainable=not options.not_finetune_flame_params,
+            source=dataset.flame_file or "FLAME parameters",
+        )
+    if resume:
+        if flame_parameters is not None:
+            if "flame" not in resume:
+                raise UserError("the checkpoint has no FLAME parameters ('flame'): it was not written by this trainer")
+            with checkpoint.fitting("flame"):
+                flame_parameters.load_state_dict(resume["flame"])
+        with checkpoint.fitting("avatar"):
+            return GaussianModel.from_state(
+                resume["avatar"], flame=flame, flame_parameters=flame_parameters, device=device
+            )
+    if flame is not None and flame_parameters is not None:
+        generator = torch.Generator().manual_seed(seed)
+        return GaussianModel.from_mesh(
+            flame, flame_parameters, sh_degree=options.sh_degree, generator=generator, device=device
+        )
+    assert dataset.points is not None and dataset.colors is not None  # a static scene has some
+    return GaussianModel.from_points(dataset.points, dataset.colors, sh_degree=options.sh_degree, device=device)
+
+
+def claim_output(stack: ExitStack, output: Path, options: Options, dataset: Dataset, present: list[Path]) -> None:
+    """Keeps other runs out of `output` until `stack` ends, and writes there what the run is.
+
+    Raises:
+        UserError: another run holds it, or has saved something since the checkpoints `present` were found.
+    """
+    stack.enter_context(only_writer(output))
+    if checkpoint.newest_first(output) != present:
+        raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
+    write_cfg_args(output, options)
+    write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
+
+
+# ---- innovations --------------------------------------------------------------
+
+
+def build_progressive(extra: InnovationOptions) -> ProgressiveResolution:
+    """The scale of the images over time; without the flag always 1."""
+    if not extra.use_progressive_resolution:
+        return ProgressiveResolution()
+    return ProgressiveResolution(extra.resolution_schedule, extra.resolution_milestones)
+
+
+def build_region(extra: InnovationOptions, avatar: GaussianModel) -> RegionAdaptiveLoss | NoRegionWeights:
+    """The weights of the picture's regions; without a mesh those of a portrait."""
+    if not extra.use_region_adaptive_loss:
+        return NoRegionWeights()
+    weights = (extra.region_weight_eyes, extra.region_weight_mouth, extra.region_weight_nose, extra.region_weight_face)
+    if avatar.flame is None:
+        return RegionAdaptiveLoss(*weights)
+    return RegionAdaptiveLoss(*weights, faces=avatar.flame.faces, masks=avatar.flame.masks)
+
+
+def build_color(
+    extra: InnovationOptions, views: Views, *, seed: int
+) -> tuple[ColorCalibration | NoColorCalibration, Callable[[], dict[str, Tensor]]]:
+    """The color calibration, and the terms that it adds to the loss."""
+    if not extra.use_color_calibration:
+        return NoColorCalibration(), dict
+    color = ColorCalibration(
+        [camera.camera_id for camera in views.cameras["train"]],
+        hidden_dim=extra.color_net_hidden_dim,
+        num_layers=extra.color_net_layers,
+        per_camera=extra.color_per_camera,
+        rate=extra.color_lr,
+        background=views.background,
+        generator=torch.Generator().manual_seed(seed + 3),
+        device=views.background.device,
+    )
+    if not extra.lambda_color_reg:
+        return color, dict
+    return color, lambda: {"col_reg": extra.lambda_color_reg * color.regularizer()}
+
+
+def build_warm_start(extra: InnovationOptions) -> WarmStart:
+    """How the run begins, and the factors on its learning rates."""
+    if not extra.use_warm_start:
+        return CLASSICAL_START
+    return WarmStart(
+        colors=extra.warm_colors,
+        opacity=extra.warm_opacity,
+        scale=extra.warm_scale,
+        skip_resets=extra.warm_skip_resets,
+        # After a reset all opacities are lower than that.
+        prune_opacity=extra.warm_prune_opacity if extra.warm_skip_resets else CLASSICAL_START.prune_opacity,
+        feature_factor=extra.warm_feature_lr_factor,
+        flame_expr_factor=extra.warm_expr_lr_factor,
+        flame_pose_factor=extra.warm_pose_lr_factor,
+        flame_trans_factor=extra.warm_trans_lr_factor,
+    )
+
+
+@torch.no_grad()
+def warm_up(avatar: GaussianModel, warm: WarmStart, views: Views) -> None:
+    """Gives a fresh avatar the start that `warm` describes."""
+    if warm == CLASSICAL_START:
+        return
+    flame, parameters = avatar.flame, avatar.flame_parameters
+    if flame is None or parameters is None:
+        raise UserError("--use_warm_start is for avatars on a head mesh: add --bind_to_mesh, or --no_warm_start")
+    avatar.opacity.fill_(warm.raw_opacity)
+    avatar.scaling.fill_(warm.raw_scale)
+    if warm.colors:
+        cameras, image = views.cameras["train"], views.ground_truth["train"]
+        seen = (
+            (cameras[index], image(index), flame.vertices(parameters, cameras[index].timestep))
+            for index in spread_views(cameras)
+        )
+        colors, _ = triangle_colors(seen, flame.faces, views.background.tolist())
+        avatar.features[:, 0] = sh_dc(colors)[avatar.binding]
+
+
+def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> Callable[..., RenderOut]:
+    """(Gaussians, camera, sh_degree=...) -> what training renders."""
+    extra = options.innovations
+    return partial(
+        render,
+        background=background,
+        rasterize=rasterize,
+        convert_SHs_python=options.pipeline.convert_SHs_python,
+        absolute=extra.use_smart_densification and extra.densify_absolute,
+    )
+
+
+# ---- what moves and grows the avatar ------------------------------------------
+
+
+def build_optimizer(
+    optim: OptimizationOptions, extra: InnovationOptions, avatar: GaussianModel, warm: WarmStart, extent: float
+) -> GaussianOptimizer:
+    """Adam over the Gaussians; `extent` of the scene in meters."""
+    return GaussianOptimizer(
+        avatar,
+        extent=extent,
+        feature_lr=optim.feature_lr * warm.feature_factor,
+        cooldown=extra.lr_cooldown,
+        iterations=optim.iterations,
+        position_lr_init=optim.position_lr_init,
+        position_lr_final=optim.position_lr_final,
+        position_lr_max_steps=optim.position_lr_max_steps,
+        opacity_lr=optim.opacity_lr,
+        scaling_lr=optim.scaling_lr,
+        rotation_lr=optim.rotation_lr,
+    )
+
+
+def build_flame_optimizer(
+    optim: OptimizationOptions, parameters: FlameParameters | None, warm: WarmStart
+) -> dict[str, RowAdam]:
+    """Adam over the FLAME rows by its name in the checkpoint; empty for a static scene."""
+    if parameters is None:
+        return {}
+    return {
+        "flame_optimizer": RowAdam(
+            parameters,
+            expr_lr=optim.flame_expr_lr * warm.flame_expr_factor,
+            translation_lr=optim.flame_trans_lr * warm.flame_trans_factor,
+            pose_lr=optim.flame_pose_lr * warm.flame_pose_factor,
+            dynamic_lr=optim.dynamic_offset_lr,
+        )
+    }
+
+
+def build_density(
+    options: Options,
+    avatar: GaussianModel,
+    optimizer: GaussianOptimizer,
+    warm: WarmStart,
+    extent: float,
+    warn: Callable[[str], None],
+) -> DensityControl:
+    """When and where Gaussians are added and removed; `warn` is told when there is no memory for more of them."""
+    optim = options.optimization
+    schedule = DensitySchedule(
+        densify_from_iter=optim.densify_from_iter,
+        densify_until_iter=optim.densify_until_iter,
+        densification_interval=optim.densification_interval,
+        opacity_reset_interval=optim.opacity_reset_interval,
+        percent_dense=optim.percent_dense,
+        white_background=options.model.white_background,
+        resets=not warm.skip_resets,
+        prune_opacity=warm.prune_opacity,
+    )
+    return DensityControl(
+        avatar,
+        optimizer,
+        schedule,
+        while_memory_lasts(build_policy(optim, options.innovations), avatar.device, warn),
+        extent=extent,
+        generator=torch.Generator().manual_seed(options.run.seed + 1),
+    )
+
+
+def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy:
+    """Which Gaussians are worth more of them."""
+    if not extra.use_smart_densification:
+        return fixed_threshold(optim.densify_grad_threshold)
+    return SmartDensification(
+        gradient_threshold=optim.densify_grad_threshold,
+        until_iter=min(optim.densify_until_iter, optim.iterations),
+        interval=optim.densification_interval,
+        percentile_clone=extra.densify_percentile_clone,
+        percentile_split=extra.densify_percentile_split,
+        max_gaussians=extra.max_gaussians,
+        floor_share=extra.densify_floor,
+        absolute=extra.densify_absolute,
+        split_radius=extra.densify_split_radius,
+    )
