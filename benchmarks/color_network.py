@@ -1,142 +1,128 @@
-"""Times the colour network as a network of per-pixel linear layers, as 1x1 convolutions, and as the native kernel.
+"""Times the color network as per-pixel linear layers, as 1x1 convolutions, and as the native kernel.
 
-    python benchmarks/color_network.py [--size 512 512] [--hidden 16] [--layers 3] [--repeats 15] [--device cpu]
-    python benchmarks/color_network.py --rates    which learning rate finds known colour changes
-    python benchmarks/color_network.py --half     what bfloat16 costs or gains on the CPU
+    python -m benchmarks.color_network [--size 512 512] [--hidden 16] [--layers 3] [--repeats 15] [--device cpu]
+    python -m benchmarks.color_network --rates    which learning rate finds known color changes
+    python -m benchmarks.color_network --half     what bfloat16 costs or gains on the CPU
 
-All variants hold the same weights and give the same picture; "not learning" is the native kernel
-in those iterations in which its weights are left alone. Their
-repeats are interleaved, and a ratio is the median of the ratios within a round,
-so that a busy machine slows both sides alike.
+All variants hold the same weights and give the same picture. In brackets stands how many times as fast as the
+first a variant is, the median of the ratios within a round.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
-import sys
-import time
+from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
-from unittest import mock
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
-from evaluation import lpips
+from benchmarks.common import Row, Table, interleaved, new_parser, publish, timed
+from gaussian_renderer import available_backends
 from innovations.color_calibration import ColorCalibration, ColorCalibrationNetwork
-from ops import kernels
 from utils.errors import run_script
 
 STEPS = (100, 300, 1000)  # of --rates
 
 
-class PerPixel(nn.Module):
-    """The trap: every pixel a row of a matrix, with a copy into that layout and one back."""
-
-    def __init__(self, network: ColorCalibrationNetwork) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for convolution in network.convolutions:
-            linear = nn.Linear(convolution.in_channels, convolution.out_channels)
-            linear.weight.data = convolution.weight.data[:, :, 0, 0].clone()
-            linear.bias.data = convolution.bias.data.clone()
-            layers += [linear, nn.ReLU()]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def forward(self, image: Tensor) -> Tensor:  # [3, H, W]
-        _, height, width = image.shape
-        x = image.clamp(0, 1).permute(1, 2, 0).reshape(-1, 3)
-        growth = self.layers(x).exp()
-        return (x * growth / ((1 - x) + x * growth)).reshape(height, width, 3).permute(2, 0, 1).contiguous()
-
-
-class Convolutions(nn.Module):
-    """The same module without its native kernel."""
+class Plain(nn.Module):
+    """The network without its native kernel: 1x1 convolutions."""
 
     def __init__(self, network: ColorCalibrationNetwork) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> Tensor:
-        with mock.patch.object(kernels, "available", lambda: False):
-            return self.network(image)
+    def residual(self, image: Tensor) -> Tensor:
+        return self.network.residual(image)
+
+    def forward(self, image: Tensor) -> Tensor:  # [3, H, W]
+        x = image.clamp(0, 1)
+        growth = self.residual(x).to(x.dtype).exp()
+        return x * growth / ((1 - x) + x * growth)
 
 
-def trained_network(hidden: int, layers: int) -> ColorCalibrationNetwork:
+class PerPixel(Plain):
+    """The trap: every pixel a row of a matrix, with a copy into that layout and one back."""
+
+    def __init__(self, network: ColorCalibrationNetwork) -> None:
+        super().__init__(network)
+        layers: list[nn.Module] = []
+        for module in network.convolutions:
+            convolution = cast(nn.Conv2d, module)
+            linear = nn.Linear(convolution.in_channels, convolution.out_channels)
+            linear.weight.data = convolution.weight.data[:, :, 0, 0].clone()
+            linear.bias.data = cast(Tensor, convolution.bias).data.clone()
+            layers += [linear, nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def residual(self, image: Tensor) -> Tensor:
+        rows = image.permute(1, 2, 0).reshape(-1, 3)
+        return self.layers(rows).reshape(*image.shape[1:], 3).permute(2, 0, 1).contiguous()
+
+
+def trained_network(options: Namespace) -> ColorCalibrationNetwork:
     """A network away from the identity, so that no gradient is zero."""
     random = torch.Generator().manual_seed(0)
-    network = ColorCalibrationNetwork(hidden, layers, generator=random)
+    network = ColorCalibrationNetwork(options.hidden, options.layers, generator=random)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
-    return network
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    return network.to(options.device)
 
 
-def interleaved(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of each, `repeats` times in turns after two rounds of warming up."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(repeats + 2):
-        for name, work in works.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat >= 2:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return times
+class Work:
+    """Pictures of the wanted size, on noise (for the native kernel the worst case: no pixel of plain background)."""
 
+    def __init__(self, options: Namespace) -> None:
+        width, height = options.size
+        self.image = torch.rand(3, height, width, device=options.device).requires_grad_()
+        self.cotangent = torch.randn_like(self.image)
 
-def table(title: str, times: dict[str, list[float]]) -> None:
-    """Medians, and how many times faster than the first each is."""
-    first = next(iter(times.values()))
-    print(title)
-    for name, values in times.items():
-        ratio = statistics.median(a / b for a, b in zip(first, values))
-        print(f"  {name:<24} {statistics.median(values):8.2f} ms   fastest {min(values):7.2f} ms   {ratio:6.1f}x")
-
-
-def compare(height: int, width: int, hidden: int, layers: int, repeats: int, device: torch.device) -> None:
-    """The variants, on noise (for the native kernel the worst case: no pixel of plain background)."""
-    network = trained_network(hidden, layers).to(device)
-    variants: dict[str, nn.Module] = {
-        "linear layers per pixel": PerPixel(network).to(device),
-        "1x1 convolutions": Convolutions(network),
-    }
-    if device.type == "cpu" and kernels.available():
-        variants["native kernel"] = network
-        variants["native, not learning"] = copy.deepcopy(network).requires_grad_(False)
-    image = torch.rand(3, height, width, device=device).requires_grad_()
-    cotangent = torch.randn_like(image)
-
-    def forward(module: nn.Module) -> Tensor:
+    def forward(self, module: nn.Module) -> Tensor:
         with torch.no_grad():
-            return module(image)
+            return module(self.image)
 
-    def both(module: nn.Module) -> None:
-        image.grad = None
+    def both(self, module: nn.Module, low: bool = False) -> None:
+        self.image.grad = None
         module.zero_grad()
-        module(image).backward(cotangent)
-
-    pictures = [forward(module) for module in variants.values()]
-    difference = max((picture - pictures[0]).abs().max().item() for picture in pictures)
-    print(
-        f"{width}x{height}, hidden {hidden}, {layers} layers, {torch.get_num_threads()} threads on {device}; "
-        f"pictures differ by {difference:.1e} at most"
-    )
-    for title, work in (("forward", forward), ("forward and backward", both)):
-        works = {name: (lambda m=module: work(m)) for name, module in variants.items()}
-        table(title, interleaved(works, repeats, device))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            out = module(self.image)
+        out.backward(self.cotangent)
 
 
-def rates() -> None:
-    """Root mean squared error against known colour changes, after some steps of one noisy picture each."""
+def medians(works: dict[str, Callable[[], object]], options: Namespace) -> dict[str, str]:
+    """Milliseconds, and how many times as fast as the first."""
+    clocks = {name: timed(work, options.device) for name, work in works.items()}
+    times = interleaved(clocks, options.repeats, warm_up=2)
+    first = next(iter(times.values()))
+    return {
+        name: f"{statistics.median(taken):.2f} ms ({statistics.median(a / b for a, b in zip(first, taken)):.1f}×)"
+        for name, taken in times.items()
+    }
+
+
+def compare(options: Namespace) -> list[Table]:
+    """The variants."""
+    network = trained_network(options)
+    variants: dict[str, nn.Module] = {"linear layers per pixel": PerPixel(network).to(options.device)}
+    variants["1×1 convolutions"] = Plain(network)
+    if "native" in available_backends(options.device):
+        variants["the kernel"] = network
+        variants["the kernel, weights standing still"] = copy.deepcopy(network).requires_grad_(False)
+    work = Work(options)
+    pictures = [work.forward(module) for module in variants.values()]
+    assert all((picture - pictures[0]).abs().max() < 1e-5 for picture in pictures)
+    forward = medians({name: partial(work.forward, module) for name, module in variants.items()}, options)
+    both = medians({name: partial(work.both, module) for name, module in variants.items()}, options)
+    rows = [{"variant": name, "forward": forward[name], "forward + backward": both[name]} for name in variants]
+    return [Table(f"{options.size[0]}×{options.size[1]}, hidden {options.hidden}, {options.layers} layers:", rows)]
+
+
+def rates() -> list[Table]:
+    """Root mean squared error against known color changes, after some steps of one noisy picture each."""
     random = torch.Generator().manual_seed(0)
     cameras = [f"camera {i}" for i in range(8)]
     coarse = torch.rand(8, 3, 8, 8, generator=random)
@@ -145,8 +131,8 @@ def rates() -> None:
     offsets = 0.03 * torch.randn(8, 3, 1, 1, generator=random)
     gains, offsets = gains - gains.mean(dim=0) + 1, offsets - offsets.mean(dim=0)
     curve = torch.tensor([0.8, 1.0, 1.25]).view(3, 1, 1)  # a gamma for each channel
-    print("rms error, at the start and after " + ", ".join(map(str, STEPS)) + " steps")
-    for part, targets in (("network", pictures**curve), ("cameras", gains * pictures + offsets)):
+    rows: list[Row] = []
+    for part, wanted in (("network", pictures**curve), ("cameras", gains * pictures + offsets)):
         for rate in (3e-4, 1e-3, 2e-3, 5e-3, 1e-2):
             color = ColorCalibration(
                 cameras,
@@ -156,88 +142,45 @@ def rates() -> None:
                 generator=torch.Generator().manual_seed(1),
             )
             draws = torch.Generator().manual_seed(2)
-            errors = []
+            row: dict[str, object] = {"part": part, "rate": f"{rate:g}"}
             for step in range(STEPS[-1] + 1):
                 if step in (0, *STEPS):
                     with torch.no_grad():
-                        errors.append(
-                            torch.stack(
-                                [(color(p, c) - t).square().mean() for p, c, t in zip(pictures, cameras, targets)]
-                            )
-                            .mean()
-                            .sqrt()
-                            .item()
-                        )
+                        squares = [(color(p, c) - w).square().mean() for p, c, w in zip(pictures, cameras, wanted)]
+                    row[f"{step} steps"] = round(torch.stack(squares).mean().sqrt().item(), 4)
                 i = int(torch.randint(8, (1,), generator=draws))
                 noisy = pictures[i] + 0.05 * torch.randn(3, 64, 64, generator=draws)
-                (color(noisy, cameras[i]) - targets[i]).abs().mean().backward()
+                (color(noisy, cameras[i]) - wanted[i]).abs().mean().backward()
                 for optimizer in color.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-            print(f"  {part}  rate {rate:<7g}" + "".join(f"{error:9.4f}" for error in errors), flush=True)
+            rows.append(row)
+    return [Table("Root mean squared error of the colors:", rows)]
 
 
-def half(height: int, width: int, hidden: int, layers: int, repeats: int) -> None:
+def half(options: Namespace) -> list[Table]:
     """bfloat16 against float32 on the CPU."""
-    cpu = torch.device("cpu")
-    convolutions = Convolutions(trained_network(hidden, layers))
-    kernel = convolutions.network
-    image = torch.rand(3, height, width).requires_grad_()
-    cotangent = torch.randn_like(image)
-
-    def train(module: nn.Module, low: bool) -> None:
-        image.grad = None
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            out = module(image)
-        out.backward(cotangent)
-
-    table(
-        f"colour network {width}x{height}, forward and backward",
-        interleaved(
-            {
-                "1x1 convolutions, fp32": lambda: train(convolutions, False),
-                "1x1 convolutions, bf16": lambda: train(convolutions, True),
-                "native kernel, fp32": lambda: train(kernel, False),
-            },
-            repeats,
-            cpu,
-        ),
-    )
-
-    other = torch.rand(3, height, width)
-    for name in lpips.NETWORKS:
-        network = lpips.load(name) if lpips.weights_path(name).exists() else lpips.LPIPS(name)
-        weights = "published" if lpips.weights_path(name).exists() else "random"
-
-        def distance(low: bool) -> float:
-            # LPIPS.forward switches autocast off for the sake of its figures.
-            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-                return network._distance(torch.stack([image.detach(), other])).item()
-
-        exact, rounded = distance(False), distance(True)
-        table(
-            f"LPIPS {name}, {weights} weights, one pair: {exact:.5f} in fp32, {rounded:.5f} in bf16",
-            interleaved({"fp32": lambda: distance(False), "bf16": lambda: distance(True)}, max(3, repeats // 3), cpu),
-        )
+    network, work = trained_network(options), Work(options)
+    plain = Plain(network)
+    works: dict[str, Callable[[], object]] = {
+        "1×1 convolutions, float32": lambda: work.both(plain),
+        "1×1 convolutions, bfloat16": lambda: work.both(plain, low=True),
+        "the kernel, float32": lambda: work.both(network),
+    }
+    rows = [{"variant": name, "forward + backward": text} for name, text in medians(works, options).items()]
+    return [Table(f"{options.size[0]}×{options.size[1]}:", rows)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, "device", "repeats", "json")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("WIDTH", "HEIGHT"), help="pixels")
     parser.add_argument("--hidden", type=int, default=16)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rates", action="store_true", help="compare learning rates instead")
     parser.add_argument("--half", action="store_true", help="measure mixed precision on the CPU instead")
     options = parser.parse_args()
-    width, height = options.size
-    if options.rates:
-        rates()
-    elif options.half:
-        half(height, width, options.hidden, options.layers, options.repeats)
-    else:
-        compare(height, width, options.hidden, options.layers, options.repeats, torch.device(options.device))
+    tables = rates() if options.rates else half(options) if options.half else compare(options)
+    publish(options, tables, options.device)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ both in turns, and the median of the rounds' ratios.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
@@ -18,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.common import ROOT, interleaved, new_parser
 from benchmarks.static_scene import static_scene
 from utils.errors import UserError, run_script
 
@@ -39,7 +40,7 @@ STATIC_FLAGS = {
     "densify_from_iter": 60,
     "densify_until_iter": 400,
     "densification_interval": 20,
-    "opacity_reset_interval": 150,
+    "opacity_reset_interval": 3000,  # beyond the end: there is no time to recover
     "sh_increase_interval": 100,
 }
 
@@ -54,7 +55,7 @@ def checkout(name: str, place: Path) -> Iterator[Path]:
     if Path(name, "train.py").is_file():
         yield Path(name).resolve()
         return
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "worktree"]
+    git = ["git", "-C", str(ROOT), "worktree"]
     made = subprocess.run([*git, "add", "--detach", str(place), name], capture_output=True, text=True, check=False)
     if made.returncode:
         raise UserError(f"{name} is neither a checkout nor a revision: {made.stderr.strip()}")
@@ -135,22 +136,21 @@ def race(folders: tuple[Path, Path], names: list[str], capture: Path, work: Path
     print(f"{'':<10} {'old it/s':>9} {'new it/s':>9} {'ratio':>7}")
     for name in names:
         flags = flags_of(name, capture, work / STATIC)
-        speeds: list[list[float]] = [[], []]
-        for number in range(rounds):
-            for side in ((0, 1), (1, 0))[number % 2]:  # neither always first: a busy spell hits both
-                output = work / f"{name}_{side}_{number}"
-                results = train(folders[side], output, flags, iterations)
-                speeds[side].append(results["iterations_per_second"])
-        ratio = statistics.median(new / old for old, new in zip(*speeds))
-        print(f"{name:<10} {statistics.median(speeds[0]):>9.1f} {statistics.median(speeds[1]):>9.1f} {ratio:>7.3f}")
+
+        def speed(code: Path, output: Path, flags: list[str] = flags) -> float:
+            return train(code, output, flags, iterations)["iterations_per_second"]
+
+        works = {str(side): partial(speed, code, work / f"{name}_{side}") for side, code in enumerate(folders)}
+        old, new = interleaved(works, rounds).values()
+        ratio = statistics.median(after / before for before, after in zip(old, new))
+        print(f"{name:<10} {statistics.median(old):>9.1f} {statistics.median(new):>9.1f} {ratio:>7.3f}")
         sys.stdout.flush()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, "source_path")
     parser.add_argument("old", metavar="OLD", help="a checkout's folder, or a revision")
     parser.add_argument("new", metavar="NEW", help="likewise")
-    parser.add_argument("-s", "--source_path", type=Path, required=True, help="folder of a rigged capture")
     parser.add_argument("--iterations", type=int, default=600, help="length of every run")
     parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="compare the speed, so many times")
     parser.add_argument("--only", nargs="+", default=[*PRESETS, STATIC], choices=[*PRESETS, STATIC])

@@ -1,21 +1,19 @@
 """A static scene in COLMAP's text format, cut out of a rigged capture: one moment, seen by all its cameras.
 
-python -m benchmarks.static_scene -s CAPTURE -o FOLDER
+python -m benchmarks.static_scene -s CAPTURE --out DIR
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
-import torch
 from PIL import Image
 
+from benchmarks.common import mesh_vertices, new_parser
 from ops.rotations import matrix_to_quaternion
 from scene.dataset import load_dataset
-from scene.flame.head_model import find_head_model, load_head_model
-from scene.flame.model import Flame, FlameParameters
+from scene.flame import FlameParameters, find_head_model, load_head_model
 from scene.images.decode import decode
 from utils.errors import run_script
 
@@ -35,8 +33,7 @@ def static_scene(capture: Path, folder: Path) -> Path:
     moment = Counter(view.camera.timestep for view in dataset.train).most_common(1)[0][0]
     views = [view for view in dataset.train if view.camera.timestep == moment]
     head = load_head_model(find_head_model(None, capture))
-    with torch.no_grad():
-        vertices = Flame(head).vertices(FlameParameters(dataset.flame, dataset.timesteps, head), moment)
+    vertices = mesh_vertices(head, FlameParameters(dataset.flame, dataset.timesteps, head), [moment])[0]
 
     sparse = folder / "sparse" / "0"
     sparse.mkdir(parents=True)
@@ -65,11 +62,8 @@ def static_scene(capture: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-s", "--source_path", type=Path, required=True, help="folder of the capture")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not exist yet")
-    options = parser.parse_args()
-    static_scene(options.source_path, options.output)
+    options = new_parser(__doc__, "source_path", "out").parse_args()
+    static_scene(options.source_path, options.out)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,43 @@
-"""How far the tracked mesh is from the true one, before and after fine-tuning.
+"""How far the tracked mesh is from the true one, before and after fine-tuning: mean over vertices and timesteps.
 
-    python benchmarks/tracking_error.py -s DATA -m OUT
+    python -m benchmarks.tracking_error -m OUT
 
-For captures that were rendered, so that the truth is known: DATA/true_flame_param/
-holds a file per timestep (`python -m synthetic` writes it too). Prints the
-mean distance of the vertices over the training timesteps.
+For avatars of captures that were rendered, so that the truth is known: the capture's `true_flame_param/`
+holds a file per timestep (`python -m synthetic` writes it too). Over the training timesteps.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-import torch
 
-from scene.dataset import load_dataset
-from scene.flame.head_model import find_head_model, load_head_model
-from scene.flame.model import Flame, FlameParameters
-from scene.gaussian_model import FLAME_NAME
+from benchmarks.common import Table, mesh_vertices, new_parser, open_trained, publish
+from scene.flame import FlameParameters
 from utils.errors import UserError, run_script
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-s", "--source_path", type=Path, required=True)
-    parser.add_argument("-m", "--model_path", type=Path, required=True)
-    options = parser.parse_args()
-    truth = options.source_path / "true_flame_param"
+    options = new_parser(__doc__, "model_path", "json").parse_args()
+    avatar, dataset = open_trained(options.model_path)
+    truth = Path(avatar.options.model.source_path) / "true_flame_param"
     if not truth.is_dir():
         raise UserError(f"{truth} is not there: only a rendered capture knows its true parameters")
-
-    dataset = load_dataset(options.source_path, bind_to_mesh=True, eval_split=True, white_background=True)
-    rows = sorted({view.camera.timestep for view in dataset.train})
-    head = load_head_model(find_head_model(None, options.source_path))
-    flame = Flame(head)
-
-    def vertices(parameters: FlameParameters) -> torch.Tensor:
-        with torch.no_grad():
-            return torch.stack([flame.vertices(parameters, row) for row in rows])
-
-    # Identity and static offset are those of the tracker for all three: fine-tuning leaves them alone.
-    arrays = dict(dataset.flame)
-    files = [np.load(truth / f"{timestep:05d}.npz") for timestep in dataset.timesteps]
+    head, tracked, timesteps = avatar.head, dataset.flame, dataset.timesteps
+    assert head is not None and tracked is not None
+    # Identity and static offset are those of the tracker in all three: fine-tuning leaves them alone.
+    true = dict(tracked)
+    files = [np.load(truth / f"{timestep:05d}.npz") for timestep in timesteps]
     for name in ("expr", "rotation", "neck_pose", "jaw_pose", "eyes_pose", "translation"):
-        arrays[name] = np.concatenate([file[name].reshape(1, -1) for file in files])
-    true = vertices(FlameParameters(arrays, dataset.timesteps, head))
-    saved = sorted((options.model_path / "point_cloud").glob("iteration_*"), key=lambda p: int(p.name.split("_")[1]))
-    tuned = {folder.name: FlameParameters.load(folder / FLAME_NAME, head) for folder in saved}
-    for name, parameters in {"tracked": FlameParameters(dataset.flame, dataset.timesteps, head), **tuned}.items():
-        distance = (vertices(parameters) - true).norm(dim=-1).mean().item()
-        print(f"{name:<18} {1e3 * distance:.2f} mm")
+        true[name] = np.concatenate([file[name].reshape(1, -1) for file in files])
+    rows = sorted({view.camera.timestep for view in dataset.train})
+    known = FlameParameters(true, timesteps, head), FlameParameters(tracked, timesteps, head)
+    expected, before, after = (mesh_vertices(head, parameters, rows) for parameters in (*known, avatar.motion()))
+    error = [
+        {"mesh": name, "error, mm": round(1e3 * (mesh - expected).norm(dim=-1).mean().item(), 2)}
+        for name, mesh in (("tracked", before), ("fine-tuned", after))
+    ]
+    publish(options, [Table("Mean distance of the vertices from the true mesh:", error)])
 
 
 if __name__ == "__main__":

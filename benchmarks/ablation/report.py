@@ -1,4 +1,4 @@
-"""From the runs of an ablation to figures: JSON, CSV, a Markdown table and plots."""
+"""From the runs of an ablation to figures: tables, CSV and plots."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablation_plots import bars, colors, lines
+from benchmarks.ablation import BASELINE
+from benchmarks.ablation.plots import bars, colors, lines
+from benchmarks.common import Row, Table
+from utils.files import atomic_path
 
-from utils.files import atomic_path, write_json
-
-BASELINE = "baseline"
-METRICS = {
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "l1": "L1",
-    "flip": "FLIP",
-    "lpips_vgg": "LPIPS VGG",
-    "lpips_alex": "LPIPS Alex",
-}
+METRICS = {"psnr": "PSNR", "ssim": "SSIM", "flip": "FLIP", "lpips_vgg": "LPIPS"}  # of the tables; the CSV has all
 
 
 class Spread(NamedTuple):
@@ -29,15 +22,6 @@ class Spread(NamedTuple):
     middle: float  # mean over the seeds, or where it is said, the median
     half_range: float  # (largest - smallest) / 2
     seeds: int
-
-
-class About(NamedTuple):
-    """What was run on what, for the head of the table; names, no paths of the machine."""
-
-    command: str
-    data: str
-    commits: list[str]
-    machines: list[str]
 
 
 def spread(
@@ -112,123 +96,69 @@ def _change(column: str, value: float | None, base: float | None) -> float | Non
 # ---- tables -----------------------------------------------------------------------
 
 
-def cell(figure: Spread | None, form: str, scale: float = 1.0, suffix: str = "") -> str:
-    """ "31.18 ±0.05", without the spread for a single seed; "n/a" for None. `form` is a format such as "+.2f"."""
+def cell(figure: Spread | None, form: str, scale: float = 1.0, suffix: str = "") -> str | None:
+    """ "31.18 ±0.05", without the spread for a single seed; None for None. `form` is a format such as "+.2f"."""
     if figure is None:
-        return "n/a"
+        return None
     text = format(figure.middle * scale, form)
     if figure.seeds > 1:
         text += f" ±{format(figure.half_range * scale, form.lstrip('+'))}"
     return text + suffix
 
 
-def percent(figure: Spread | None) -> str:
+def percent(figure: Spread | None) -> str | None:
     """A ratio as a change in percent."""
     return cell(figure and figure._replace(middle=figure.middle - 1), "+.1f", 100, " %")
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
+Summary = Mapping[str, Mapping[str, Mapping[str, Spread]]]  # of `compare`
 
 
-def format_report(
-    summary: Mapping[str, Mapping[str, Mapping[str, Spread]]], flags: Mapping[str, Sequence[str]], about: About
-) -> str:
-    """All tables, as Markdown."""
+def tables_of(summary: Summary) -> list[Table]:
+    """The baseline as it is, the others as changes; then the PSNR by region."""
     columns = dict.fromkeys(column for row in summary.values() for column in row["value"])
     splits = list(dict.fromkeys(column.split("/")[0] for column in columns if column.endswith("/psnr")))
-    commits = ", ".join(f"`{commit}`" for commit in about.commits)
-    parts = [
-        f"```\n{about.command}\n```",
-        f"Data `{about.data}`, commit {commits}, on {', '.join(about.machines)}. Mean ± half the range over the "
-        "seeds; changes are against the baseline of the same seed. Time is per iteration relative to the "
-        "baseline, measured in turns, median of the rounds; the baseline's own figure is that of a second "
-        "baseline, the control.",
-    ]
-    shown = [name for name in METRICS if f"{splits[0]}/{name}" in columns] if splits else []
-
-    parts.append(
-        markdown(
-            [
-                "row",
-                "seeds",
-                "time",
-                "memory, GB",
-                "Gaussians",
-                "× baseline",
-                *(f"{split} PSNR, dB" for split in splits),
-                *(f"{split} {METRICS[name]}" for split in splits for name in shown if name != "psnr"),
-            ],
-            [
-                [
-                    row,
-                    str(of_row["value"]["points"].seeds),
-                    cell(of_row["value"].get("time_ratio"), ".3f", suffix="×"),
-                    cell(_memory(of_row["value"]), ".2f", 1e-9),
-                    cell(of_row["value"].get("points"), ",.0f"),
-                    cell(of_row["change"].get("points"), ".2f"),
-                    *(
-                        cell(
-                            of_row["change" if row != BASELINE else "value"].get(f"{split}/psnr"),
-                            "+.2f" if row != BASELINE else ".2f",
-                        )
-                        for split in splits
-                    ),
-                    *(
-                        percent(of_row["change"].get(f"{split}/{name}"))
-                        if row != BASELINE
-                        else cell(of_row["value"].get(f"{split}/{name}"), ".4f")
-                        for split in splits
-                        for name in shown
-                        if name != "psnr"
-                    ),
-                ]
-                for row, of_row in summary.items()
-            ],
-        )
+    title = (
+        "Mean ± half the range over the seeds; changes are against the baseline of the same seed. Time is per "
+        "iteration relative to the baseline, in turns; the baseline's own is that of a second baseline, the control:"
     )
-    parts.append("The baseline's figures as they are, the others' as changes. As they are:")
-    parts.append(
-        markdown(
-            ["row", *(f"{split} {METRICS[name]}" for split in splits for name in shown)],
-            [
-                [
-                    row,
-                    *(
-                        cell(of_row["value"].get(f"{split}/{name}"), ".2f" if name == "psnr" else ".4f")
-                        for split in splits
-                        for name in shown
-                    ),
-                ]
-                for row, of_row in summary.items()
-            ],
-        )
-    )
+    tables = [Table(title, [_row(name, of_row, splits) for name, of_row in summary.items()])]
     for split in splits:
         regions = [column for column in columns if column.startswith(f"{split}/psnr/")]
         if regions:
-            parts.append(
-                f"PSNR by region on {split}, dB (of the mean squared error over all pixels of the region); in "
-                "brackets the baseline's share of the squared error:"
-            )
-            parts.append(
-                markdown(
-                    ["row", *(column.split("/")[2] for column in regions)],
-                    [[row, *(_region(row, of_row, column) for column in regions)] for row, of_row in summary.items()],
-                )
-            )
-    parts.append("Flags of the rows:")
-    parts.append("\n".join(f"* {row}: `{' '.join(flags[row])}`" for row in summary if flags.get(row)) or "* none")
-    return "\n\n".join(parts) + "\n"
+            title = f"PSNR by region on {split} (in brackets the share of the squared error):"
+            rows = [
+                {"row": name, **{column.split("/")[2]: _region(name, of_row, column) for column in regions}}
+                for name, of_row in summary.items()
+            ]
+            tables.append(Table(title, rows))
+    return tables
 
 
-def _memory(values: Mapping[str, Spread]) -> Spread | None:
-    return values.get("cuda_bytes") or values.get("host_bytes")
+def _row(name: str, of_row: Mapping[str, Mapping[str, Spread]], splits: Sequence[str]) -> Row:
+    value, change, base = of_row["value"], of_row["change"], name == BASELINE
+    points = cell(value.get("points"), ",.0f") if base else cell(change.get("points"), ".2f")
+    row: Row = {
+        "row": name,
+        "seeds": value["points"].seeds,
+        "time": cell(value.get("time_ratio"), ".3f"),
+        "memory, GB": cell(value.get("cuda_bytes") or value.get("host_bytes"), ".2f", 1e-9),
+        "Gaussians": points if base or points is None else f"×{points}",
+    }
+    for split in splits:
+        for metric, title in METRICS.items():
+            column = f"{split}/{metric}"
+            if metric == "psnr":
+                text = cell(value.get(column), ".2f") if base else cell(change.get(column), "+.2f")
+            else:
+                text = cell(value.get(column), ".4f") if base else percent(change.get(column))
+            if text is not None:
+                row[f"{split} {title}"] = text
+    return row
 
 
-def _region(row: str, of_row: Mapping[str, Mapping[str, Spread]], column: str) -> str:
-    if row != BASELINE:
+def _region(name: str, of_row: Mapping[str, Mapping[str, Spread]], column: str) -> str | None:
+    if name != BASELINE:
         return cell(of_row["change"].get(column), "+.2f")
     share = of_row["value"].get(column.replace("/psnr/", "/error_share/"))
     return f"{cell(of_row['value'].get(column), '.2f')} ({cell(share and share._replace(seeds=1), '.0f', 100)} %)"
@@ -257,7 +187,7 @@ def write_csv(path: Path, runs: Sequence[Mapping[str, Any]], ratios: Mapping[str
 
 def mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, float]]:
     """The mean over the seeds at the iterations that all of them have."""
-    tables = [dict(map(tuple, curve)) for curve in curves]
+    tables = [{step: value for step, value in curve} for curve in curves]
     shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
     return [(step, statistics.fmean(table[step] for table in tables)) for step in shared]
 
@@ -274,9 +204,7 @@ def over_time(
     return result
 
 
-def draw_plots(
-    folder: Path, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]
-) -> None:
+def draw_plots(folder: Path, runs: Sequence[Mapping[str, Any]], summary: Summary) -> None:
     """psnr_<split>.png over the training time, points.png over iterations, regions_<split>.png."""
 
     def curve(row: str, name: str) -> list[tuple[float, float]]:
@@ -303,11 +231,9 @@ def draw_plots(
             for row, of_row in summary.items()
             if row != BASELINE
         }
-        groups = list(dict.fromkeys(region for of_row in changes.values() for region in of_row))
         bars(
             folder / f"regions_{split}.png",
             f"{split} PSNR by region, change against the baseline, dB",
-            groups,
             {row: of_row for row, of_row in changes.items() if of_row},
             palette,
         )
@@ -335,37 +261,3 @@ def clocks(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, flo
     if base is not None and all(in_turns.values()):
         return {row: [(step, share * base.middle) for step, share in points] for row, points in in_turns.items()}
     return {row: curve(row, "seconds") for row in rows}
-
-
-def write_report(
-    folder: Path,
-    runs: Sequence[Mapping[str, Any]],
-    ratios: Mapping[str, Mapping[int, float]],
-    flags: Mapping[str, Sequence[str]],
-    about: About,
-) -> str:
-    """Writes results.json, results.csv, table.md and the plots; returns the Markdown."""
-    summary = compare(runs, ratios)
-    text = format_report(summary, flags, about)
-    write_json(
-        folder / "results.json",
-        {
-            **about._asdict(),
-            "flags": {row: list(flags.get(row, [])) for row in summary},
-            "summary": {
-                row: {
-                    kind: {column: figure._asdict() for column, figure in figures.items()}
-                    for kind, figures in of_row.items()
-                }
-                for row, of_row in summary.items()
-            },
-            "time_ratios": {row: dict(of_row) for row, of_row in ratios.items()},
-            # The curves stay in the runs' folders: they would be most of this file.
-            "runs": [{name: value for name, value in run.items() if name != "curves"} for run in runs],
-        },
-    )
-    write_csv(folder / "results.csv", runs, ratios)
-    with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    draw_plots(folder, runs, summary)
-    return text

@@ -1,21 +1,17 @@
 """What one finished training is worth: the error by region of the head, and its curves.
 
-The regions of a view partition its pixels. The silhouette, everything within
-`OUTLINE` pixels of the outline of the foreground, comes first; what the head
-model's mesh shows at a pixel decides about the others (eyes, mouth, nose, rest of
-the face), and the remainder, scalp, neck and background, is `rest`. The mesh is
-posed as the tracker says, not as a run has tuned it, so that all runs are judged
-by the same pixels.
+The regions of a view partition its pixels. The silhouette, everything within `OUTLINE` pixels of the outline
+of the foreground, comes first; what the head model's mesh shows at a pixel decides about the others (eyes,
+mouth, nose, rest of the face), and the remainder, scalp, neck and background, is `rest`. The mesh is posed as
+the tracker says, not as a run has tuned it, so that all runs are judged by the same pixels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,18 +19,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from arguments import Options, RenderOptions, read_cfg_args
+from benchmarks.common import mesh_vertices, open_trained
 from evaluation import metrics
 from evaluation.evaluate import Evaluated, calibrated, evaluate
-from gaussian_renderer import choose_device_and_rasterizer, render
 from gaussian_renderer.mesh_overlay import visible_faces
-from innovations.color_calibration import FILE_NAME as COLOR_NAME
-from innovations.color_calibration import ColorCalibration
-from render import choose_iteration, load_avatar, load_capture, rows_of
-from scene.dataset import View
-from scene.flame.head_model import HeadModel, find_head_model, load_head_model
-from scene.flame.model import Flame, FlameParameters
-from scene.gaussian_model import FLAME_NAME
+from scene.dataset import Dataset, View
+from scene.flame import FlameParameters, HeadModel
 from scene.images.cache import ImageCache
 
 # By rising precedence on the mesh; "rest" is what none of them claims.
@@ -68,7 +58,7 @@ def outline(foreground: np.ndarray, width: float = OUTLINE) -> np.ndarray:
     """[H, W] bool, the pixels within `width` of the outline of `foreground` [H, W] bool; the image's edge is none."""
     if foreground.all() or not foreground.any():
         return np.zeros_like(foreground)
-    # The distance counts from pixel centre to pixel centre: to the nearest one on the other side.
+    # The distance counts from pixel center to pixel center: to the nearest one on the other side.
     distance = np.where(
         foreground, ndimage.distance_transform_edt(foreground), ndimage.distance_transform_edt(~foreground)
     )
@@ -88,13 +78,13 @@ def label_pixels(face: np.ndarray, regions: np.ndarray, foreground: np.ndarray) 
     return labels
 
 
-def foreground_of(view: View, target: Tensor, background: tuple[float, float, float]) -> np.ndarray:
-    """[H, W] bool: the capture's mask, else where the photograph [3, H, W] is not of the background's colour."""
+def foreground_of(view: View, ground_truth: Tensor, background: tuple[float, float, float]) -> np.ndarray:
+    """[H, W] bool: the capture's mask, else where the image [3, H, W] is not of the background's color."""
     if view.mask_path is not None:
         with Image.open(view.mask_path) as image:
             size = (view.camera.width, view.camera.height)
             return np.asarray(image.convert("L").resize(size, Image.Resampling.BOX)) >= 128
-    distance = (target.cpu() - torch.tensor(background)[:, None, None]).abs().amax(dim=0)
+    distance = (ground_truth.cpu() - torch.tensor(background)[:, None, None]).abs().amax(dim=0)
     return (distance > NEARLY_BACKGROUND / 255).numpy()
 
 
@@ -105,9 +95,9 @@ class RegionError:
         self.sums = np.zeros(len(REGIONS))
         self.pixels = np.zeros(len(REGIONS), dtype=np.int64)
 
-    def add(self, image: np.ndarray, target: np.ndarray, labels: np.ndarray) -> None:
+    def add(self, image: np.ndarray, ground_truth: np.ndarray, labels: np.ndarray) -> None:
         """One view: [3, H, W] twice, 0..1, and [H, W]."""
-        error = np.square(image.astype(np.float64) - target).mean(axis=0)
+        error = np.square(image.astype(np.float64) - ground_truth).mean(axis=0)
         self.sums += np.bincount(labels.ravel(), error.ravel(), minlength=len(REGIONS))
         self.pixels += np.bincount(labels.ravel(), minlength=len(REGIONS))
 
@@ -128,11 +118,18 @@ class RegionError:
 # ---- a run ------------------------------------------------------------------------
 
 
+class Split(NamedTuple):
+    """Images of a split, on the CPU."""
+
+    ground_truth: list[Tensor]  # [3, H, W] 0..1
+    labels: list[np.ndarray]  # [H, W], of `label_pixels`
+
+
 class Judge:
-    """Measures runs on one capture; photographs and regions are made once, for the first run of a size."""
+    """Measures runs on one capture, whose images and regions are made once, for the first run."""
 
     def __init__(self) -> None:
-        self._cases: dict[tuple[Any, ...], dict[str, tuple[list[Tensor], list[np.ndarray]]]] = {}
+        self._splits: dict[tuple[Any, ...], Split] = {}
 
     def measure(self, run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         """{"regions": {split: ...}, "curves": ...} of the finished run in folder `run`, whose results.json is given.
@@ -144,95 +141,50 @@ class Judge:
         return {"regions": self._regions(run, results), "curves": read_curves(run)}
 
     def _regions(self, run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-        trained = read_cfg_args(run)
-        options = RenderOptions(
-            model_path=str(run),
-            quiet=True,
-            device=trained.run.device,
-            rasterizer=trained.pipeline.rasterizer,
-            threads=trained.run.threads,
-        )
-        device, _, rasterize = choose_device_and_rasterizer(options.device, options.rasterizer, options.threads)
-        dataset = load_capture(options, trained)
-        saved = run / "point_cloud" / f"iteration_{choose_iteration(run, -1)}"
-        avatar = load_avatar(options, trained, saved, dataset, device)
-        rows = rows_of(avatar.flame_parameters, dataset.timesteps, saved / FLAME_NAME)
-        draw = partial(
-            render,
-            background=torch.tensor(dataset.background, device=device),
-            rasterize=rasterize,
-            sh_degree=avatar.active_sh_degree,
-            convert_SHs_python=trained.pipeline.convert_SHs_python,
-        )
-        splits = {name: views for name, views in (("val", dataset.val), ("test", dataset.test)) if views}
-        if trained.innovations.use_color_calibration:
-            draw = calibrated(
-                draw,
-                ColorCalibration.load(
-                    saved / COLOR_NAME, background=torch.tensor(dataset.background, device=device), device=device
-                ),
-            )
-        case = self._case(trained, dataset, splits)
-        summaries = {}
-        for name, views in splits.items():
-            targets, labels = case[name]
-            cameras = [
-                dataclasses.replace(view.camera, timestep=rows[view.camera.timestep]).to(device) for view in views
-            ]
+        avatar, dataset = open_trained(run)
+        device, summaries = avatar.model.device, {}
+        assert avatar.head is not None
+        for name, views in (("val", dataset.val), ("test", dataset.test)):
+            if not views:
+                continue
+            key = (name, views[0].image_path, views[0].camera.width, dataset.background)
+            if key not in self._splits:
+                self._splits[key] = prepare(avatar.head, dataset, views)
+            split = self._splits[key]
             errors = RegionError()
 
             def add(view: Evaluated) -> None:
-                errors.add(view.image.cpu().numpy(), view.target.cpu().numpy(), labels[view.index])
+                index = view.index
+                errors.add(view.image.cpu().numpy(), split.ground_truth[index].numpy(), split.labels[index])
 
-            means = evaluate(
-                avatar, cameras, lambda index: targets[index].to(device), draw, metrics.Suite(("psnr",)), on_image=add
-            )
-            told = results["metrics"][name]["psnr"]
-            if abs(means["psnr"] - told) > SAME_PICTURE:
-                raise ValueError(
-                    f"{run}: {name} has {means['psnr']:.2f} dB here and {told:.2f} dB in results.json: "
-                    "the pictures are drawn differently"
-                )
+            psnr = evaluate(
+                avatar.model,
+                [view.camera.to(device) for view in views],
+                lambda index: split.ground_truth[index].to(device),
+                calibrated(avatar.draw, avatar.color),
+                metrics.Suite(("psnr",)),
+                on_image=add,
+            )["psnr"]
+            known = results["metrics"][name]["psnr"]
+            if psnr is None or abs(psnr - known) > SAME_PICTURE:
+                raise ValueError(f"{run}: {name} has {psnr} dB here and {known} dB in results.json: drawn differently")
             summaries[name] = errors.summary()
         return summaries
 
-    def _case(
-        self, trained: Options, dataset: Any, splits: Mapping[str, Sequence[View]]
-    ) -> dict[str, tuple[list[Tensor], list[np.ndarray]]]:
-        """Photographs [3, H, W] and labels [H, W] of each split, on the CPU."""
-        model = trained.model
-        key = (model.source_path, model.resolution, model.white_background, model.select_camera_id, model.head_model)
-        if key not in self._cases:
-            head = load_head_model(find_head_model(model.head_model, model.source_path))
-            label = _labeller(head, dataset.flame, dataset.timesteps)
-            self._cases[key] = {}
-            for name, views in splits.items():
-                images = ImageCache(views, dataset.background, progress=False)
-                targets = [images.image(index, "cpu") for index in range(len(views))]
-                self._cases[key][name] = (
-                    targets,
-                    [
-                        label(view, foreground_of(view, target, dataset.background))
-                        for view, target in zip(views, targets)
-                    ],
-                )
-        return self._cases[key]
 
-
-def _labeller(
-    head: HeadModel, tracked: dict[str, np.ndarray], timesteps: Sequence[int]
-) -> Callable[[View, np.ndarray], np.ndarray]:
-    """(view, foreground) -> `label_pixels` of the head as tracked."""
-    flame = Flame(head)
-    parameters = FlameParameters(tracked, timesteps, head, trainable=False)
+def prepare(head: HeadModel, dataset: Dataset, views: Sequence[View]) -> Split:
+    """Decodes the images and labels their pixels by the head as tracked."""
+    assert dataset.flame is not None
+    parameters = FlameParameters(dataset.flame, dataset.timesteps, head, trainable=False)
     regions = face_regions(head.faces.numpy(), {name: ids.numpy() for name, ids in head.masks.items()})
-
-    def label(view: View, foreground: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            vertices = flame.vertices(parameters, view.camera.timestep)
-        return label_pixels(visible_faces(vertices, head.faces, view.camera)[0], regions, foreground)
-
-    return label
+    images = ImageCache(views, dataset.background, progress=False)
+    ground_truth = [images.image(index, "cpu") for index in range(len(views))]
+    labels = []
+    meshes = mesh_vertices(head, parameters, [view.camera.timestep for view in views])
+    for view, image, vertices in zip(views, ground_truth, meshes):
+        seen = visible_faces(vertices, head.faces, view.camera)[0]
+        labels.append(label_pixels(seen, regions, foreground_of(view, image, dataset.background)))
+    return Split(ground_truth, labels)
 
 
 def read_curves(run: Path) -> dict[str, list[list[float]]]:

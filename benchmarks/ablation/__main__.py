@@ -1,28 +1,22 @@
 """What each innovation and each preset changes: time, memory, Gaussians, quality, error by region.
 
-    python benchmarks/ablation.py -s DATA --iterations 6000 --repeats 3 --out DIR [--rows baseline,ultra]
+    python -m benchmarks.ablation -s DATA --iterations 6000 --seeds 3 --out DIR [--rows baseline,ultra]
         [--timings 3] [-- any other train.py flag, such as --scale_schedule --densify_grad_threshold 0.001]
-    python benchmarks/ablation.py --out DIR --report_only
+    python -m benchmarks.ablation --out DIR --report_only
 
-The rows are the baseline, each innovation alone, each part of the warm start alone, and the presets.
-Two kinds of runs. *Quality*: every row of `ROWS` is trained once per seed, one
-`train.py` after the other; all rows of a seed come before the next seed, so that
-an interrupted ablation is a complete one with fewer seeds. *Timing*: rows and
-baseline are trained again, together and in turns (see `ablation_timing.py`),
-because the speed of a machine drifts by more than what is to be told apart;
-`--timings 0` leaves them out.
+The rows are the baseline, each innovation alone, each part of the warm start alone, and the presets. Two
+kinds of runs. *Quality*: every row of `ROWS` is trained once per seed, one `train.py` after the other; all
+rows of a seed come before the next seed, so that an interrupted ablation is a complete one with fewer seeds.
+*Timing*: rows and baseline are trained again, together and in turns (see `timing.py`), because the speed of a
+machine drifts by more than what is to be told apart; `--timings 0` leaves them out.
 
-Everything lands in DIR: runs/<row>_seed<k>, timing/<row>_<k>.json, and the report:
-results.json, results.csv, table.md, psnr_*.png, points.png, regions_*.png.
-The same command again goes on where the last one stopped, and the report covers
-all finished runs in DIR, so rows and seeds may come from several commands.
+Everything lands in DIR: runs/<row>_seed<k>, timing/<row>_<k>.json, and the report: results.json (the tables,
+for `benchmarks.report`), results.csv, psnr_*.png, points.png, regions_*.png. The same command again goes on
+where the last one stopped, and the report covers all finished runs in DIR, so rows and seeds may come from
+several commands.
 """
 
 from __future__ import annotations
-
-# isort: off
-import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
-# isort: on
 
 import argparse
 import itertools
@@ -36,15 +30,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from ablation_measure import Judge
-from ablation_report import BASELINE, About, write_report
-from ablation_timing import SLICE, Failed, interleave, ratio
 from tqdm import tqdm
 
 from arguments import parse_train
+from benchmarks.ablation import BASELINE
+from benchmarks.ablation.measure import Judge
+from benchmarks.ablation.report import compare, draw_plots, tables_of, write_csv
+from benchmarks.ablation.timing import SLICE, ratio, slice_count, time_in_turns
+from benchmarks.common import HEAD, ROOT, Table, format_tables, new_parser, pyplot, typed_command, write_tables
 from utils.errors import UserError, run_script
 from utils.files import write_json
 
@@ -76,7 +69,6 @@ ROWS: dict[str, list[str]] = {
     "balanced": ["--preset", "balanced"],
     "quality": ["--preset", "quality"],
 }
-COMMON = ["--eval", "--bind_to_mesh", "--white_background"]
 NOTE = "ablation.json"  # in a run's folder: the flags it was made with
 Todo = Literal["skip", "continue", "start"]
 
@@ -92,17 +84,8 @@ def folder_of(out: Path, row: str, seed: int) -> Path:
 
 def command_of(options: argparse.Namespace, row: str, seed: int) -> list[str]:
     """The train.py flags of a run, without its folder."""
-    return [
-        "-s",
-        str(options.source_path),
-        *COMMON,
-        *options.extra,
-        *ROWS[row],
-        "--iterations",
-        str(options.iterations),
-        "--seed",
-        str(seed),
-    ]
+    length = ["--iterations", str(options.iterations), "--seed", str(seed)]
+    return ["-s", str(options.source_path), *HEAD, *options.extra, *ROWS[row], *length]
 
 
 def what_to_do(folder: Path, flags: Sequence[str]) -> Todo:
@@ -176,7 +159,7 @@ def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
 
 def run_quality(options: argparse.Namespace) -> None:
     """All quality runs that are not finished yet."""
-    wanted = [(row, seed) for seed in range(options.repeats) for row in options.rows]
+    wanted = [(row, seed) for seed in range(options.seeds) for row in options.rows]
     missing = [
         (row, seed)
         for row, seed in wanted
@@ -195,6 +178,7 @@ def run_quality(options: argparse.Namespace) -> None:
 
 def run_timings(options: argparse.Namespace) -> None:
     """All timings that are not finished yet, `--together` trainings at a time, one of them the baseline."""
+    slices = slice_count(options.iterations)
     for seed in range(options.timings):
         missing = [row for row in options.rows if not timing_is_done(options, row, seed)]
         for start in range(0, len(missing), options.together - 1):
@@ -202,19 +186,12 @@ def run_timings(options: argparse.Namespace) -> None:
             # Two baselines where the row is the baseline itself: the control.
             commands = {row: command_of(options, row, seed) for row in group}
             commands[""] = command_of(options, BASELINE, seed)
-            slices = (options.iterations - 2) // SLICE
-            with progress(
-                total=slices * len(commands), desc=f"Timing {', '.join(group)}, round {seed}", unit="slice"
-            ) as bar:
-                try:
-                    seconds = interleave(commands, on_slice=bar.update)
-                except Failed as error:
-                    raise UserError(str(error)) from error
+            total, title = slices * len(commands), f"Timing {', '.join(group)}, round {seed}"
+            with progress(total=total, desc=title, unit="slice") as bar:
+                seconds = time_in_turns(commands, slices, on_slice=bar.update)
                 for row in group:
-                    write_json(
-                        timing_of(options.out, row, seed),
-                        {"flags": commands[row], "slice": SLICE, "seconds": seconds[row], "baseline": seconds[""]},
-                    )
+                    timing = {"flags": commands[row], "slice": SLICE, "seconds": seconds[row], "baseline": seconds[""]}
+                    write_json(timing_of(options.out, row, seed), timing)
                     bar.write(f"{row}, round {seed}: {ratio(seconds[row], seconds['']):.3f}x the time per iteration")
 
 
@@ -278,8 +255,8 @@ def add_clock(run: dict[str, Any], timing: Mapping[str, Any] | None) -> None:
     ]
 
 
-def report(out: Path, judge: Judge) -> str:
-    """Writes the report on all that is finished in `out`; returns the Markdown tables.
+def report(out: Path, judge: Judge) -> list[Table]:
+    """Writes the report on all that is finished in `out`; returns its tables.
 
     Raises:
         UserError: nothing is finished there.
@@ -287,29 +264,15 @@ def report(out: Path, judge: Judge) -> str:
     runs = collect(out, judge)
     if not runs:
         raise UserError(f"{out} holds no finished run")
-    about = About(
-        command=(_read(out / "command.json") or {"command": "python benchmarks/ablation.py"})["command"],
-        data=", ".join(sorted({Path(run["flags"][run["flags"].index("-s") + 1]).name for run in runs})),
-        commits=sorted({short_commit(run["git_commit"]) for run in runs}),
-        machines=sorted({run["device"] for run in runs}),
-    )
-    flags = {run["row"]: ROWS.get(run["row"], []) for run in runs}
-    return write_report(out, runs, collect_timings(out), flags, about)
-
-
-def short_commit(commit: str | None) -> str:
-    """The first digits of a commit, and whether the tree was changed."""
-    digits, dash, changed = (commit or "unknown").partition("-")
-    return digits[:7] + dash + changed
-
-
-def told(argv: Sequence[str], options: argparse.Namespace) -> str:
-    """The command as others would type it: without the paths of this machine."""
-    known = {str(options.source_path): "DATA", str(options.out): "DIR"}
-    words = [
-        known.get(str(Path(word).absolute()), Path(word).name if Path(word).is_absolute() else word) for word in argv
-    ]
-    return f"python benchmarks/ablation.py {' '.join(words)}"
+    ratios = collect_timings(out)
+    summary = compare(runs, ratios)
+    tables = tables_of(summary)
+    command = (_read(out / "command.json") or {}).get("command")
+    commits, machines = (", ".join(sorted({str(run[key]) for run in runs})) for key in ("git_commit", "device"))
+    write_tables(out / "results.json", tables, command=command, commit=commits, machine=machines)
+    write_csv(out / "results.csv", runs, ratios)
+    draw_plots(out, runs, summary)
+    return tables
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -318,13 +281,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: an option, a row, or a flag of a row that train.py does not accept.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, "out", "seeds")
     parser.add_argument("-s", "--source_path", type=Path, help="folder of the capture")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
     parser.add_argument("--iterations", type=int, default=6000, help="length of every run")
-    parser.add_argument("--repeats", type=int, default=1, help="quality runs per row, with the seeds 0, 1, ...")
     parser.add_argument("--timings", type=int, default=1, help="timings per row")
     parser.add_argument(
         "--together", type=int, default=4, help="trainings in memory at once while timing, one of them the baseline"
@@ -332,8 +291,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
     parser.add_argument("--report_only", action="store_true", help="only make the report anew")
     options, extra = parser.parse_known_args(list(argv))
+    options.out = options.out.absolute()  # the runs have another working directory
     options.extra = [word for word in extra if word != "--"]
-    options.out = options.out.absolute()
     options.rows = list(dict.fromkeys(filter(None, options.rows.split(","))))
     unknown = [row for row in options.rows if row not in ROWS]
     if unknown:
@@ -343,9 +302,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.source_path is None:
         raise UserError("-s/--source_path is missing: folder of the capture")
     options.source_path = options.source_path.absolute()
-    if options.iterations < 1 or options.repeats < 0 or options.timings < 0 or options.together < 2:
-        raise UserError("--iterations must be at least 1, --repeats and --timings at least 0, --together at least 2")
-    if options.timings and options.iterations < 2 * SLICE + 2:
+    if options.iterations < 1 or options.seeds < 0 or options.timings < 0 or options.together < 2:
+        raise UserError("--iterations must be at least 1, --seeds and --timings at least 0, --together at least 2")
+    if options.timings and slice_count(options.iterations) < 2:
         raise UserError(
             f"--iterations {options.iterations} is too short to be timed in slices of {SLICE}: "
             "give more, or --timings 0"
@@ -360,12 +319,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     options = parse(sys.argv[1:])
+    pyplot()  # a missing library is told now, not after the runs
     if not options.report_only:
-        write_json(options.out / "command.json", {"command": told(sys.argv[1:], options)})
+        write_json(options.out / "command.json", {"command": typed_command(options)})
         run_quality(options)
         run_timings(options)
-    print(report(options.out, Judge()))
-    print(f"Written to {options.out}: results.json, results.csv, table.md and plots")
+    print(format_tables(report(options.out, Judge())))
+    print(f"Written to {options.out}: results.json, results.csv and plots")
 
 
 if __name__ == "__main__":
