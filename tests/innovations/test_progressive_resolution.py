@@ -75,7 +75,7 @@ def test_bad_schedules_are_one_sentence(scales: tuple[float, ...], milestones: t
 
 
 def integrated(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[..., height, width] float64: means over boxes, by differences of the integral of the piecewise constant image."""
+    """[..., height, width] float64: means over boxes, by differences of the piecewise constant image's integral."""
     for axis, target in ((-2, height), (-1, width)):
         source = image.shape[axis]
         steps = np.moveaxis(image, axis, -1).astype(np.float64)

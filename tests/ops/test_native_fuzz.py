@@ -1,4 +1,4 @@
-"""Degenerate scenes against the rules of the rasterizer (`gaussian_renderer.backends.reference`), drawn by hypothesis."""
+"""Degenerate scenes against the rules of the rasterizer (`backends/reference.py`), drawn by hypothesis."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from torture import fuzz_mutations as spoil
 from torture.fuzz_mutations import ARRAYS, Format, Spoiler, saved_bytes
 
 import evaluation.lpips
-import train
 from arguments import Options, parse_train
 from evaluation.lpips_weights import read_arrays
 from innovations.color_calibration import ColorCalibration
