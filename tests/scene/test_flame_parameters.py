@@ -11,8 +11,9 @@ from toy_head import motion_of, toy_arrays, toy_head, write_pickle
 
 from scene.flame.head_model import load_head_model
 from scene.flame.model import Flame
-from scene.flame.parameters import MOTION, FlameParameters, RowAdam
+from scene.flame.parameters import MOTION, FlameParameters
 from scene.flame.teeth import FLAME_FACES, FLAME_VERTICES
+from training.optimizers import RowAdam
 from utils.errors import UserError
 
 
