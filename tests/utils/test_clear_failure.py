@@ -139,7 +139,9 @@ def test_a_mistake_in_the_data_is_not_a_defect(
         (OSError(12, "Cannot allocate memory"), 2, "error: the memory of the computer ran out"),
     ],
 )
-def test_how_every_script_ends(error: BaseException, status: int, output: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_how_every_script_ends(
+    error: BaseException, status: int, output: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     def main() -> None:
         raise error
 
