@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+# What all of them but the baseline have.
+_PARTS = {
+    "use_region_adaptive_loss": True,
+    "region_weight_eyes": 2.0,
+    "region_weight_mouth": 2.0,
+    "use_smart_densification": True,
+    "use_amp": True,
+    "use_warm_start": True,
+    "lr_cooldown": 0.2,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "baseline": {},
-    "ultra": {
-        "use_region_adaptive_loss": True,
-        "region_weight_eyes": 2.0,
-        "region_weight_mouth": 2.0,
-        "use_smart_densification": True,
-        "use_amp": True,
-        "use_warm_start": True,
-        "lr_cooldown": 0.2,
-    },
+    "ultra": _PARTS,
     "balanced": {
-        "use_region_adaptive_loss": True,
-        "region_weight_eyes": 2.0,
-        "region_weight_mouth": 2.0,
+        **_PARTS,
         "region_weight_nose": 1.5,
-        "use_smart_densification": True,
         "densify_percentile_clone": 75.0,
         "densify_percentile_split": 90.0,
         "densify_floor": 0.56,
@@ -32,23 +32,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_color_calibration": True,
         "color_net_hidden_dim": 16,
         "lambda_color_reg": 1e-4,
-        "use_amp": True,
-        "use_warm_start": True,
-        "lr_cooldown": 0.2,
     },
     "quality": {
-        "use_region_adaptive_loss": True,
+        **_PARTS,
         "region_weight_eyes": 2.5,
         "region_weight_mouth": 2.5,
         "region_weight_nose": 1.8,
-        "use_smart_densification": True,
         "densify_percentile_clone": 70.0,
         "densify_percentile_split": 88.0,
         "densify_floor": 0.53,
         "use_color_calibration": True,
         "color_net_hidden_dim": 24,
-        "use_amp": True,
-        "use_warm_start": True,
-        "lr_cooldown": 0.2,
     },
 }

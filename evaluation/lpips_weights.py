@@ -210,20 +210,8 @@ def download(folder: Path) -> Path:
     paths = [str(stand_in.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--no-binary",
-            PACKAGE,
-            "--require-hashes",
-            "--use-pep517",
-            "--no-build-isolation",
-            "--dest",
-            str(folder),
-            "--requirement",
-            str(requirement),
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "--require-hashes"),
+            *("--use-pep517", "--no-build-isolation", "--dest", str(folder), "--requirement", str(requirement)),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stderr=subprocess.PIPE,

@@ -128,17 +128,8 @@ def _view(pose: Pose, cameras: dict[int, Intrinsics], poses_file: Path, image_fo
             f"{path} is {width}x{height} pixels, but COLMAP's camera has {known.width}x{known.height}: "
             "use the images that the reconstruction was made from"
         )
-    camera = Camera(
-        _matrix(pose, where),
-        known.fx,
-        known.fy,
-        known.cx,
-        known.cy,
-        known.width,
-        known.height,
-        camera_id=str(pose.camera),
-        name=path.stem,
-    )
+    intrinsics = (known.fx, known.fy, known.cx, known.cy, known.width, known.height)
+    camera = Camera(_matrix(pose, where), *intrinsics, camera_id=str(pose.camera), name=path.stem)
     camera = camera.resized(*training_size(width, height, resolution))
     return View(camera, path, camera_index=pose.camera, source_size=(width, height))
 

@@ -155,22 +155,13 @@ class Frame:
             mask_path = locate(mask, source, source, self.where("fg_mask_path"))
             mask_path = existing_image(mask_path)
         width, height = self.size(image_path)
-        fx, fy, cx, cy = self.intrinsics(width, height)
+        intrinsics = self.intrinsics(width, height)
         camera_index = self.integer("camera_index", -1)
         camera_id = self.own.get("camera_id")
         if not isinstance(camera_id, (str, int, float, type(None))):
             raise UserError(f"{self.where('camera_id')} must be a name, not {short(camera_id)}")
-        camera = Camera(
-            self.world_to_camera(),
-            fx,
-            fy,
-            cx,
-            cy,
-            width,
-            height,
-            camera_id=str(camera_index) if camera_id is None else str(camera_id),
-            name=image_path.stem,
-        )
+        label = str(camera_index if camera_id is None else camera_id)
+        camera = Camera(self.world_to_camera(), *intrinsics, width, height, camera_id=label, name=image_path.stem)
         camera = camera.resized(*training_size(width, height, resolution))
         view = View(camera, image_path, mask_path, timestep_index, camera_index, (width, height))
         return view, mask is not None and mask_path is None

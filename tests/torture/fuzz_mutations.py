@@ -17,35 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+PNG_CHUNKS = b"IHDR PLTE IDAT tRNS iCCP zTXt iTXt gAMA acTL fcTL fdAT eXIf tEXt cHRM pHYs sRGB".split()
+NPY_TYPES = b"'<f4' '|O' '<f8' '<M8[s]' [('a','<f4')] '<U9' '|V8' '<c16' '>i8' '|b1'".split()
 EXTREME_NUMBERS = (
-    b"0",
-    b"-1",
-    b"1",
-    b"255",
-    b"65536",
-    b"2147483647",
-    b"4294967295",
-    b"-9223372036854775808",
-    b"1000000000000",
-    b"1e308",
-    b"-1e999",
-    b"5e-324",
-    b"NaN",
-    b"Infinity",
-    b"0x7f",
-    b"9" * 5000,
-    b"1_0",
-    b"",
-    b"true",
-    b"null",
-    b'"x"',
-    b"[]",
-    b"{}",
-    b"[" * 2000,
-    b"nan",
-    b"inf",
-    b"(1,)",
-    b"-" * 300 + b"1",
+    *b"0 -1 1 255 65536 2147483647 4294967295 -9223372036854775808 1000000000000 1e308 -1e999 5e-324".split(),
+    *b'NaN Infinity 0x7f 1_0 true null "x" [] {} nan inf (1,)'.split(),
+    *(b"", b"9" * 5000, b"[" * 2000, b"-" * 300 + b"1"),
 )
 EXTREME_BYTES = tuple(
     struct.pack(layout, value)
@@ -201,20 +178,7 @@ def spoil_zip(random: Random, data: bytes, other: bytes) -> bytes:
         content = foreign
     elif kind == 7:
         header = b"{'descr': %b, 'fortran_order': %b, 'shape': %b, }" % (
-            random.choice(
-                (
-                    b"'<f4'",
-                    b"'|O'",
-                    b"'<f8'",
-                    b"'<M8[s]'",
-                    b"[('a', '<f4')]",
-                    b"'<U9'",
-                    b"'|V8'",
-                    b"'<c16'",
-                    b"'>i8'",
-                    b"'|b1'",
-                )
-            ),
+            random.choice(NPY_TYPES),
             random.choice((b"False", b"True", b"0", b"None")),
             random.choice(
                 (
@@ -302,26 +266,7 @@ def spoil_png(random: Random, data: bytes, other: bytes) -> bytes:
     if what < 3:
         content = spoil_bytes(random, content, other) if content else random.randbytes(9)
     elif what == 3:
-        kind = random.choice(
-            (
-                b"IHDR",
-                b"PLTE",
-                b"IDAT",
-                b"tRNS",
-                b"iCCP",
-                b"zTXt",
-                b"iTXt",
-                b"gAMA",
-                b"acTL",
-                b"fcTL",
-                b"fdAT",
-                b"eXIf",
-                b"tEXt",
-                b"cHRM",
-                b"pHYs",
-                b"sRGB",
-            )
-        )
+        kind = random.choice(PNG_CHUNKS)
     elif what == 4:
         bomb = zlib.compress(bytes(random.choice((10, 3_000_000))))
         chunks.insert(chosen, (random.choice((b"zTXt", b"iCCP", b"iTXt")), b"a\0\0" + bomb))

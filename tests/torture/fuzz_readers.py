@@ -52,26 +52,10 @@ class Watch:
     """What Python's audit events tell of the readers: who writes, starts or imports something."""
 
     EVENTS = (
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.posix_spawn",
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.mkdir",
-        "os.link",
-        "os.symlink",
-        "os.truncate",
-        "os.chmod",
-        "subprocess.Popen",
-        "socket.connect",
-        "socket.bind",
-        "shutil.rmtree",
-        "pickle.find_class",
-        "ctypes.dlopen",
-        "tempfile.mkstemp",
-    )
+        "os.system os.exec os.fork os.posix_spawn os.remove os.rename os.rmdir os.mkdir os.link os.symlink os.truncate "
+        "os.chmod subprocess.Popen socket.connect socket.bind shutil.rmtree pickle.find_class ctypes.dlopen "
+        "tempfile.mkstemp"
+    ).split()
 
     def __init__(self) -> None:
         self.on = False
@@ -187,22 +171,11 @@ def run(names: list[str], arguments: argparse.Namespace) -> dict[str, Counter]:
         record = Path(folder) / "record"
         record.write_bytes(bytes(RECORD.size * len(names)))
         while begin[0] < len(names):
-            words = [
-                sys.executable,
-                __file__,
-                "--child",
-                str(record),
-                *map(str, begin),
-                "--count",
-                str(arguments.count),
-                "--seed",
-                str(arguments.seed),
-                "--keep",
-                str(arguments.keep),
-                "--format",
-                *names,
-            ]
-            process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder})
+            settings = ("--count", arguments.count, "--seed", arguments.seed, "--keep", arguments.keep)
+            words = [sys.executable, __file__, "--child", record, *begin, *settings, "--format", *names]
+            process = subprocess.Popen(
+                [str(word) for word in words], env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
+            )
             status = watch_over(process, record, begin)
             if status == 0:
                 break

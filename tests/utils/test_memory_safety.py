@@ -157,21 +157,8 @@ def test_a_run_without_room_trains_with_what_it_has(
 ) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
     capture = write_capture(tmp_path / "capture", [0, 1, 2], size=(32, 48))
-    words = rigged_flags(
-        capture,
-        tmp_path / "model",
-        "--threads",
-        1,
-        "--quiet",
-        "--iterations",
-        40,
-        "--densify_from_iter",
-        5,
-        "--densification_interval",
-        10,
-        "--densify_grad_threshold",
-        1e-6,
-    )
+    schedule = "--iterations 40 --densify_from_iter 5 --densification_interval 10 --densify_grad_threshold 1e-6"
+    words = rigged_flags(capture, tmp_path / "model", "--threads", 1, "--quiet", *schedule.split())
     grown = train.train(parse_train(words))["points"]
     assert grown > 400 and "not added" not in capfd.readouterr().err
     monkeypatch.setattr(densification, "available_memory", lambda device: 200 * MB)
