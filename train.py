@@ -45,8 +45,9 @@ from innovations.color_calibration import ColorCalibration, NoColorCalibration
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.smart_densification import SmartDensification
-from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_views, triangle_colors
+from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, triangle_colors
 from ops import losses
+from ops.sh import from_colors
 from ops.types import Camera, Gaussians, RenderOut
 from scene.cameras import write_cameras_json
 from scene.dataset import Dataset, load_dataset
@@ -539,7 +540,7 @@ def warm_up(
             for index in spread_views(cameras)
         )
         colors, _ = triangle_colors(views, flame.faces, background)
-        avatar.features[:, 0] = sh_dc(colors)[avatar.binding]
+        avatar.features[:, 0] = from_colors(colors)[avatar.binding]
 
 
 def build_region(extra: InnovationOptions, avatar: GaussianModel) -> RegionAdaptiveLoss | NoRegionWeights:

@@ -39,6 +39,14 @@ class _Identity(NamedTuple):
 class Flame(nn.Module):
     """A head model as a differentiable function, on one device."""
 
+    v_template: Tensor  # this and the others as in `HeadModel`
+    shapedirs: Tensor
+    exprdirs: Tensor
+    posedirs: Tensor
+    joint_regressor: Tensor
+    weights: Tensor
+    faces: Tensor
+
     def __init__(self, head: HeadModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.device = torch.device(device)

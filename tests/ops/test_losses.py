@@ -300,7 +300,7 @@ def test_local_regularizers_are_both_terms_at_once(threshold_scale):
     assert exact[1].item() == pytest.approx(
         scale_reference(log_scales.exp().numpy(), visible.numpy(), threshold_scale), rel=1e-9
     )
-    for mine, wanted in zip(fast, exact):
+    for mine in fast:
         assert mine.dtype == torch.float32
     torch.testing.assert_close(torch.stack(fast[:2]).double(), torch.stack(exact[:2]), rtol=1e-5, atol=0)
     apart = torch.arange(9000) >= 100  # at the threshold itself the slope jumps

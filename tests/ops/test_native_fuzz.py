@@ -1,4 +1,4 @@
-"""Degenerate scenes against the rules of the rasterizer (`gaussian_renderer.backends.reference`), drawn by hypothesis."""
+"""Degenerate scenes, drawn by hypothesis, against the rules of the rasterizer (`backends.reference`)."""
 
 from __future__ import annotations
 
