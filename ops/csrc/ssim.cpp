@@ -116,7 +116,7 @@ void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, doubl
         blurred[i] = blurred_rows.data() + i * padded;
     }
 
-    const int64_t reach = gradient ? kWindowRadius : 0;  // the gradient of a row needs the partials kWindowRadius rows around it
+    const int64_t reach = gradient ? kWindowRadius : 0;  // the gradient of a row needs the partials around it
     int64_t next = std::max<int64_t>(0, top - reach - kWindowRadius);
     for (int64_t y = top - reach; y < bottom + reach; ++y) {
         if (y >= 0 && y < height) {
@@ -235,9 +235,9 @@ NATIVE_EXPORT int ssim_forward(const float* image, const float* ground_truth, co
 }
 
 // out = l1_scale * w * sign(image - ground_truth) + ssim_scale * gradient, all [C, H, W], w [H, W].
-NATIVE_EXPORT void ssim_backward(const float* image, const float* ground_truth, const float* weights, const float* gradient,
-                                 int64_t channels, int64_t height, int64_t width, float l1_scale, float ssim_scale,
-                                 float* out) {
+NATIVE_EXPORT void ssim_backward(const float* image, const float* ground_truth, const float* weights,
+                                 const float* gradient, int64_t channels, int64_t height, int64_t width,
+                                 float l1_scale, float ssim_scale, float* out) {
     #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < channels * height; ++row) {
         const int64_t at = row * width;
