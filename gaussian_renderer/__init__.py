@@ -98,7 +98,7 @@ def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Raste
     """The backend `name` (one of `BACKENDS`) for `device`.
 
     "auto" takes the fastest that is available; one warning says why where that
-    is not the native kernel on the CPU or gsplat on a GPU.
+    is not the native one on the CPU or gsplat on a GPU.
 
     Raises:
         UserError: unknown name, or this backend cannot run here.

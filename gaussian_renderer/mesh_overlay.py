@@ -13,7 +13,7 @@ MESH_COLOR = (0.42, 0.60, 0.95)  # a blue that no skin has
 
 
 def visible_faces(vertices: Tensor, faces: Tensor, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Casts a ray through the centre of every pixel.
+    """Casts a ray through the center of every pixel.
 
     Args:
         vertices: [V, 3] world space, metres.
@@ -41,10 +41,10 @@ def visible_faces(vertices: Tensor, faces: Tensor, camera: Camera) -> tuple[np.n
 
     x = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx
     y = (np.arange(camera.height) + 0.5 - camera.cy) / camera.fy
-    rays = np.ones((camera.height, camera.width, 3), dtype=np.float32)
-    rays[..., 0] = x[None, :]
-    rays[..., 1] = y[:, None]
-    rays = rays.reshape(-1, 3)
+    grid = np.ones((camera.height, camera.width, 3), dtype=np.float32)
+    grid[..., 0] = x[None, :]
+    grid[..., 1] = y[:, None]
+    rays = grid.reshape(-1, 3)
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
 
     scene = EmbreeScene()

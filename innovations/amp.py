@@ -31,7 +31,7 @@ class MixedPrecision:
 
     * off: `autocast` is null and nothing is scaled.
     * on, CUDA: fp16 autocast and `torch.amp.GradScaler`, which also lowers its scale in a bad step.
-    * on, CPU: as off, since nothing in a training step gains from bfloat16 (doc/color_calibration.md has the figures).
+    * on, CPU: as off, since nothing in a training step gains from bfloat16.
 
     Bad steps are skipped in all three. On the CPU that is a question before the step; on CUDA a flag stays on the
     device and the host never waits for it.
@@ -69,7 +69,7 @@ class MixedPrecision:
         statistics = [leaf.grad for leaf in statistics if leaf.grad is not None]
         gradients = statistics + [gradient for optimizer in optimizers for gradient in _gradients_of(optimizer)]
         if self.scaler is not None:
-            everything = _Gradients(gradients)
+            everything: Any = _Gradients(gradients)  # as much of an optimizer as the scaler asks for
             self.scaler.unscale_(everything)
             self.scaler.step(everything)
             self.scaler.update()

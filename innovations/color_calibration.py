@@ -1,9 +1,9 @@
-"""Colour calibration: a small network for the whole rig, and an affine map for each of its cameras.
+"""Color calibration: a small network for the whole rig, and an affine map for each of its cameras.
 
-What the cameras did to the colours (tone curve, exposure, white balance) need
+What the cameras did to the colors (tone curve, exposure, white balance) need
 not be baked into the avatar. The picture passes first through the affine map
 of its camera and then through one network shared by all; both start as the
-identity. See doc/color_calibration.md.
+identity.
 """
 
 from __future__ import annotations
@@ -25,29 +25,22 @@ FILE_NAME = "color_calibration.pt"  # beside the PLY
 FORMAT = "efficient-gaussian-avatars colour calibration"
 VERSION = 1
 MAX_PARAMETERS = 10_000  # of the network
-# Found with benchmarks/color_network.py --rates; see doc/color_calibration.md.
-RATE = 1e-3
-# The network learns in one iteration of so many, which saves more than a quarter of its cost
-# (doc/color_calibration.md). Its few hundred weights see every pixel of every view, so that fewer steps do.
+RATE = 1e-3  # found with benchmarks/color_network.py --rates
+# The network learns in one iteration of so many, which saves more than a quarter of its cost. Its few
+# hundred weights see every pixel of every view, so that fewer steps do.
 LEARN_EVERY = 4
 
 
 class ColorCalibrationNetwork(nn.Module):
-    """A map of colours to colours: 1x1 convolutions with ReLU, the identity until it is trained.
+    """A map of colors to colors: 1x1 convolutions with ReLU, the identity until it is trained.
 
-    The network's three outputs r shift the logit of the colour x, written
-    without the logit so that black and white are nothing special:
-
-        sigmoid(logit(x) + r) = x e^r / (1 - x + x e^r)
-
-    Black and white stay what they are whatever r is, so a composited white
-    background cannot get a tint. The last layer starts at zero, hence r = 0.
+    Black and white stay what they are, so a composited white background cannot
+    get a tint. The last layer starts at zero, hence no shift.
 
     A rendered picture may leave [0, 1]. It is clamped first, and its gradient
-    passes the clamp where a step down the gradient leads back inside, so a
-    colour that is too bright is still pulled down; outwards it is blocked.
+    passes the clamp where a step down the gradient leads back inside.
 
-    On the CPU in float32 a native kernel does all of it (csrc/color_net.cpp).
+    The formulas and the kernel are in `ops.color_net`.
     """
 
     def __init__(self, hidden_dim: int = 16, num_layers: int = 3, *, generator: torch.Generator | None = None) -> None:
@@ -64,22 +57,24 @@ class ColorCalibrationNetwork(nn.Module):
             raise UserError(f"--color_net_hidden_dim must be at least 1, not {hidden_dim}")
         if num_layers < 1:
             raise UserError(f"--color_net_layers must be at least 1, not {num_layers}")
-        self.widths = (3, *[hidden_dim] * (num_layers - 1), 3)
-        count = sum(m * (n + 1) for n, m in zip(self.widths, self.widths[1:]))
+        widths = (3, *[hidden_dim] * (num_layers - 1), 3)
+        count = sum(m * (n + 1) for n, m in zip(widths, widths[1:]))
         if count >= MAX_PARAMETERS:
             raise UserError(
                 f"the colour network would have {count:,} parameters, not under {MAX_PARAMETERS:,}: "
                 "lower --color_net_hidden_dim or --color_net_layers"
             )
         self.hidden_dim, self.num_layers = hidden_dim, num_layers
-        self.convolutions = nn.ModuleList(nn.Conv2d(n, m, kernel_size=1) for n, m in zip(self.widths, self.widths[1:]))
+        convolutions = [nn.Conv2d(n, m, kernel_size=1) for n, m in zip(widths, widths[1:])]
+        self.convolutions = nn.ModuleList(convolutions)
         with torch.no_grad():
-            for convolution in self.convolutions[:-1]:
-                # He et al. 2015; the biases spread the kinks of the ReLUs over the colours that occur.
-                convolution.weight.normal_(0.0, math.sqrt(2 / convolution.in_channels), generator=generator)
-                convolution.bias.uniform_(-0.5, 0.5, generator=generator)
-            self.convolutions[-1].weight.zero_()
-            self.convolutions[-1].bias.zero_()
+            for convolution in convolutions[:-1]:
+                # He et al. 2015; the biases spread the kinks of the ReLUs over the colors that occur.
+                weight, bias = convolution.parameters()
+                weight.normal_(0.0, math.sqrt(2 / convolution.in_channels), generator=generator)
+                bias.uniform_(-0.5, 0.5, generator=generator)
+            for last in convolutions[-1].parameters():
+                last.zero_()
 
     def forward(
         self,
@@ -123,13 +118,13 @@ class _MeanSquare(torch.autograd.Function):
 
 
 class CameraAffine(nn.Module):
-    """An affine map of colours, 3x4, for every training camera: its exposure, white balance and black level.
+    """An affine map of colors, 3x4, for every training camera: its exposure, white balance and black level.
 
     An avatar and all maps together can exchange one common map without changing
     any picture. That freedom is taken away at the root: the maps are the
     identity plus a deviation from the mean of all deviations, so their mean, which is
     what a camera that was not trained on gets, is the identity at all times,
-    and the avatar keeps the colours of the average camera.
+    and the avatar keeps the colors of the average camera.
     """
 
     def __init__(self, camera_ids: Sequence[str]) -> None:
@@ -146,7 +141,7 @@ class CameraAffine(nn.Module):
         return self.deviation - self.deviation.mean(dim=0)
 
     def matrix(self, camera_id: str) -> Tensor:
-        """[3, 4] the map of a camera: colour -> M[:, :3] colour + M[:, 3]. The mean, hence the identity, if unknown."""
+        """[3, 4] the map of a camera: color -> M[:, :3] color + M[:, 3]. The mean, hence the identity, if unknown."""
         identity = torch.eye(3, 4, dtype=self.deviation.dtype, device=self.deviation.device)
         row = self._rows.get(camera_id)
         return identity if row is None else identity + self.deviations()[row]
@@ -204,11 +199,13 @@ class ColorCalibration:
             UserError: sizes of the network that are out of range.
         """
         self.background = None if background is None else background.to(device)
-        self.parts = nn.ModuleDict()
-        if network:
-            self.parts["network"] = ColorCalibrationNetwork(hidden_dim, num_layers, generator=generator)
-        if per_camera:
-            self.parts["cameras"] = CameraAffine(camera_ids)
+        self.network = ColorCalibrationNetwork(hidden_dim, num_layers, generator=generator) if network else None
+        self.cameras = CameraAffine(camera_ids) if per_camera else None
+        parts: dict[str, ColorCalibrationNetwork | CameraAffine | None] = {
+            "network": self.network,
+            "cameras": self.cameras,
+        }
+        self.parts = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
         if not self.parts:
             raise ValueError("neither a network nor cameras: use NoColorCalibration")
         self.parts.to(device)
@@ -218,22 +215,22 @@ class ColorCalibration:
 
     def set_step(self, step: int) -> None:
         """Says which iteration is coming: the network learns in every fourth, the cameras' maps in each."""
-        if "network" in self.parts:
-            self.parts["network"].requires_grad_(step % LEARN_EVERY == 0)
+        if self.network is not None:
+            self.network.requires_grad_(step % LEARN_EVERY == 0)
 
     def __call__(self, image: Tensor, camera_id: str, alpha: Tensor | None = None) -> Tensor:
-        """[3, H, W] -> [3, H, W]: the rendering of a camera in the colours of its photographs.
+        """[3, H, W] -> [3, H, W]: the rendering of a camera in the colors of its photographs.
 
         With `alpha` [1, H, W], and the background given at the start, that
         background stays out of the cameras' maps. A camera that was not trained on gets their mean.
         """
-        if "cameras" in self.parts:
-            image = self.parts["cameras"](image, camera_id, alpha, self.background)
-        return self.parts["network"](image) if "network" in self.parts else image
+        if self.cameras is not None:
+            image = self.cameras(image, camera_id, alpha, self.background)
+        return image if self.network is None else self.network(image)
 
-    def regularizer(self) -> Tensor:
+    def regularizer(self) -> Tensor | float:
         """A scalar: mean squared weight of the network and squared distances of the maps from the identity."""
-        return sum(part.regularizer() for part in self.parts.values())
+        return sum(part.regularizer() for part in (self.network, self.cameras) if part is not None)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.parts.parameters()
@@ -242,11 +239,10 @@ class ColorCalibration:
 
     def description(self) -> dict[str, Any]:
         """What has to agree before weights can be taken over: plain numbers and strings."""
-        network, cameras = (self.parts[name] if name in self.parts else None for name in ("network", "cameras"))
         return {
-            "hidden_dim": network.hidden_dim if network else 0,
-            "num_layers": network.num_layers if network else 0,
-            "camera_ids": list(cameras.camera_ids) if cameras else [],
+            "hidden_dim": self.network.hidden_dim if self.network else 0,
+            "num_layers": self.network.num_layers if self.network else 0,
+            "camera_ids": list(self.cameras.camera_ids) if self.cameras else [],
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -311,10 +307,10 @@ class ColorCalibration:
                 raise ValueError("weights that are not finite")
             size, layers, cameras = (content[name] for name in ("hidden_dim", "num_layers", "camera_ids"))
             # The file's own sizes are built before its weights are compared with them.
-            held = sum(weight.numel() for weight in content["weights"].values())
+            stored = sum(weight.numel() for weight in content["weights"].values())
             if not (
                 type(size) is type(layers) is int
-                and max(size, layers) <= held
+                and max(size, layers) <= stored
                 and isinstance(cameras, list)
                 and all(type(camera) is str for camera in cameras)
             ):

@@ -36,7 +36,7 @@ MAX_REGIONS = 8  # bits of a cell
 # a third of an eye wide in a portrait; the soft edge is about two cells.
 CELLS = 64
 
-# The heuristic map without a mesh: (region, centre x, y, radius x, y) in fractions of the image's width and
+# The heuristic map without a mesh: (region, center x, y, radius x, y) in fractions of the image's width and
 # height, for a face that fills the frame as portraits do.
 _PORTRAIT = (
     ("face", 0.5, 0.52, 0.30, 0.36),
@@ -55,6 +55,9 @@ class RegionAdaptiveLoss(nn.Module):
     the largest weight wins; where none is seen the weight is 1. Every map is
     scaled to mean 1, so that the balance with other losses does not move.
     """
+
+    faces: Tensor  # [F, 3], empty without a mesh
+    _bits: Tensor  # [F] uint8, one bit for each region
 
     def __init__(
         self,
@@ -80,14 +83,16 @@ class RegionAdaptiveLoss(nn.Module):
         self.weight_eyes, self.weight_mouth = weight_eyes, weight_mouth
         self.weight_nose, self.weight_face = weight_nose, weight_face
         self.note = ""
-        bits = None if faces is None else torch.zeros(len(faces), dtype=torch.uint8, device=faces.device)
+        self.has_mesh = faces is not None
+        faces = torch.empty(0, 3, dtype=torch.int64) if faces is None else faces
         self.register_buffer("faces", faces, persistent=False)
-        self.register_buffer("_bits", bits, persistent=False)
-        if faces is None:
+        self.register_buffer("_bits", torch.zeros_like(faces[:, 0], dtype=torch.uint8), persistent=False)
+        if not self.has_mesh:
             return
+        masks = masks or {}
         missing = []
         for region, names in REGION_MASKS.items():
-            ids = [masks[name] for name in names if name in (masks or {}) and len(masks[name])]
+            ids = [masks[name] for name in names if name in masks and len(masks[name])]
             if not ids or not self._mark(region, torch.cat([part.to(faces.device) for part in ids])):
                 missing.append(region)
         if missing:
@@ -108,7 +113,7 @@ class RegionAdaptiveLoss(nn.Module):
             UserError: no mesh, a name that is taken, a bad weight, more than eight regions, vertices that
                 the mesh does not have, or too few to make a triangle.
         """
-        if self.faces is None:
+        if not self.has_mesh:
             raise UserError(f"region '{name}' needs a mesh: give RegionAdaptiveLoss the head model's faces")
         if name in self._weights:
             raise UserError(f"there is a region '{name}' already; choose another name")
@@ -136,9 +141,9 @@ class RegionAdaptiveLoss(nn.Module):
             camera: the view; its pose and crop must be those of the first visit.
             vertices: [V, 3] world space, metres; only read at the first visit.
         """
-        if self.faces is None:
+        if not self.has_mesh:
             return self.create_simple_weight_map(camera.height, camera.width, camera.world_to_camera.device)
-        grid = self._grids.get(view_index)
+        grid = None if view_index is None else self._grids.get(view_index)
         if grid is None:
             if vertices is None:
                 raise ValueError("a view that was not visited before needs the vertices of the mesh")
@@ -166,11 +171,11 @@ class RegionAdaptiveLoss(nn.Module):
     def forward(
         self,
         image: Tensor,  # [C, H, W]  0..1
-        target: Tensor,  # [C, H, W]
+        ground_truth: Tensor,  # [C, H, W]
         weights_map: Tensor | None,  # [1, H, W]  of `weights` or `create_simple_weight_map`; None weights evenly
     ) -> tuple[Tensor, Tensor]:
         """(sum of w|d| / sum of w, sum of w (1 - SSIM) / sum of w): the two terms to be minimised."""
-        l1, ssim = losses.photometric(image, target, weights_map)
+        l1, ssim = losses.photometric(image, ground_truth, weights_map)
         return l1, 1 - ssim
 
     # ---- state: what the views see, so that a resumed run goes on with the same maps ----------
@@ -209,7 +214,7 @@ class RegionAdaptiveLoss(nn.Module):
         if len(content) != expected:
             raise ValueError(f"the grids of the region-adaptive loss hold {len(content)} cells, expected {expected}")
         self._grids.clear()
-        if self.faces is None or state["regions"] != self._fingerprint():
+        if not self.has_mesh or state["regions"] != self._fingerprint():
             return  # new regions are looked for at the next visits
         cells, start = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8), 0
         for view, rows, columns in views.tolist():
@@ -247,7 +252,7 @@ class RegionAdaptiveLoss(nn.Module):
         rows, columns = grid_size(camera.width, camera.height, CELLS)
         seen = see(camera, vertices.detach(), self.faces, rows, columns)
         bits = self._bits * seen.visible
-        # The triangle at the centre of the cell ...
+        # The triangle at the center of the cell ...
         first = seen.first.flatten()
         grid = torch.where(first >= 0, bits[first.clamp_min(0)], 0)
         # ... and those whose centroid falls into it, so that what is smaller than a cell is not lost.
@@ -272,7 +277,7 @@ class RegionAdaptiveLoss(nn.Module):
 
     def _fingerprint(self) -> int:
         """Tells one set of regions from another."""
-        bits = b"" if self._bits is None else self._bits.cpu().numpy().tobytes()
+        bits = self._bits.cpu().numpy().tobytes()
         return zlib.crc32(bits, zlib.crc32("\0".join(self._weights).encode()))
 
 

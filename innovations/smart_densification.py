@@ -9,9 +9,13 @@ geometrically (some fraction is always on top, 295 times in a run), so
 * no threshold falls below a floor tied to `--densify_grad_threshold`: what has
   converged is left alone;
 * the number of Gaussians follows a curve that ends at `--max_gaussians`;
-* where more pass than there is room for, the strongest statistic wins.
+* where more pass than there is room for, the strongest statistic wins;
+* what is larger on screen than some pixels is split although it is small in the
+  scene: a clone lies exactly on its parent, with the same gradient, and at first
+  does nothing but make the two more opaque, and on a head nearly all Gaussians
+  are small against the scene.
 
-The statistic is by default the *absolute* gradient of the projected centre: the
+The statistic is by default the *absolute* gradient of the projected center: the
 absolute values of the pixels' shares are summed, not the shares. Where one side of a
 Gaussian wants to go left and the other right, as in hair and along an outline, the
 shares cancel, and the classical statistic sees nothing just where it should be split
@@ -26,20 +30,12 @@ import torch
 from torch import Tensor
 
 from ops.types import Candidates, Selection
-from utils.errors import UserError
 
-# Of --densify_grad_threshold: below it nothing is densified, whatever the percentiles say.
-FLOOR_SHARE = 1.0
 # An absolute gradient is a sum without cancellation and several times larger; the floor rises by so much.
 ABSOLUTE_SHARE = 3.0
 # Exponent of the growth curve: the room left to the budget is (share of the schedule left) ** GROWTH. With 3, seven
 # eighths of the growth come in the first half, so that what was added has time to converge.
 GROWTH = 3.0
-# Pixels, 3 sigma on screen: above it a Gaussian is split although it is small in the scene. A clone lies exactly on
-# its parent, with the same gradient, and does nothing at first but make the two more opaque; on a head nearly all
-# Gaussians are small against the scene (1 % of a metre), so nearly all would be cloned: 25,159 against 477 splits in
-# 2,000 iterations of the capture of doc/results.md.
-SPLIT_RADIUS = 4.0
 
 
 class SmartDensification:
@@ -51,27 +47,13 @@ class SmartDensification:
         gradient_threshold: float,  # --densify_grad_threshold, NDC units
         until_iter: int,  # --densify_until_iter: densification ends before this
         interval: int,  # --densification_interval
-        percentile_clone: float = 75.0,  # of the non-zero statistic of the Gaussians seen
-        percentile_split: float = 90.0,
-        max_gaussians: int = 150_000,  # 0: no limit
-        floor_share: float = FLOOR_SHARE,
-        absolute: bool = True,  # the statistic is of absolute gradients
-        split_radius: float = SPLIT_RADIUS,  # pixels of the full image; infinity: by the size in the scene alone
+        percentile_clone: float,  # 0..100, of the non-zero statistic of the Gaussians seen
+        percentile_split: float,  # likewise; not below the other
+        max_gaussians: int,  # 0: no limit
+        floor_share: float,  # of `gradient_threshold`: below it nothing is densified, whatever the percentiles say
+        absolute: bool,  # the statistic is of absolute gradients
+        split_radius: float,  # pixels of the full image, 3 sigma; infinity: by the size in the scene alone
     ) -> None:
-        """
-        Raises:
-            UserError: percentiles outside 0..100 or crossed, a negative budget.
-        """
-        for name, value in (("clone", percentile_clone), ("split", percentile_split)):
-            if not 0.0 <= value <= 100.0:
-                raise UserError(f"--densify_percentile_{name} must be between 0 and 100, not {value:g}")
-        if percentile_clone > percentile_split:
-            raise UserError(
-                f"--densify_percentile_clone {percentile_clone:g} is above --densify_percentile_split "
-                f"{percentile_split:g}: splitting must be the stricter of the two"
-            )
-        if max_gaussians < 0:
-            raise UserError(f"--max_gaussians must be at least 0 (0: no limit), not {max_gaussians}")
         self.percentiles = (percentile_clone, percentile_split)
         self.floor = floor_share * gradient_threshold * (ABSOLUTE_SHARE if absolute else 1.0)
         self.until_iter, self.interval = until_iter, interval

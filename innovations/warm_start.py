@@ -1,4 +1,4 @@
-"""A start that need not be unlearned: colours from the photographs, smaller and more opaque Gaussians.
+"""A start that need not be unlearned: colors from the photographs, smaller and more opaque Gaussians.
 
 The classical start (near black, nearly transparent, as large as the triangle,
 and a reset when the density control begins) is repaired by training, which
@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.sh import C0
 from ops.types import Camera
 from ops.visibility import grid_size, see
 
-MAX_VIEWS = 48  # more of them change the colours by less than a grey level
+MAX_VIEWS = 48  # more of them change the colors by less than a gray level
 GRID_CELLS = 64  # along the longer side; only the speed depends on it
 GRAY = 0.5  # where nothing at all is known
-BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's colour is background
+BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's color is background
 COLOR_SCALE = 0.1  # residuals larger than this (highlights, a strand of hair, tracking errors) count little
 # Where a triangle is sampled, as weights of its corners: the centroid and the middles of its three thirds.
 _SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3))
@@ -33,15 +32,15 @@ _SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6),
 class WarmStart:
     """How a run on a head mesh begins. Every part can be switched off by its classical value."""
 
-    colors: bool = True  # of the photographs; else near black
-    opacity: float = 0.5  # of every Gaussian, 0..1; classical 0.1
-    scale: float = 0.5  # one standard deviation in units of the triangle; classical 1
-    skip_resets: bool = True  # of the opacities: a start without floating fog has nothing to reset
-    prune_opacity: float = 0.05  # without resets, what is fainter is removed at once; classical 0.005
-    feature_factor: float = 2.0  # of the learning rate of the colours
-    flame_expr_factor: float = 3.0  # of the learning rates of FLAME's parameters: the defaults fit
-    flame_pose_factor: float = 10.0  # 600,000 iterations, and hardly move in a short run
-    flame_trans_factor: float = 10.0
+    colors: bool  # of the photographs; else near black
+    opacity: float  # of every Gaussian, 0..1
+    scale: float  # one standard deviation in units of the triangle
+    skip_resets: bool  # of the opacities: a start without floating fog has nothing to reset
+    prune_opacity: float  # what is fainter is removed at once; more without resets
+    feature_factor: float  # of the learning rate of the colors
+    flame_expr_factor: float  # of the learning rates of FLAME's parameters: their own values fit
+    flame_pose_factor: float  # 600,000 iterations, and hardly move in a short run
+    flame_trans_factor: float
 
     @property
     def raw_opacity(self) -> float:
@@ -92,18 +91,19 @@ def triangle_colors(
     faces: Tensor,  # [F, 3]  int64, counter-clockwise from outside
     background: Sequence[float] | None = None,  # RGB 0..1, what the images are composited over
 ) -> tuple[Tensor, Tensor]:
-    """The colour of every triangle as the images show it: ([F, 3] in 0..1, [F] bool whether it was seen).
+    """The color of every triangle as the images show it: ([F, 3] in 0..1, [F] bool whether it was seen).
 
     A robust mean over the views that see the triangle, weighted with the square
     of the cosine under which they do: the median first, then a mean that counts what is far from it
-    little. Samples of the background's colour are left out: there the mesh
-    stands over. Triangles never seen get the mean colour of the foreground:
+    little. Samples of the background's color are left out: there the mesh
+    stands over. Triangles never seen get the mean color of the foreground:
     the pixels unlike the background, or without one, the triangles seen.
 
     All views are kept in memory as [F, 3]; choose some 50 with `spread_views`. Deterministic.
     """
     colors, weights = [], []
-    total, pixels = torch.zeros(3, dtype=torch.float64, device=faces.device), 0
+    total = torch.zeros(3, dtype=torch.float64, device=faces.device)
+    pixels = torch.zeros((), dtype=torch.int64, device=faces.device)
     for camera, image, vertices in views:
         image = image.float()
         behind = None
@@ -128,13 +128,8 @@ def triangle_colors(
     return torch.where(seen_at_all[:, None], mean, elsewhere.float()).clamp(0, 1), seen_at_all
 
 
-def sh_dc(colors: Tensor) -> Tensor:
-    """The coefficients of the constant spherical harmonic that show `colors` (0..1), of the same shape."""
-    return (colors - 0.5) / C0
-
-
 def _sample(camera: Camera, image: Tensor, corners: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Bilinear colours [F, 3] of the triangles `corners` [F, 3, 3], and whether all samples are foreground."""
+    """Bilinear colors [F, 3] of the triangles `corners` [F, 3, 3], and whether all samples are foreground."""
     pose = camera.world_to_camera.to(corners)
     points = torch.einsum("sc,fcd->sfd", corners.new_tensor(_SAMPLES), corners) @ pose[:3, :3].T + pose[:3, 3]
     depth = points[..., 2].clamp_min(1e-6)  # behind the camera nothing is visible anyway

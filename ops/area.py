@@ -42,10 +42,10 @@ def area_reduce(
 
 @functools.lru_cache(maxsize=8)
 @torch.inference_mode(False)  # a cached tensor born in inference mode would be useless to training
-def _shares(source: int, target: int, device: torch.device) -> Tensor:
-    """[target, source] float32: the share of each source pixel in each target pixel; rows sum to 1."""
-    # In units of 1/target of a source pixel all edges are whole numbers.
-    begin = torch.arange(target)[:, None] * source
-    left = torch.arange(source)[None] * target
-    overlap = torch.minimum(begin + source, left + target) - torch.maximum(begin, left)
+def _shares(source: int, reduced: int, device: torch.device) -> Tensor:
+    """[reduced, source] float32: the share of each source pixel in each reduced pixel; rows sum to 1."""
+    # In units of 1/reduced of a source pixel all edges are whole numbers.
+    begin = torch.arange(reduced)[:, None] * source
+    left = torch.arange(source)[None] * reduced
+    overlap = torch.minimum(begin + source, left + reduced) - torch.maximum(begin, left)
     return (overlap.clamp_min(0).double() / source).float().to(device)

@@ -69,7 +69,7 @@ def ssim_map(
     blurred = _blur(torch.cat([plus, minus, plus * plus, minus * minus]))
     mean_plus, mean_minus, square_plus, square_minus = blurred.chunk(4)
     p2, m2 = mean_plus * mean_plus, mean_minus * mean_minus
-    # Never negative but by rounding, which for colours far above 1 could exceed C2 and flip the sign.
+    # Never negative but by rounding, which for colors far above 1 could exceed C2 and flip the sign.
     variance_plus, variance_minus = (square_plus - p2).clamp_min(0), (square_minus - m2).clamp_min(0)
     luminance = ((p2 - m2) / 2 + C1) / ((p2 + m2) / 2 + C1)
     structure = ((variance_plus - variance_minus) / 2 + C2) / ((variance_plus + variance_minus) / 2 + C2)
@@ -213,7 +213,7 @@ def uniform_laplacian(
     vertex_count: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # [V, V]  sparse COO, on the device of `faces`
-    """The operator (L x)_i = x_i - mean of the neighbours of i; zero for a vertex without any."""
+    """The operator (L x)_i = x_i - mean of the neighbors of i; zero for a vertex without any."""
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     edges = torch.unique(torch.cat([edges, edges.flip(1)]), dim=0)
     degree = torch.bincount(edges[:, 0], minlength=vertex_count)

@@ -59,12 +59,12 @@ def basis(directions: Tensor, degree: int) -> Tensor:
 
 
 def colors(sh: Tensor, means: Tensor, center: Tensor, degree: int) -> Tensor:
-    """The colours of Gaussians seen from a point: max(SH + 0.5, 0).
+    """The colors of Gaussians seen from a point: max(SH + 0.5, 0).
 
     Args:
         sh: [N, K, 3] coefficients; those past (degree + 1)^2 are not used.
         means: [N, 3] metres, world space.
-        center: [3] optical centre, metres, world space.
+        center: [3] optical center, metres, world space.
         degree: active degree, 0..3.
 
     Returns:
@@ -81,5 +81,5 @@ def colors(sh: Tensor, means: Tensor, center: Tensor, degree: int) -> Tensor:
 
 
 def from_colors(colors: Tensor) -> Tensor:
-    """Degree-0 coefficients [..., 3] whose colour is `colors` [..., 3]."""
+    """Degree-0 coefficients [..., 3] whose color is `colors` [..., 3]."""
     return (colors - 0.5) / C0

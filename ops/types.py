@@ -81,7 +81,7 @@ class RenderOut(NamedTuple):
 class Candidates(NamedTuple):
     """What is known of the N Gaussians since the last densification."""
 
-    statistic: Tensor  # [N]       (absolute) gradient of the projected centre, NDC units, mean over views that saw it
+    statistic: Tensor  # [N]       (absolute) gradient of the projected center, NDC units, mean over views that saw it
     seen: Tensor  # [N] bool  some view saw it
     large: Tensor  # [N] bool  larger than --percent_dense of the scene extent
     radii: Tensor  # [N]       largest 3-sigma screen radius, pixels of the full image; 0 where never seen
@@ -94,4 +94,4 @@ class Selection(NamedTuple):
     split: Tensor  # [N] bool, disjoint from `clone`
     clone_threshold: float  # of the statistic, for the report
     split_threshold: float  # likewise
-    name: str = ""  # of the policy, if it wants every densification told; "" = silent
+    name: str = ""  # of the policy, if every densification is to be reported; "" = silent

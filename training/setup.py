@@ -17,7 +17,8 @@ from innovations.color_calibration import ColorCalibration, NoColorCalibration
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.smart_densification import SmartDensification
-from innovations.warm_start import CLASSICAL_START, WarmStart, sh_dc, spread_views, triangle_colors
+from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, triangle_colors
+from ops.sh import from_colors
 from ops.types import RenderOut
 from scene.cameras import write_cameras_json
 from scene.dataset import Dataset, load_dataset
@@ -190,7 +191,7 @@ def warm_up(avatar: GaussianModel, warm: WarmStart, views: Views) -> None:
             for index in spread_views(cameras)
         )
         colors, _ = triangle_colors(seen, flame.faces, views.background.tolist())
-        avatar.features[:, 0] = sh_dc(colors)[avatar.binding]
+        avatar.features[:, 0] = from_colors(colors)[avatar.binding]
 
 
 def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> Callable[..., RenderOut]:

@@ -3,7 +3,7 @@
 Written against its documented calling convention only, old (two results) and new
 (three results, `antialiasing`). Not yet run on a GPU.
 
-It has no off-centre principal point, which is an error here rather than a
+It has no off-center principal point, which is an error here rather than a
 shifted picture, and returns no alpha, which takes a second pass with white
 Gaussians over black. It does not look at opacity when it culls.
 """

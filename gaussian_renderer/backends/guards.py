@@ -13,7 +13,7 @@ def without_broken(gaussians: Gaussians) -> tuple[Gaussians, Tensor]:
 
     A row with a non-finite mean, scale, quaternion or opacity, or a zero
     quaternion, becomes a transparent Gaussian at the origin and gets no gradient.
-    No host synchronisation.
+    No host synchronization.
 
     Returns:
         The Gaussians, with unit quaternions, and [N] bool.

@@ -1,7 +1,7 @@
 """The rasterizer in plain PyTorch: slow, readable, any float type.
 
 It defines what every backend computes and is the oracle of their tests; without
-a C++ compiler it also stands in for the native kernel. Gradients are autograd's.
+a C++ compiler it also stands in for the native one. Gradients are autograd's.
 
 The rules, with the numbers of Kerbl et al. 2023 ("3D Gaussian Splatting"):
 
@@ -11,19 +11,19 @@ The rules, with the numbers of Kerbl et al. 2023 ("3D Gaussian Splatting"):
   In the Jacobian J, x/z is held inside the image widened by 0.3 half images on
   either side, measured from the image's edges:
   [-(cx/fx + 0.3 W/(2 fx)), (W - cx)/fx + 0.3 W/(2 fx)], and likewise y/z. For a
-  centred principal point these are +-1.3 tan(fov/2).
-* alpha = min(0.99, opacity exp(-d^T cov^-1 d / 2)) at the pixel centre; under
+  centered principal point these are +-1.3 tan(fov/2).
+* alpha = min(0.99, opacity exp(-d^T cov^-1 d / 2)) at the pixel center; under
   1/255 it is nothing. Where 0.99 caps it, its gradient is zero.
 * Front to back by z, equal z by index. A pixel stops before the Gaussian that
   would take its transmittance under 1e-4.
-* A Gaussian is visible (radius > 0) when a pixel centre of the image lies in the
+* A Gaussian is visible (radius > 0) when a pixel center of the image lies in the
   box around its ellipse alpha >= 1/255.
 * A Gaussian is culled, which is radius 0 and zero gradient, when its mean, scale,
   quaternion or opacity is not finite, when its quaternion's length is outside
   [1e-12, 1e18], or when its projection overflows the float type. The gradient of
-  every other Gaussian is finite as long as that of the image is. Colours are not
+  every other Gaussian is finite as long as that of the image is. Colors are not
   looked at: a NaN there is meant to reach the loss.
-* Quaternions are normalised here, so their gradient has no part along them.
+* Quaternions are normalized here, so their gradient has no part along them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BLOCK = 16  # pixels: side of the squares that are blended at once, which bounds
 class Projected(NamedTuple):
     """The visible Gaussians, front to back, on the image plane."""
 
-    index: Tensor  # [M] their rows in the input
+    rows: Tensor  # [M] of the input
     means: Tensor  # [M, 2] pixels
     conics: Tensor  # [M, 3] xx, xy, yy of the inverse covariance, 1 / pixel^2
     extents: Tensor  # [M, 2] half sides in pixels of the box around alpha >= 1/255
@@ -207,14 +207,14 @@ def _rasterize(
     absolute: bool = False,
 ) -> RenderOut:
     projected = project(gaussians, means2d.detach() if absolute else means2d, camera, scale_modifier)
-    index = projected.index
+    index = projected.rows
     world = camera.world_to_camera.to(background)
     center = -world[:3, :3].T @ world[:3, 3]  # not camera.center, which is float32
     colors = harmonics.colors(gaussians.sh[index], gaussians.means[index], center, sh_degree)
     radii = torch.zeros(len(means2d), dtype=torch.int32, device=means2d.device)
     radii[index] = projected.radii
 
-    shift = means2d[index] * torch.tensor([camera.width / 2, camera.height / 2]).to(means2d) if absolute else None
+    shift = means2d[index] * torch.tensor([camera.width / 2, camera.height / 2]).to(means2d)  # pixels
     low = (projected.means - projected.extents).detach()
     high = (projected.means + projected.extents).detach()
     bands, alpha_bands = [], []

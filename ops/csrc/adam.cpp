@@ -8,12 +8,9 @@
 // lie in one tensor, as the rasterizer wants them, and still learn at two rates.
 //
 // The floor: four floats are read and three written per element, 28 bytes. An
-// avatar of 20,000 Gaussians has 59 numbers each, so a step moves 34 MB: more
-// than the second-level caches hold, hence no less than 34 MB over the
-// bandwidth of what lies behind them. On the machine of doc/results.md adding two
-// arrays of that size runs at 28 GB/s with two threads, which makes 1.2 ms, and
-// this kernel takes 1.1 to 1.2. The arithmetic, a root and a division per
-// sixteen elements, hides behind it.
+// avatar of 20,000 Gaussians has 59 numbers each, so a step moves 34 MB, more
+// than the second-level caches hold: it takes as long as adding two arrays of that
+// size. The arithmetic, a root and a division per sixteen elements, hides behind it.
 //
 // Every element passes through the same vector instructions wherever it lies,
 // so the bits do not depend on the number of threads.
@@ -52,9 +49,8 @@ struct Factors {
 
 // Below the smallest normal number everything becomes 0. The moments of a
 // Gaussian that is never seen decay into that range and, by rounding, never
-// leave it; there the processor is a hundred times slower (a fifth of all
-// momenta after 6,000 iterations, which tripled the time of a step). Next to eps
-// they mean nothing.
+// leave it; there the processor is a hundred times slower. Next to eps they mean
+// nothing.
 ALWAYS_INLINE Lanes flushed(const Lanes& a) {
     return select(abs(a) < std::numeric_limits<float>::min(), broadcast(0.0f), a);
 }

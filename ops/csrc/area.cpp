@@ -6,23 +6,23 @@
 
 namespace {
 
-// Pixel j of the target covers [j, j + 1) * source / target; `first[j]` is the first source pixel in it and
-// `weights[k * target + j]` is the share of the k-th from there, zero past the end.
+// Pixel j of the reduced image covers [j, j + 1) * source / reduced; `first[j]` is the first source pixel in it and
+// `weights[k * reduced + j]` is the share of the k-th from there, zero past the end.
 struct Axis {
     int64_t taps;
     std::vector<int32_t> first;
     std::vector<float> weights;
 
-    Axis(int64_t source, int64_t target) : taps((source + target - 1) / target + 1), first(target),
-                                           weights(target * taps) {
-        for (int64_t j = 0; j < target; ++j) {
-            // In units of 1/target of a source pixel everything is a whole number: no edge is ever rounded.
+    Axis(int64_t source, int64_t reduced) : taps((source + reduced - 1) / reduced + 1), first(reduced),
+                                           weights(reduced * taps) {
+        for (int64_t j = 0; j < reduced; ++j) {
+            // In units of 1/reduced of a source pixel everything is a whole number: no edge is ever rounded.
             const int64_t begin = j * source, end = begin + source;
-            first[j] = int32_t(begin / target);
+            first[j] = int32_t(begin / reduced);
             for (int64_t k = 0; k < taps; ++k) {
-                const int64_t left = std::max(begin, (first[j] + k) * target);
-                const int64_t right = std::min(end, (first[j] + k + 1) * target);
-                weights[k * target + j] = right > left ? float(double(right - left) / double(source)) : 0.0f;
+                const int64_t left = std::max(begin, (first[j] + k) * reduced);
+                const int64_t right = std::min(end, (first[j] + k + 1) * reduced);
+                weights[k * reduced + j] = right > left ? float(double(right - left) / double(source)) : 0.0f;
             }
         }
     }
@@ -30,10 +30,10 @@ struct Axis {
 
 }  // namespace
 
-// source [channels, height, width] -> target [channels, new_height, new_width], not larger, rounded to bytes.
+// source [channels, height, width] -> reduced [channels, new_height, new_width], not larger, rounded to bytes.
 // One thread: the caller reduces many images at once. Nonzero when there is no memory.
 NATIVE_EXPORT int area_reduce(const uint8_t* source, int64_t channels, int64_t height, int64_t width,
-                              uint8_t* target, int64_t new_height, int64_t new_width) {
+                              uint8_t* reduced, int64_t new_height, int64_t new_width) {
     return native::guarded([&] {
         const Axis rows(height, new_height), columns(width, new_width);
         std::vector<float> mean(new_width), sum(width + columns.taps);  // with room behind for taps of weight zero
@@ -46,7 +46,7 @@ NATIVE_EXPORT int area_reduce(const uint8_t* source, int64_t channels, int64_t h
                 const uint8_t* row = source + (channel * height + rows.first[j] + k) * width;
                 for (int64_t i = 0; i < width; ++i) sum[i] += weight * float(row[i]);
             }
-            uint8_t* out = target + line * new_width;
+            uint8_t* out = reduced + line * new_width;
             std::fill(mean.begin(), mean.end(), 0.5f);  // for the rounding
             for (int64_t k = 0; k < columns.taps; ++k) {
                 const float* weight = columns.weights.data() + k * new_width;

@@ -243,7 +243,8 @@ public:
                 if (kept.residual) {
                     units -= layers_[l].forward.inner;
                     product(layers_[l].back, slope_ + 0, next_ + 0, [&](const Lanes& sum, int64_t at) {
-                        const uint16_t* active = kept.active + group_[at % kBlock / kLanes].at / kLanes * units_ + units;
+                        const int64_t group = group_[at % kBlock / kLanes].at / kLanes;
+                        const uint16_t* active = kept.active + group * units_ + units;
                         return select(mask_of(active[at / kBlock]), sum, 0.0f);
                     });
                 } else {

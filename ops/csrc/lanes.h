@@ -206,7 +206,7 @@ ALWAYS_INLINE Lanes totals(const Lanes (&values)[count]) {
 // 2^x for x <= 127; below -126 it stays at 2^-126. Relative error under 3e-7.
 // The degree-5 polynomial is a minimax fit of 2^f on [-0.5, 0.5]; the whole part
 // goes straight into the exponent bits. An own exponential because expf only
-// vectorises with -ffast-math, which also drops the NaN checks this code needs.
+// vectorizes with -ffast-math, which also drops the NaN checks this code needs.
 ALWAYS_INLINE Lanes exp2(const Lanes& x) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     Lanes r;

@@ -19,9 +19,9 @@ constexpr float kLog2E = 1.44269504f;
 constexpr float kTwoLn2 = 1.38629436f;  // 2 / log2(e)
 constexpr float kLog2MinAlpha = -7.99435344f;  // log2(1/255)
 constexpr int kMaxBases = (kMaxDegree + 1) * (kMaxDegree + 1);
-constexpr int kMoments = 9;                // sums per (tile, Gaussian) that the backward pass collects
-constexpr int kAllMoments = 11;            // with the two of absolute values, where they are asked for
-constexpr int kMomentStride = lanes::kLanes;
+constexpr int kPartials = 9;                // sums per (tile, Gaussian) that the backward pass collects
+constexpr int kAllPartials = 11;            // with the two of absolute values, where they are asked for
+constexpr int kPartialStride = lanes::kLanes;
 
 // Mirrored by `View` in ops/kernels.py.
 struct View {
@@ -47,7 +47,7 @@ struct Splat {
     float color[3];
     float extent_x, extent_y;  // half sides in pixels of the box around alpha >= 1/255
     float y_of_extent_x;   // dy where the ellipse reaches +extent_x
-    uint32_t first_slot;   // where its rows of `moments` begin
+    uint32_t first_slot;   // where its rows of `partials` begin
     uint32_t slots;        // and how many of them there are, one per tile; 0 = culled
     uint32_t padding[2];
 };
@@ -73,14 +73,14 @@ inline TileRange tile_range(float low, float high, int pixels) {
 
 struct TileEntry {
     uint32_t splat;
-    uint32_t slot;  // row of `moments` for this (tile, Gaussian)
+    uint32_t slot;  // row of `partials` for this (tile, Gaussian)
 };
 
 struct Workspace {
     View view;
     int64_t count = 0;             // Gaussians
     int tiles_x = 0, tiles_y = 0;
-    uint32_t slots = 0;            // rows of `moments`, one cache line each
+    uint32_t slots = 0;            // rows of `partials`, one cache line each
     Buffer<Splat> splats;          // [count]
     // apart from `splats` because the sort needs only these
     Buffer<float> depth;           // [count] metres
@@ -93,7 +93,7 @@ struct Workspace {
     Buffer<TileEntry> entries;     // by tile, each front to back
     Buffer<float> transmittance;   // [tiles][256] after the last contributor
     Buffer<int32_t> last;          // [tiles][256] its place in the tile's list, -1 = none
-    Buffer<float> moments;         // [slots][kMomentStride]
+    Buffer<float> partials;         // [slots][kPartialStride]
     double seconds[5] = {};        // of the last project, bin, blend, blend backward, project backward
 
     int tiles() const { return tiles_x * tiles_y; }
@@ -106,10 +106,10 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
 void bin(Workspace& w);
 // image [3, H, W], alpha [H, W]. With `keep`, what the backward pass needs is stored.
 void blend(Workspace& w, const float* background, float* image, float* alpha, bool keep);
-// Fills `moments`, all of them if `absolute`.
+// Fills `partials`, all of them if `absolute`.
 void blend_backward(Workspace& w, const float* background, const float* grad_image, const float* grad_alpha,
                     bool absolute);
-// From `moments` to the gradients of the inputs; `grad_means2d` [count, 2] is in NDC units, and with `absolute`
+// From `partials` to the gradients of the inputs; `grad_means2d` [count, 2] is in NDC units, and with `absolute`
 // the sum of the absolute values of what the pixels contribute to it.
 void project_backward(const Workspace& w, const float* means, const float* quats, const float* scales,
                       const float* opacities, const float* sh, float* grad_means, float* grad_quats,

@@ -124,7 +124,7 @@ void blend_tile(Workspace& w, int index, const float* background, float* image, 
 template <bool absolute>
 void blend_tile_backward(Workspace& w, int index, const float* background, const float* grad_image,
                          const float* grad_alpha) {
-    constexpr int kCollected = absolute ? kAllMoments : kMoments;
+    constexpr int kCollected = absolute ? kAllPartials : kPartials;
     const Tile tile(w, index);
     alignas(64) float grad[4][kTile][kTile] = {};  // of red, green, blue, alpha
     alignas(64) float transmittance[kTile][kTile]; // behind the Gaussian at hand
@@ -152,15 +152,15 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
     const Ints row_end = load_int(last_of_row);
 
     const uint32_t begin = w.tile_start[index], end = w.tile_start[index + 1];
-    const auto moments_of = [&](uint32_t i) { return w.moments.data() + size_t(w.entries[i].slot) * kMomentStride; };
+    const auto partials_of = [&](uint32_t i) { return w.partials.data() + size_t(w.entries[i].slot) * kPartialStride; };
     for (uint32_t i = begin + uint32_t(deepest + 1); i < end; ++i)  // behind everything that shows
-        std::memset(moments_of(i), 0, sizeof(float) * kCollected);
+        std::memset(partials_of(i), 0, sizeof(float) * kCollected);
 
     Rows rows;
     for (int32_t place = deepest; place >= 0; --place) {
         if (place >= kAhead) {
             __builtin_prefetch(&w.splats[w.entries[begin + place - kAhead].splat]);
-            __builtin_prefetch(moments_of(begin + place - kAhead), 1);
+            __builtin_prefetch(partials_of(begin + place - kAhead), 1);
         }
         const Splat& s = w.splats[w.entries[begin + place].splat];
         prepare(rows, s, tile);
@@ -207,10 +207,10 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
         if constexpr (absolute) {
             const Lanes sums[] = {sum_red, sum_green, sum_blue, sum, sum_w, sum_y, sum_ww, sum_wy, sum_yy,
                                   p * size_x, size_y};
-            store(moments_of(begin + place), totals(sums));
+            store(partials_of(begin + place), totals(sums));
         } else {
             const Lanes sums[] = {sum_red, sum_green, sum_blue, sum, sum_w, sum_y, sum_ww, sum_wy, sum_yy};
-            store(moments_of(begin + place), totals(sums));
+            store(partials_of(begin + place), totals(sums));
         }
     }
 }
@@ -234,7 +234,7 @@ void blend(Workspace& w, const float* background, float* image, float* alpha, bo
 
 void blend_backward(Workspace& w, const float* background, const float* grad_image, const float* grad_alpha,
                     bool absolute) {
-    w.moments.reserve(size_t(w.slots) * kMomentStride);
+    w.partials.reserve(size_t(w.slots) * kPartialStride);
     const int tiles = w.tiles();
 #pragma omp parallel for schedule(dynamic, 1)
     for (int tile = 0; tile < tiles; ++tile) {

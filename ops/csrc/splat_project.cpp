@@ -211,7 +211,7 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
 void project_backward(const Workspace& w, const float* means, const float* quats, const float* scales,
                       const float* opacities, const float* sh, float* grad_means, float* grad_quats,
                       float* grad_scales, float* grad_opacities, float* grad_sh, float* grad_means2d, bool absolute) {
-    const int collected = absolute ? kAllMoments : kMoments;
+    const int collected = absolute ? kAllPartials : kPartials;
     const View& view = w.view;
     const int64_t count = w.count, blocks = (count + kLanes - 1) / kLanes;
     const int active = bases(view.sh_degree);
@@ -222,24 +222,24 @@ void project_backward(const Workspace& w, const float* means, const float* quats
         const int64_t first = block * kLanes;
         const int live = int(count - first < kLanes ? count - first : kLanes);
 
-        // The rows of `moments` lie in order of depth, all over the memory: fetch the next block's ahead.
+        // The rows of `partials` lie in order of depth, all over the memory: fetch the next block's ahead.
         for (int64_t i = first + kLanes; i < first + 2 * kLanes && i < count; ++i) {
             const Splat& s = w.splats[i];
             for (uint32_t j = 0; j < s.slots && j < 4; ++j)
-                __builtin_prefetch(w.moments.data() + size_t(s.first_slot + j) * kMomentStride);
+                __builtin_prefetch(w.partials.data() + size_t(s.first_slot + j) * kPartialStride);
         }
 
-        // The moments of each Gaussian, summed over its tiles in the order they were listed.
-        float sums[kAllMoments][kLanes] = {};
+        // The partials of each Gaussian, summed over its tiles in the order they were listed.
+        float sums[kAllPartials][kLanes] = {};
         float lit[3][kLanes] = {};  // 1 where the color was not clamped at 0
         uint32_t visible = 0;
         for (int i = 0; i < live; ++i) {
             const Splat& s = w.splats[first + i];
             if (!s.slots) continue;
             visible |= 1u << i;
-            const float* rows = w.moments.data() + size_t(s.first_slot) * kMomentStride;
+            const float* rows = w.partials.data() + size_t(s.first_slot) * kPartialStride;
             for (uint32_t j = 0; j < s.slots; ++j)
-                for (int k = 0; k < collected; ++k) sums[k][i] += rows[j * kMomentStride + k];
+                for (int k = 0; k < collected; ++k) sums[k][i] += rows[j * kPartialStride + k];
             for (int c = 0; c < 3; ++c) lit[c][i] = s.color[c] > 0.0f ? 1.0f : 0.0f;
         }
         if (!visible) {

@@ -30,7 +30,7 @@ using namespace native;
 constexpr int kTaps = 2 * kWindowRadius + 1;
 static_assert(kLanes >= kWindowRadius, "row buffers are padded to whole vectors, which is their margin of zeros, too");
 constexpr float kC1 = kSsimK1 * kSsimK1, kC2 = kSsimK2 * kSsimK2;
-constexpr int kMoments = 4;           // p, m, p^2, m^2
+constexpr int kMaps = 4;           // p, m, p^2, m^2
 constexpr int kPartials = 3;          // d/d(P + M), 2 d/dQ, 2 d/dR
 
 struct Window {
@@ -105,18 +105,18 @@ void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, doubl
     const int64_t height = in.height, width = in.width;
     const int64_t padded = (width + kLanes - 1) / kLanes * kLanes;
     const int64_t plane = channel * height * width;
-    Ring moments(kMoments, padded, height), partials(gradient ? kPartials : 0, padded, height);
+    Ring maps(kMaps, padded, height), partials(gradient ? kPartials : 0, padded, height);
     // One row per map with a zero margin at both ends; what lies beyond `width` stays zero.
     const int64_t pitch = padded + 2 * kLanes;
-    std::vector<float> source_rows(kMoments * pitch), blurred_rows(kMoments * padded), weight_row(padded, 1.0f);
-    float* source[kMoments];
-    float* blurred[kMoments];
-    for (int i = 0; i < kMoments; ++i) {
+    std::vector<float> source_rows(kMaps * pitch), blurred_rows(kMaps * padded), weight_row(padded, 1.0f);
+    float* source[kMaps];
+    float* blurred[kMaps];
+    for (int i = 0; i < kMaps; ++i) {
         source[i] = source_rows.data() + i * pitch + kLanes;
         blurred[i] = blurred_rows.data() + i * padded;
     }
 
-    const int64_t reach = gradient ? kWindowRadius : 0;  // the gradient of a row needs the partials kWindowRadius rows around it
+    const int64_t reach = gradient ? kWindowRadius : 0;  // the gradient of a row needs the partials around it
     int64_t next = std::max<int64_t>(0, top - reach - kWindowRadius);
     for (int64_t y = top - reach; y < bottom + reach; ++y) {
         if (y >= 0 && y < height) {
@@ -129,9 +129,9 @@ void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, doubl
                     const float sum = a[x] + b[x], difference = a[x] - b[x];
                     p[x] = sum, m[x] = difference, p2[x] = sum * sum, m2[x] = difference * difference;
                 }
-                for (int i = 0; i < kMoments; ++i) blur_along(source[i], moments.slot(i, next), padded);
+                for (int i = 0; i < kMaps; ++i) blur_along(source[i], maps.slot(i, next), padded);
             }
-            for (int i = 0; i < kMoments; ++i) moments.blur(i, y, blurred[i]);
+            for (int i = 0; i < kMaps; ++i) maps.blur(i, y, blurred[i]);
             if (in.weights) std::copy_n(in.weights + y * width, width, weight_row.data());
 
             // The partials overwrite the source rows, whose margins stay zero.
@@ -235,9 +235,9 @@ NATIVE_EXPORT int ssim_forward(const float* image, const float* ground_truth, co
 }
 
 // out = l1_scale * w * sign(image - ground_truth) + ssim_scale * gradient, all [C, H, W], w [H, W].
-NATIVE_EXPORT void ssim_backward(const float* image, const float* ground_truth, const float* weights, const float* gradient,
-                                 int64_t channels, int64_t height, int64_t width, float l1_scale, float ssim_scale,
-                                 float* out) {
+NATIVE_EXPORT void ssim_backward(const float* image, const float* ground_truth, const float* weights,
+                                 const float* gradient, int64_t channels, int64_t height, int64_t width,
+                                 float l1_scale, float ssim_scale, float* out) {
     #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < channels * height; ++row) {
         const int64_t at = row * width;

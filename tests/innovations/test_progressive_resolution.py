@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -52,23 +51,7 @@ def test_a_single_scale_needs_no_milestone():
     assert ProgressiveResolution((0.5,)).scale(7) == 0.5
 
 
-# What is typed, and how a short run scales it, is in tests/test_arguments.py.
-@pytest.mark.parametrize(
-    "scales, milestones, message",
-    [
-        ((0.5, 1.0), (100, 200), "2 scales and --resolution_milestones 2"),
-        ((0.5, 0.75, 1.0), (100,), "3 scales and --resolution_milestones 1"),
-        ((0.5, 0.75, 1.0), (300, 100), "must be iterations from 1 on that increase, not 300,100"),
-        ((0.5, 0.75, 1.0), (100, 100), "that increase"),
-        ((0.5, 1.0), (0,), "from 1 on"),
-        ((0.5, 1.5), (10,), "at most 1, not 1.5"),
-        ((0.0, 1.0), (10,), "above 0"),
-        ((float("nan"), 1.0), (10,), "not nan"),
-    ],
-)
-def test_bad_schedules_are_one_sentence(scales: tuple[float, ...], milestones: tuple[int, ...], message: str):
-    with pytest.raises(UserError, match=re.escape(message)):
-        ProgressiveResolution(scales, milestones)
+# What is typed, and how a short run scales it, is in tests/arguments/test_arguments.py.
 
 
 # ---- area filter --------------------------------------------------------------

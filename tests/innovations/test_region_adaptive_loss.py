@@ -79,9 +79,9 @@ def test_equal_weights_are_exactly_the_plain_loss() -> None:
     loss, vertices = loss_of_stripes(weight_eyes=1.0, weight_mouth=1.0, weight_nose=1.0, weight_face=1.0)
     map_ = loss.weights(0, front_camera(), vertices)
     assert torch.equal(map_, torch.ones(1, H, W))
-    image, target = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
-    l1, dssim = loss(image, target, map_)
-    plain_l1, plain_ssim = losses.photometric(image, target)
+    image, ground_truth = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    l1, dssim = loss(image, ground_truth, map_)
+    plain_l1, plain_ssim = losses.photometric(image, ground_truth)
     if kernels.available():  # bit for bit; PyTorch's mean and sum of products round differently
         assert l1.item() == plain_l1.item() and dssim.item() == (1 - plain_ssim).item()
     assert torch.allclose(torch.stack([l1, 1 - dssim]), torch.stack([plain_l1, plain_ssim]), rtol=1e-6)
@@ -89,16 +89,16 @@ def test_equal_weights_are_exactly_the_plain_loss() -> None:
 
 def test_the_terms_are_weighted_means() -> None:
     loss, vertices = loss_of_stripes()
-    image, target = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(1))
+    image, ground_truth = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(1))
     map_ = loss.weights(0, front_camera(), vertices)
-    l1, dssim = loss(image, target, map_)
+    l1, dssim = loss(image, ground_truth, map_)
     w = map_.double()
-    expected = (w * (image - target).abs().double()).sum() / (3 * w.sum())
+    expected = (w * (image - ground_truth).abs().double()).sum() / (3 * w.sum())
     assert l1.item() == pytest.approx(expected.item(), rel=1e-5)
-    dissimilar = 1 - losses.ssim_map(image.double(), target.double())
+    dissimilar = 1 - losses.ssim_map(image.double(), ground_truth.double())
     assert dssim.item() == pytest.approx(((w * dissimilar).sum() / (3 * w.sum())).item(), rel=1e-4)
-    even, _ = loss(image, target, None)
-    assert even.item() == pytest.approx((image - target).abs().mean().item(), rel=1e-5)
+    even, _ = loss(image, ground_truth, None)
+    assert even.item() == pytest.approx((image - ground_truth).abs().mean().item(), rel=1e-5)
 
 
 def test_assignments_take_effect_at_once() -> None:

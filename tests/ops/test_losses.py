@@ -27,18 +27,18 @@ def threads():
 
 
 def pair(*size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image like a rendering and its target: smooth, flat white in one part, a little noise."""
+    """An image like a rendering and its ground_truth: smooth, flat white in one part, a little noise."""
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = size
     y, x = torch.meshgrid(torch.arange(height) / 9.0, torch.arange(width) / 7.0, indexing="ij")
     phase = torch.arange(channels).view(-1, 1, 1)
-    target = 0.5 + 0.5 * torch.sin(x + phase) * torch.cos(y - phase)
-    target[:, : height // 3, width // 2 :] = 1.0
-    image = target + 0.1 * torch.randn(size, generator=generator)
-    return image, target
+    ground_truth = 0.5 + 0.5 * torch.sin(x + phase) * torch.cos(y - phase)
+    ground_truth[:, : height // 3, width // 2 :] = 1.0
+    image = ground_truth + 0.1 * torch.randn(size, generator=generator)
+    return image, ground_truth
 
 
-def dense_ssim(image: np.ndarray, target: np.ndarray) -> np.ndarray:
+def dense_ssim(image: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     """The textbook map in float64 with a full 11 x 11 window: [C, H, W]."""
     offset = np.arange(-5, 6)
     window = np.exp(-(offset[:, None] ** 2 + offset[None, :] ** 2) / (2 * 1.5**2))
@@ -48,44 +48,44 @@ def dense_ssim(image: np.ndarray, target: np.ndarray) -> np.ndarray:
         return convolve2d(plane, window, mode="same", boundary="fill", fillvalue=0.0)
 
     result = []
-    for x, y in zip(image.astype(np.float64), target.astype(np.float64)):
+    for x, y in zip(image.astype(np.float64), ground_truth.astype(np.float64)):
         mx, my = mean(x), mean(y)
         vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
         result.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
     return np.stack(result)
 
 
-def value_and_gradient(image, target, weights, cotangent=(0.8, -0.2)):
+def value_and_gradient(image, ground_truth, weights, cotangent=(0.8, -0.2)):
     """(l1, ssim, gradient of cotangent . (l1, ssim)) with respect to the image."""
     leaf = image.clone().requires_grad_(True)
-    l1, ssim = losses.photometric(leaf, target, weights)
+    l1, ssim = losses.photometric(leaf, ground_truth, weights)
     (cotangent[0] * l1 + cotangent[1] * ssim).backward()
     return l1.item(), ssim.item(), leaf.grad
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_ssim_map_is_the_textbook_formula(size):
-    image, target = pair(*size)
-    ours = losses.ssim_map(image.double(), target.double()).numpy()
-    np.testing.assert_allclose(ours, dense_ssim(image.numpy(), target.numpy()), rtol=0, atol=1e-10)
+    image, ground_truth = pair(*size)
+    ours = losses.ssim_map(image.double(), ground_truth.double()).numpy()
+    np.testing.assert_allclose(ours, dense_ssim(image.numpy(), ground_truth.numpy()), rtol=0, atol=1e-10)
 
 
 def test_ssim_of_pytorch_msssim_where_the_window_is_inside():
     pytorch_msssim = pytest.importorskip("pytorch_msssim")
-    image, target = (tensor.double() for tensor in pair(3, 40, 52))
-    theirs = pytorch_msssim.ssim(image[None], target[None], data_range=1.0, win_size=11, win_sigma=1.5)
+    image, ground_truth = (tensor.double() for tensor in pair(3, 40, 52))
+    theirs = pytorch_msssim.ssim(image[None], ground_truth[None], data_range=1.0, win_size=11, win_sigma=1.5)
     # Its window is computed in float32 whatever the images are.
-    assert losses.ssim_map(image, target)[:, 5:-5, 5:-5].mean().item() == pytest.approx(theirs.item(), abs=5e-6)
+    assert losses.ssim_map(image, ground_truth)[:, 5:-5, 5:-5].mean().item() == pytest.approx(theirs.item(), abs=5e-6)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_native_equals_the_float64_twin(needs_native, size, weighted):
-    image, target = pair(*size)
+    image, ground_truth = pair(*size)
     weights = torch.rand(1, *size[1:], generator=torch.Generator().manual_seed(1)) + 0.1 if weighted else None
-    l1, ssim, gradient = value_and_gradient(image, target, weights)
+    l1, ssim, gradient = value_and_gradient(image, ground_truth, weights)
     l1_64, ssim_64, gradient_64 = value_and_gradient(
-        image.double(), target.double(), None if weights is None else weights.double()
+        image.double(), ground_truth.double(), None if weights is None else weights.double()
     )
     assert gradient.dtype == torch.float32
     assert l1 == pytest.approx(l1_64, rel=1e-5)
@@ -97,10 +97,10 @@ def test_native_equals_the_float64_twin(needs_native, size, weighted):
 @pytest.mark.parametrize("cotangent", [(1.0, 0.0), (0.0, 1.0)])
 def test_gradient_is_the_slope_of_the_dense_reference(cotangent):
     """Finite differences of the NumPy reference, at the corner, the edge and the middle."""
-    image, target = pair(2, 19, 23)
+    image, ground_truth = pair(2, 19, 23)
     weights = torch.rand(1, 19, 23, generator=torch.Generator().manual_seed(2))
-    gradient = value_and_gradient(image, target, weights, cotangent)[2].numpy()
-    x, y, w = image.double().numpy(), target.double().numpy(), weights.double().numpy()
+    gradient = value_and_gradient(image, ground_truth, weights, cotangent)[2].numpy()
+    x, y, w = image.double().numpy(), ground_truth.double().numpy(), weights.double().numpy()
 
     def value(perturbed: np.ndarray) -> float:
         l1 = (w * np.abs(perturbed - y)).sum() / w.sum() / 2
@@ -123,90 +123,94 @@ def test_identical_images():
 
 
 def test_weights_choose_the_pixels():
-    image, target = pair(3, 24, 31)
+    image, ground_truth = pair(3, 24, 31)
     weights = torch.zeros(1, 24, 31)
     weights[:, 4:12, 7:20] = 2.5
-    l1, ssim, gradient = value_and_gradient(image, target, weights)
+    l1, ssim, gradient = value_and_gradient(image, ground_truth, weights)
     inside = (slice(None), slice(4, 12), slice(7, 20))
-    assert l1 == pytest.approx((image - target)[inside].abs().mean().item(), rel=1e-5)
-    assert ssim == pytest.approx(dense_ssim(image.numpy(), target.numpy())[inside].mean(), abs=1e-5)
+    assert l1 == pytest.approx((image - ground_truth)[inside].abs().mean().item(), rel=1e-5)
+    assert ssim == pytest.approx(dense_ssim(image.numpy(), ground_truth.numpy())[inside].mean(), abs=1e-5)
     assert gradient[:, 17:].abs().max() == 0.0  # further than the window from any weighted pixel
 
 
 def test_equal_weights_change_nothing():
-    image, target = pair(3, 24, 31)
-    plain, weighted = (value_and_gradient(image, target, w) for w in (None, torch.full((1, 24, 31), 3.0)))
+    image, ground_truth = pair(3, 24, 31)
+    plain, weighted = (value_and_gradient(image, ground_truth, w) for w in (None, torch.full((1, 24, 31), 3.0)))
     assert plain[:2] == pytest.approx(weighted[:2], rel=1e-5)
     torch.testing.assert_close(plain[2], weighted[2], rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zero_weights_are_no_loss(dtype):
-    image, target = (tensor.to(dtype) for tensor in pair(3, 12, 13))
-    l1, ssim, gradient = value_and_gradient(image, target, torch.zeros(1, 12, 13, dtype=dtype))
+    image, ground_truth = (tensor.to(dtype) for tensor in pair(3, 12, 13))
+    l1, ssim, gradient = value_and_gradient(image, ground_truth, torch.zeros(1, 12, 13, dtype=dtype))
     assert (l1, ssim) == (0.0, 1.0)
     assert gradient.abs().max() == 0.0
 
 
 def test_target_and_weights_are_data():
-    image, target = pair(3, 12, 13)
-    target.requires_grad_(True)
+    image, ground_truth = pair(3, 12, 13)
+    ground_truth.requires_grad_(True)
     weights = torch.ones(1, 12, 13, requires_grad=True)
-    l1, ssim = losses.photometric(image.requires_grad_(True), target, weights)
+    l1, ssim = losses.photometric(image.requires_grad_(True), ground_truth, weights)
     (l1 + ssim).backward()
-    assert image.grad is not None and target.grad is None and weights.grad is None
+    assert image.grad is not None and ground_truth.grad is None and weights.grad is None
 
 
 def test_bits_repeat_whatever_the_threads(needs_native, threads):
-    image, target = pair(3, 97, 65)
+    image, ground_truth = pair(3, 97, 65)
     weights = torch.rand(1, 97, 65)
     results = []
     for count in (1, 2, 2, 5):
         threads(count)
-        results.append(value_and_gradient(image, target, weights))
+        results.append(value_and_gradient(image, ground_truth, weights))
     for l1, ssim, gradient in results[1:]:
         assert (l1, ssim) == results[0][:2]
         assert torch.equal(gradient, results[0][2])
 
 
 def test_images_in_any_memory_order():
-    image, target = pair(3, 20, 26)
+    image, ground_truth = pair(3, 20, 26)
     strided = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert not strided.is_contiguous()
-    torch.testing.assert_close(value_and_gradient(strided, target, None)[2], value_and_gradient(image, target, None)[2])
+    torch.testing.assert_close(
+        value_and_gradient(strided, ground_truth, None)[2], value_and_gradient(image, ground_truth, None)[2]
+    )
 
 
 def test_colors_far_out_of_range_stay_finite():
-    image, target = pair(3, 40, 40)
-    _, ssim, gradient = value_and_gradient(image * 300, target, None)
+    image, ground_truth = pair(3, 40, 40)
+    _, ssim, gradient = value_and_gradient(image * 300, ground_truth, None)
     assert -1.0 <= ssim <= 1.0 and torch.isfinite(gradient).all()
 
 
 def test_a_nan_shows():
-    image, target = pair(3, 16, 16)
+    image, ground_truth = pair(3, 16, 16)
     image[1, 4, 4] = float("nan")
-    l1, ssim, _ = value_and_gradient(image, target, None)
+    l1, ssim, _ = value_and_gradient(image, ground_truth, None)
     assert np.isnan(l1) and np.isnan(ssim)
 
 
 def test_half_precision_is_raised():
-    image, target = (tensor.bfloat16() for tensor in pair(3, 16, 18))
+    image, ground_truth = (tensor.bfloat16() for tensor in pair(3, 16, 18))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         leaf = image.clone().requires_grad_(True)
-        l1, ssim = losses.photometric(leaf, target)
-        slow = losses._photometric_torch(image.float(), target.float(), None)
+        l1, ssim = losses.photometric(leaf, ground_truth)
+        slow = losses._photometric_torch(image.float(), ground_truth.float(), None)
     (l1 - ssim).backward()
     assert l1.dtype == ssim.dtype == torch.float32 and leaf.grad.dtype == torch.bfloat16
-    assert ssim.item() == pytest.approx(dense_ssim(image.float().numpy(), target.float().numpy()).mean(), abs=1e-5)
+    assert ssim.item() == pytest.approx(
+        dense_ssim(image.float().numpy(), ground_truth.float().numpy()).mean(), abs=1e-5
+    )
     assert slow[1].item() == pytest.approx(ssim.item(), abs=1e-5)
 
 
 def test_training_after_inference_mode():
-    image, target = (tensor.double() for tensor in pair(1, 12, 12))
+    image, ground_truth = (tensor.double() for tensor in pair(1, 12, 12))
     losses._window.cache_clear()
     with torch.inference_mode():
-        losses.photometric(image, target)
-    assert torch.isfinite(value_and_gradient(image, target, None)[2]).all()
+        losses.photometric(image, ground_truth)
+    assert torch.isfinite(value_and_gradient(image, ground_truth, None)[2]).all()
 
 
 @pytest.mark.parametrize(
@@ -219,9 +223,9 @@ def test_training_after_inference_mode():
     ],
 )
 def test_shapes_that_do_not_fit(shapes):
-    image, target, weights = (None if shape is None else torch.zeros(shape) for shape in shapes)
+    image, ground_truth, weights = (None if shape is None else torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match="expected"):
-        losses.photometric(image, target, weights)
+        losses.photometric(image, ground_truth, weights)
 
 
 def xyz_reference(rows, visible, threshold):
@@ -358,15 +362,15 @@ def test_laplacian_of_a_strip_by_hand():
 
 @pytest.mark.cuda
 def test_cuda_is_full_precision_and_never_waits():
-    image, target = pair(3, 120, 90)
+    image, ground_truth = pair(3, 120, 90)
     weights = torch.rand(1, 120, 90) + 0.1
-    l1_64, ssim_64, gradient_64 = value_and_gradient(image.double(), target.double(), weights.double())
-    leaf, target, weights = image.cuda().requires_grad_(True), target.cuda(), weights.cuda()
+    l1_64, ssim_64, gradient_64 = value_and_gradient(image.double(), ground_truth.double(), weights.double())
+    leaf, ground_truth, weights = image.cuda().requires_grad_(True), ground_truth.cuda(), weights.cuda()
     rows = torch.randn(500, 3, device="cuda", requires_grad=True)
     visible = torch.rand(500, device="cuda") > 0.5
 
     def run():
-        l1, ssim = losses.photometric(leaf, target, weights)
+        l1, ssim = losses.photometric(leaf, ground_truth, weights)
         extra = losses.xyz_regularizer(rows, visible, 1.0) + losses.scale_regularizer(rows, visible, 0.6)
         leaf.grad = None
         (0.8 * l1 - 0.2 * ssim + 0.0 * extra).backward()
