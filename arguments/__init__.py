@@ -14,11 +14,10 @@ from arguments.options import (
 )
 from arguments.parser import notes, parse_render, parse_train
 from arguments.presets import PRESETS
-from arguments.schedule import Milestones, milestones, scale_schedule
+from arguments.schedule import milestones, scale_schedule
 
 __all__ = [
     "InnovationOptions",
-    "Milestones",
     "ModelOptions",
     "OptimizationOptions",
     "Options",

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
-from arguments.options import LARGEST_INTEGER, FieldType, Options, comma_list, field_types, flatten, groups, validate
+from arguments.fields import LARGEST_INTEGER, FieldType, comma_list, field_types, validate
+from arguments.options import Options, flatten, groups
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
-from utils.untrusted import read_regular
+from utils.untrusted import names_file, read_regular
 
 # Real files have a few kilobytes; far below what could hurt the parser.
 _LARGEST_FILE = 1 << 20  # bytes
-_LONGEST_TEXT = 4096  # characters; of a path
 
 
 def _file(path: str | Path) -> Path:
@@ -57,7 +56,7 @@ def read_cfg_args(path: str | Path) -> Options:
     values = _parse(file)
     filled = {}
     for name, group in groups(Options()):
-        types = field_types(type(group))
+        types = field_types(group.__class__)
         known = {
             field.name: _convert(
                 file, field.name, values[field.name], types[field.name], commas=field.metadata["commas"]
@@ -102,18 +101,9 @@ def _parse(file: Path) -> dict[str, Any]:
     return values
 
 
-def _is_text(value: str) -> bool:
-    """Whether it can name a file and be printed: no zero character, no half of a surrogate pair, not endless."""
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in value and len(value) <= _LONGEST_TEXT
-
-
 def _convert(file: Path, name: str, value: Any, expected: FieldType, commas: bool = False) -> Any:
     """`value` in the type of its field; exact types only, except that a whole number may stand for a float."""
-    if isinstance(value, str) and not _is_text(value):
+    if isinstance(value, str) and not names_file(value):
         raise UserError(f"{file}: the value of {name} is too long, or holds characters that no file name has")
     if commas and isinstance(value, str):  # as other trainers store such a list: the way it is typed
         try:
@@ -129,7 +119,7 @@ def _convert(file: Path, name: str, value: Any, expected: FieldType, commas: boo
         if expected.kind is float and type(value) is int and abs(value) <= LARGEST_INTEGER:
             return float(value)
         # Longer integers (written in hexadecimal) could not even be printed.
-        if type(value) is expected.kind and not (expected.kind is int and abs(value) > LARGEST_INTEGER):
+        if type(value) is expected.kind and not (isinstance(value, int) and abs(value) > LARGEST_INTEGER):
             return value
     wanted = ("a list of " if expected.many else "") + expected.kind.__name__
     raise UserError(f"{file}: the value of {name} must be of type {wanted}, not {type(value).__name__}")

@@ -1,74 +1,48 @@
 """The option groups: one dataclass field per flag, with its default, help line, unit and limits.
 
-A field is the single place where an option is described. `parser` turns it into
-a flag of the same name, `validate` checks its limits, `config_file` stores it.
+A field is the single place where an option is described (see `fields`). `parser` turns it into
+a flag of the same name, `fields.validate` checks its limits, `config_file` stores it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from arguments.fields import option
 from arguments.presets import PRESETS
-from utils.errors import UserError
+from ops import BACKENDS
 
 # The length of run that the defaults are made for; see `schedule.scale_schedule`.
 DEFAULT_ITERATIONS = 600_000
 
-BACKENDS = ("auto", "native", "gsplat", "dgr", "reference")
 DEVICES = ("auto", "cpu", "cuda")
-# Whole numbers end up in 64-bit counters and seeds.
-LARGEST_INTEGER = 2**63 - 1
 # Of learning rates: far beyond any that trains, and small enough that no number of steps leaves the range of float32.
 MAX_RATE = 1e6
 
+_rate = partial(option, at_most=MAX_RATE)
+# What both programs have.
+_camera = partial(option, -1, "use this camera only; -1: all of them", at_least=-1)
+_rasterizer = partial(
+    option, "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS
+)
+_device = partial(option, "auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
+_threads = partial(option, 0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
+_quiet = partial(option, False, "print no progress")
+# Parts of what a switch turns on.
+_density_part = partial(option, part_of="use_smart_densification")
+_resolution_part = partial(option, part_of="use_progressive_resolution")
+_color_part = partial(option, part_of="use_color_calibration")
+_warm_part = partial(option, part_of="use_warm_start")
 
-def option(
-    default: Any,
-    help: str,  # one line
-    *,
-    unit: str = "",
-    short: str = "",  # one-letter flag, with its dash
-    choices: tuple[str, ...] = (),
-    at_least: float | None = None,
-    above: float | None = None,  # exclusive lower limit
-    at_most: float | None = None,
-    path: bool = False,  # made absolute by the parser
-    commas: bool = False,  # a list typed as one word: 1,2,3
-    switch: bool = False,  # has a second flag that turns it off, see `off_flag`
-    part_of: str = "",  # the option without which this one does nothing
-) -> Any:
-    """A dataclass field that carries everything the parser and the checks need."""
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help,
-            "unit": unit,
-            "short": short,
-            "choices": choices,
-            "at_least": at_least,
-            "above": above,
-            "at_most": at_most,
-            "path": path,
-            "commas": commas,
-            "switch": switch,
-            "part_of": part_of,
-        },
+
+def _listed(deed: str) -> Any:
+    return option(
+        (), f"{deed} at these iterations instead of every --interval; those beyond the run are ignored", at_least=1
     )
-
-
-def _rate(default: float, help: str, **more: Any) -> Any:
-    return option(default, help, at_most=MAX_RATE, **more)
-
-
-def off_flag(name: str) -> str:
-    """The flag that turns the switch `name` off: `use_amp` by `--no_amp`, `warm_colors` by `--no_warm_colors`."""
-    return f"--no_{name.removeprefix('use_')}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +69,7 @@ class ModelOptions:
     data_device: str = option("auto", "where the decoded images live; auto: on the GPU when they fit", choices=DEVICES)
     disable_flame_static_offset: bool = option(False, "ignore the per-vertex static offset of the tracking")
     not_finetune_flame_params: bool = option(False, "keep the tracked FLAME parameters as they are")
-    select_camera_id: int = option(-1, "use this camera only; -1: all of them", at_least=-1)
+    select_camera_id: int = _camera()
     skip_bad_frames: bool = option(
         False,
         "leave out frames of a rigged capture that cannot be used (NaN in the tracking or the camera, a broken "
@@ -106,6 +80,10 @@ class ModelOptions:
         "FLAME-format head model; default: <source>/head_model.pkl, else flame_model/assets/flame/flame2023.pkl",
         path=True,
     )
+
+    def conflict(self) -> str | None:
+        """What the limits of the fields do not say, as a sentence; None when all is well."""
+        return "--resolution must be -1 or positive, not 0" if self.resolution == 0 else None
 
 
 @dataclass(frozen=True)
@@ -178,9 +156,7 @@ class PipelineOptions:
         False, "accepted for existing scripts, without effect: the kernels compute the same covariances themselves"
     )
     debug: bool = option(False, "stop at the first NaN or infinite value (slower)")
-    rasterizer: str = option(
-        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS
-    )
+    rasterizer: str = _rasterizer()
 
 
 @dataclass(frozen=True)
@@ -199,19 +175,9 @@ class RunOptions:
         unit="iterations",
         at_least=1,
     )
-    test_iterations: tuple[int, ...] = option(
-        (), "evaluate at these iterations instead of every --interval; those beyond the run are ignored", at_least=1
-    )
-    save_iterations: tuple[int, ...] = option(
-        (),
-        "save the avatar at these iterations instead of every --interval; those beyond the run are ignored",
-        at_least=1,
-    )
-    checkpoint_iterations: tuple[int, ...] = option(
-        (),
-        "write a checkpoint at these iterations instead of every --interval; those beyond the run are ignored",
-        at_least=1,
-    )
+    test_iterations: tuple[int, ...] = _listed("evaluate")
+    save_iterations: tuple[int, ...] = _listed("save the avatar")
+    checkpoint_iterations: tuple[int, ...] = _listed("write a checkpoint")
     checkpoint_every_minutes: float = option(
         10.0,
         "also write a checkpoint when so much time has passed since the last one; 0: not",
@@ -222,10 +188,10 @@ class RunOptions:
     start_checkpoint: str | None = option(
         None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True
     )
-    quiet: bool = option(False, "print no progress")
+    quiet: bool = _quiet()
     seed: int = option(0, "seed of every random choice", at_least=0, at_most=2**32 - 1)
-    device: str = option("auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
+    device: str = _device()
+    threads: int = _threads()
     scale_schedule: bool = option(
         False,
         f"scale every iteration-valued default by iterations / {DEFAULT_ITERATIONS}, so that a short run is a "
@@ -241,16 +207,12 @@ class RunOptions:
 
 
 def _region(default: float, what: str) -> Any:
-    return option(
-        default,
-        f"weight of {what}, where the rest of the picture has 1",
-        at_least=0,
-        part_of="use_region_adaptive_loss",
-    )
+    about = f"weight of {what}, where the rest of the picture has 1"
+    return option(default, about, at_least=0, part_of="use_region_adaptive_loss")
 
 
 def _factor(default: float, flag: str) -> Any:
-    return option(default, f"its factor on {flag}; 1 leaves it", at_least=0, part_of="use_warm_start")
+    return _warm_part(default, f"its factor on {flag}; 1 leaves it", at_least=0)
 
 
 def _refine_steps(help: str) -> Any:
@@ -289,88 +251,64 @@ class InnovationOptions:
     use_smart_densification: bool = option(
         False, "densify by percentiles of the gradient statistic, under a budget", switch=True
     )
-    densify_percentile_clone: float = option(
-        75.0,
-        "small Gaussians above this percentile are cloned",
-        unit="percent",
-        at_least=0,
-        at_most=100,
-        part_of="use_smart_densification",
+    densify_percentile_clone: float = _density_part(
+        75.0, "small Gaussians above this percentile are cloned", unit="percent", at_least=0, at_most=100
     )
-    densify_percentile_split: float = option(
+    densify_percentile_split: float = _density_part(
         90.0,
         "large Gaussians above this percentile are split; not below --densify_percentile_clone",
         unit="percent",
         at_least=0,
         at_most=100,
-        part_of="use_smart_densification",
     )
-    densify_floor: float = option(
+    densify_floor: float = _density_part(
         1.0,
         "no percentile counts below this share of --densify_grad_threshold, so that a converged avatar stops growing",
         at_least=0,
-        part_of="use_smart_densification",
     )
-    densify_absolute: bool = option(
+    densify_absolute: bool = _density_part(
         True,
         "judge a Gaussian by the sum of the absolute gradients of its pixels, in which opposite pulls do not "
         "cancel; on unless switched off",
         switch=True,
-        part_of="use_smart_densification",
     )
-    densify_split_radius: float = option(
+    densify_split_radius: float = _density_part(
         4.0,
         "Gaussians with a larger radius on screen are split, not cloned",
         unit="pixels, three standard deviations",
         at_least=0,
-        part_of="use_smart_densification",
     )
-    max_gaussians: int = option(
-        150_000,
-        "the budget, approached over the whole schedule; 0: none",
-        unit="Gaussians",
-        at_least=0,
-        part_of="use_smart_densification",
+    max_gaussians: int = _density_part(
+        150_000, "the budget, approached over the whole schedule; 0: none", unit="Gaussians", at_least=0
     )
 
     use_progressive_resolution: bool = option(False, "begin with smaller images", switch=True)
-    resolution_schedule: tuple[float, ...] = option(
+    resolution_schedule: tuple[float, ...] = _resolution_part(
         (0.5, 0.75, 1.0),
         "the scales of the images, one after the other",
         unit="comma-separated shares of the size",
         above=0,
         at_most=1,
         commas=True,
-        part_of="use_progressive_resolution",
     )
-    resolution_milestones: tuple[int, ...] = option(
+    resolution_milestones: tuple[int, ...] = _resolution_part(
         (100_000, 300_000),
         "when the next scale begins: one fewer than there are scales",
         unit="comma-separated iterations",
         at_least=1,
         commas=True,
-        part_of="use_progressive_resolution",
     )
 
     use_color_calibration: bool = option(
         False, "learn a small network that maps rendered to photographed colours", switch=True
     )
-    color_net_hidden_dim: int = option(
-        16, "channels of its hidden layers", at_least=1, at_most=256, part_of="use_color_calibration"
+    color_net_hidden_dim: int = _color_part(16, "channels of its hidden layers", at_least=1, at_most=256)
+    color_net_layers: int = _color_part(3, "number of its layers", at_least=1, at_most=16)
+    lambda_color_reg: float = _color_part(0.0, "weight of the squared size of its weights", at_least=0)
+    color_per_camera: bool = _color_part(
+        False, "also learn the exposure and white balance of each training camera", switch=True
     )
-    color_net_layers: int = option(3, "number of its layers", at_least=1, at_most=16, part_of="use_color_calibration")
-    lambda_color_reg: float = option(
-        0.0, "weight of the squared size of its weights", at_least=0, part_of="use_color_calibration"
-    )
-    color_per_camera: bool = option(
-        False,
-        "also learn the exposure and white balance of each training camera",
-        switch=True,
-        part_of="use_color_calibration",
-    )
-    color_lr: float = _rate(
-        1e-3, "learning rate of the colour calibration", at_least=0, part_of="use_color_calibration"
-    )
+    color_lr: float = _color_part(1e-3, "learning rate of the colour calibration", at_least=0, at_most=MAX_RATE)
 
     use_amp: bool = option(False, "mixed precision where it is safe", switch=True)
 
@@ -379,41 +317,27 @@ class InnovationOptions:
         "begin near the result, with colours from the images, and with FLAME rates that fit tracker noise",
         switch=True,
     )
-    warm_colors: bool = option(
-        True,
-        "its colours: those of the training images, instead of near-black; on unless switched off",
-        switch=True,
-        part_of="use_warm_start",
+    warm_colors: bool = _warm_part(
+        True, "its colours: those of the training images, instead of near-black; on unless switched off", switch=True
     )
-    warm_opacity: float = option(
-        0.5,
-        "its opacity; 0.1 is that of an ordinary start",
-        unit="0 to 1",
-        above=0,
-        at_most=0.99,
-        part_of="use_warm_start",
+    warm_opacity: float = _warm_part(
+        0.5, "its opacity; 0.1 is that of an ordinary start", unit="0 to 1", above=0, at_most=0.99
     )
-    warm_scale: float = option(
-        0.5,
-        "its size of a Gaussian; 1 is that of an ordinary start",
-        unit="triangle scales",
-        above=0,
-        part_of="use_warm_start",
+    warm_scale: float = _warm_part(
+        0.5, "its size of a Gaussian; 1 is that of an ordinary start", unit="triangle scales", above=0
     )
-    warm_skip_resets: bool = option(
+    warm_skip_resets: bool = _warm_part(
         True,
         "no opacity resets: a start without floating fog has nothing to reset; on unless switched off",
         switch=True,
-        part_of="use_warm_start",
     )
-    warm_prune_opacity: float = option(
+    warm_prune_opacity: float = _warm_part(
         0.05,
         "where opacities are not reset, Gaussians fainter than this are removed at every densification; 0.005 as "
         "in an ordinary run",
         unit="0 to 1",
         at_least=0,
         at_most=0.99,
-        part_of="use_warm_start",
     )
     warm_feature_lr_factor: float = _factor(2.0, "--feature_lr")
     warm_expr_lr_factor: float = _factor(3.0, "--flame_expr_lr")
@@ -444,16 +368,16 @@ class InnovationOptions:
                 f"--densify_percentile_clone {clone:g} is above --densify_percentile_split {split:g}: it must not "
                 "be larger"
             )
-        scales, moments = self.resolution_schedule, self.resolution_milestones
+        scales, milestones = self.resolution_schedule, self.resolution_milestones
         if not scales:
             return "--resolution_schedule must hold at least one scale"
-        typed = ",".join(map(str, moments))
-        if len(moments) != len(scales) - 1:
+        typed = ",".join(map(str, milestones))
+        if len(milestones) != len(scales) - 1:
             return (
                 f"--resolution_schedule {','.join(f'{scale:g}' for scale in scales)} needs {len(scales) - 1} "
                 f"--resolution_milestones, one per switch, not {typed or 'none'}"
             )
-        if any(after <= before for before, after in zip(moments, moments[1:])):
+        if any(after <= before for before, after in zip(milestones, milestones[1:])):
             return f"--resolution_milestones must increase from one to the next, not {typed}"
         return _refinement_conflict("refine_test_poses", self.refine_test_poses, self.refine_cameras)
 
@@ -478,7 +402,7 @@ class RenderOptions:
     skip_train: bool = option(False, "leave out the train split")
     skip_val: bool = option(False, "leave out the val split (held-out cameras)")
     skip_test: bool = option(False, "leave out the test split (held-out sequences)")
-    select_camera_id: int = option(-1, "use this camera only; -1: all of them", at_least=-1)
+    select_camera_id: int = _camera()
     source_path: str | None = option(
         None, "folder of the capture, if it is not where it was during training", short="-s", path=True
     )
@@ -499,44 +423,14 @@ class RenderOptions:
         unit="timestep",
         at_least=0,
     )
-    rasterizer: str = option(
-        "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS
-    )
-    device: str = option("auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
-    quiet: bool = option(False, "print no progress")
+    rasterizer: str = _rasterizer()
+    device: str = _device()
+    threads: int = _threads()
+    quiet: bool = _quiet()
 
     def conflict(self) -> str | None:
         """What is wrong between the values, as a sentence; None when they fit together."""
         return _refinement_conflict("refine_flame", self.refine_flame, self.refine_cameras)
-
-
-class FieldType(typing.NamedTuple):
-    """The type of an option, taken apart."""
-
-    kind: type  # bool, int, float or str
-    optional: bool  # None is allowed
-    many: bool  # a tuple of `kind`
-
-
-@functools.cache
-def field_types(group: type) -> dict[str, FieldType]:
-    """The types of the fields of one option group, by name."""
-    types = {}
-    for name, hint in typing.get_type_hints(group).items():
-        arguments = typing.get_args(hint)
-        kind = next((part for part in arguments if part in (int, float, str)), hint)
-        types[name] = FieldType(kind, type(None) in arguments, typing.get_origin(hint) is tuple)
-    return types
-
-
-def comma_list(kind: type, text: str) -> tuple[Any, ...]:
-    """The numbers in `text`, such as "0.5, 0.75, 1.0"; ValueError, as the end of a sentence, when it holds others."""
-    try:
-        return tuple(kind(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError as error:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"must be {wanted} with commas between them, not {text!r}") from error
 
 
 def groups(options: Options) -> Iterator[tuple[str, Any]]:
@@ -550,46 +444,3 @@ def flatten(options: Options) -> dict[str, Any]:
     return {
         field.name: getattr(group, field.name) for _, group in groups(options) for field in dataclasses.fields(group)
     }
-
-
-def validate(group: Any, where: str = "") -> None:
-    """Checks every value of one option group against the limits of its field, and the values against each other.
-
-    Args:
-        group: an instance of one of the dataclasses above.
-        where: put before the flag in messages, such as the file the values are from.
-
-    Raises:
-        UserError: naming the flag and the value.
-    """
-    types = field_types(type(group))
-    for field in dataclasses.fields(group):
-        value = getattr(group, field.name)
-        for item in value if types[field.name].many else (value,):
-            problem = None if item is None else _problem(item, field.metadata)
-            if problem:
-                raise UserError(f"{where}--{field.name} {problem}, not {item!r}")
-    if getattr(group, "resolution", 1) == 0:
-        raise UserError(f"{where}--resolution must be -1 or positive, not 0")
-    conflict = group.conflict() if hasattr(group, "conflict") else None
-    if conflict:
-        raise UserError(f"{where}{conflict}")
-
-
-def _problem(value: Any, limits: typing.Mapping[str, Any]) -> str | None:
-    """What is wrong with one value, as the middle of a sentence; None when nothing is."""
-    if isinstance(value, str):
-        if limits["choices"] and value not in limits["choices"]:
-            return f"must be one of {', '.join(limits['choices'])}"
-        return "must not contain a NUL character" if "\0" in value else None
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        return "must fit into 64 bits"
-    if not math.isfinite(value):
-        return "must be a finite number"
-    if limits["at_least"] is not None and value < limits["at_least"]:
-        return f"must be at least {limits['at_least']}"
-    if limits["above"] is not None and value <= limits["above"]:
-        return f"must be more than {limits['above']}"
-    if limits["at_most"] is not None and value > limits["at_most"]:
-        return f"must be at most {limits['at_most']}"
-    return None

@@ -8,16 +8,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from arguments.options import (
-    InnovationOptions,
-    Options,
-    RenderOptions,
-    comma_list,
-    field_types,
-    groups,
-    off_flag,
-    validate,
-)
+from arguments.fields import comma_list, field_types, off_flag, validate
+from arguments.options import InnovationOptions, Options, RenderOptions, groups
 from arguments.presets import PRESETS
 from arguments.schedule import scale_schedule
 from utils.errors import UserError
@@ -38,7 +30,7 @@ def _new_parser(program: str, description: str) -> _Parser:
 def _add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
     """One flag per field of `group`. Nothing has a default here: only typed values come out."""
     section = parser.add_argument_group(type(group).__name__.removesuffix("Options").lower(), type(group).__doc__)
-    types = field_types(type(group))
+    types = field_types(group.__class__)
     for field in dataclasses.fields(group):
         kind, _, many = types[field.name]
         notes = [field.metadata["unit"]]
@@ -118,7 +110,7 @@ def parse_train(argv: Sequence[str]) -> Options:
     for _, group in groups(defaults):
         _add_flags(parser, group)
     typed = vars(parser.parse_args(list(argv)))
-    chosen = {**PRESETS.get(typed.get("preset"), {}), **typed}
+    chosen = {**PRESETS.get(typed.get("preset", ""), {}), **typed}
     options = Options(**{name: _fill(group, chosen) for name, group in groups(defaults)})
     _require(options.model, "source_path", "model_path")
     if options.run.scale_schedule:
@@ -162,10 +154,10 @@ def notes(options: Options) -> list[str]:
 
 def preset_flags(innovations: InnovationOptions) -> list[str]:
     """The words to type instead of `--preset`; of parts that were switched off, only that they are off."""
-    words = []
+    words, preset = [], PRESETS.get(innovations.preset or "", {})
     for field in dataclasses.fields(innovations):
         part_of = field.metadata["part_of"]
-        if field.name not in PRESETS[innovations.preset] or part_of and not getattr(innovations, part_of):
+        if field.name not in preset or part_of and not getattr(innovations, part_of):
             continue
         value = getattr(innovations, field.name)
         if isinstance(value, bool):
@@ -178,7 +170,7 @@ def preset_flags(innovations: InnovationOptions) -> list[str]:
 def _without_effect(options: Options) -> Iterator[tuple[str, str]]:
     """(option that was typed, the option that it needs and that is off)."""
     # What the values would be if only the preset had been typed.
-    plain = InnovationOptions(**PRESETS.get(options.innovations.preset, {}))
+    plain = InnovationOptions(**PRESETS.get(options.innovations.preset or "", {}))
     if options.run.scale_schedule:
         plain = scale_schedule(dataclasses.replace(options, innovations=plain)).innovations
     for field in dataclasses.fields(plain):

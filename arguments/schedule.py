@@ -48,8 +48,8 @@ def scale_schedule(options: Options, typed: frozenset[str] = frozenset()) -> Opt
             if isinstance(value, tuple):
                 # In a tiny run, too, they have to increase.
                 kept: list[int] = []
-                for moment in value:
-                    kept.append(max(shrunk(moment, least), kept[-1] + 1 if kept else least))
+                for iteration in value:
+                    kept.append(max(shrunk(iteration, least), kept[-1] + 1 if kept else least))
                 changes[name] = tuple(kept)
             else:
                 changes[name] = shrunk(value, least)
@@ -83,7 +83,7 @@ class Milestones(NamedTuple):
 
 
 def milestones(options: Options) -> Milestones:
-    """The three kinds of moments of the run that `options` describes.
+    """The three kinds of events of the run that `options` describes.
 
     Each is every multiple of `--interval` up to the actual number of
     iterations, or the explicit list where one was given, and always the last

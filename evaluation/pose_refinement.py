@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ops import losses
 from ops.types import Camera
+from scene.dataset import View
 from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
 
@@ -34,19 +35,6 @@ RATE = 0.4  # units that a parameter may move in the first step
 LAST_RATE = 0.04  # ... and in the last one; in between, linear
 BETA1, BETA2, EPSILON = 0.8, 0.99, 1e-15  # a short memory, for a run of a few dozen steps
 SSIM_WEIGHT = 0.2  # as in training; L1 takes the rest
-
-
-class Timed(Protocol):
-    """What of a `Camera` is needed here."""
-
-    timestep: int
-
-
-class Recorded(Protocol):
-    """What of a `scene.dataset.View` is needed here."""
-
-    timestep_index: int
-    camera_index: int
 
 
 class SplitViews(NamedTuple):
@@ -64,7 +52,6 @@ class Fit(NamedTuple):
 
 
 G = TypeVar("G")
-C = TypeVar("C", bound=Timed)
 
 
 def split_views(
@@ -99,7 +86,7 @@ def split_views(
     return SplitViews(looked_at, measured)
 
 
-def refinable_views(test: Sequence[Recorded], train: Sequence[Recorded], allowed: Collection[int]) -> SplitViews:
+def refinable_views(test: Sequence[View], train: Sequence[View], allowed: Collection[int]) -> SplitViews:
     """`split_views` of the `test` views of a capture that was trained on its `train` views."""
     return split_views(
         [view.timestep_index for view in test],
@@ -121,9 +108,9 @@ def parameter_units(columns: Mapping[str, slice], device: torch.device | str = "
 def refine_poses(
     avatar: Callable[[int], tuple[G, Any]],  # timestep -> Gaussians in world space, and the mesh
     row: Callable[[int], Tensor],  # timestep -> [D] its parameters, an autograd leaf; moved in place
-    cameras: Sequence[C],  # the views
+    cameras: Sequence[Camera],  # the views
     ground_truth: Callable[[int], Tensor],  # index of a view -> [3, H, W] 0..1
-    render: Callable[[G, C], Any],  # Gaussians and camera -> what has an `image` [3, H, W]
+    render: Callable[[G, Camera], Any],  # Gaussians and camera -> what has an `image` [3, H, W]
     units: Tensor,  # [D] of `parameter_units`
     *,
     indices: Sequence[int],  # the views that may be looked at

@@ -1,4 +1,4 @@
-"""Rendering Gaussians: one function, and a table of interchangeable backends."""
+"""Rendering Gaussians: one function, and the choice among interchangeable backends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ops import native as native_library
+from ops import BACKENDS, kernels
 from ops import sh as harmonics
 from ops.types import Camera, Gaussians, RenderOut
 from utils.device import pick_device
@@ -21,13 +21,6 @@ from utils.errors import UserError, one_line
 # rasterize(gaussians, camera, background[3], *, sh_degree, scale_modifier=1.0, absolute=False) -> RenderOut
 Rasterizer = Callable[..., RenderOut]
 
-_MODULES = {
-    "native": "gaussian_renderer.backends.native",
-    "gsplat": "gaussian_renderer.backends.gsplat",
-    "dgr": "gaussian_renderer.backends.dgr",
-    "reference": "gaussian_renderer.backends.reference",
-}
-BACKENDS = ("auto", *_MODULES)
 # The packages that render on a GPU, fastest first, and what only their compiled half has.
 _CUDA_PACKAGES = {
     "gsplat": ("gsplat.cuda._backend", "_C"),
@@ -65,7 +58,7 @@ def available_backends(device: torch.device | str) -> list[str]:
     if torch.device(device).type == "cuda":
         names = [name for name in _CUDA_PACKAGES if _cuda_fault(name) is None]
     else:
-        names = ["native"] if native_library.available() else []
+        names = ["native"] if kernels.available() else []
     return [*names, "reference"]
 
 
@@ -92,7 +85,7 @@ def choose_device_and_rasterizer(
     if device_name == "auto" and device.type == "cuda" and rasterizer_name in ("auto", "native"):
         if rasterizer_name == "native":
             device = torch.device("cpu")
-        elif available_backends(device)[0] == "reference" and native_library.available():
+        elif available_backends(device)[0] == "reference" and kernels.available():
             device = torch.device("cpu")
             _warn(
                 f"the GPU is left unused, because gsplat cannot run: {_cuda_fault('gsplat')}; without it the CPU is "
@@ -132,7 +125,7 @@ def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Raste
             f"--rasterizer native cannot run on {device.type}: it needs the CPU and a C++ compiler; "
             "choose --device cpu or --rasterizer auto"
         )
-    return name, importlib.import_module(_MODULES[name]).rasterize
+    return name, importlib.import_module(f"gaussian_renderer.backends.{name}").rasterize
 
 
 def render(

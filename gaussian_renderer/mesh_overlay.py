@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from ops.types import Camera
 from utils.errors import UserError
 
 MESH_COLOR = (0.42, 0.60, 0.95)  # a blue that no skin has
 
 
-class Pinhole(Protocol):
-    """What of a `Camera` is needed here (utils import nothing of scene)."""
-
-    world_to_camera: Tensor
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-    width: int
-    height: int
-
-
-def visible_faces(vertices: Tensor, faces: Tensor, camera: Pinhole) -> tuple[np.ndarray, np.ndarray]:
+def visible_faces(vertices: Tensor, faces: Tensor, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     """Casts a ray through the centre of every pixel.
 
     Args:
@@ -71,7 +58,7 @@ def visible_faces(vertices: Tensor, faces: Tensor, camera: Pinhole) -> tuple[np.
     return face.reshape(shape), facing.astype(np.float32).reshape(shape)
 
 
-def draw_mesh(image: Tensor, vertices: Tensor, faces: Tensor, camera: Pinhole, opacity: float = 0.6) -> Tensor:
+def draw_mesh(image: Tensor, vertices: Tensor, faces: Tensor, camera: Camera, opacity: float = 0.6) -> Tensor:
     """Blends the mesh, lit from the camera, over `image`.
 
     Args:

@@ -17,16 +17,13 @@ NaN in a parameter would soon be everywhere.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
-from ops import native
+from ops.finite import not_finite
 
 
 class MixedPrecision:
@@ -76,7 +73,7 @@ class MixedPrecision:
             self.scaler.unscale_(everything)
             self.scaler.step(everything)
             self.scaler.update()
-        self.bad = _not_finite([total.detach(), *gradients])
+        self.bad = not_finite([total.detach(), *gradients])
         if isinstance(self.bad, Tensor) or self.bad:
             _clear(statistics, self.bad)
 
@@ -124,24 +121,6 @@ def _clear(gradients: Iterable[Tensor], bad: Tensor | bool) -> None:
             gradient.copy_(torch.where(bad, torch.zeros_like(gradient), gradient))
         elif bad:
             gradient.zero_()
-
-
-def _not_finite(tensors: list[Tensor]) -> Tensor | bool:
-    """Whether the square of any number in them is NaN or infinite; for tensors on CUDA a bool tensor [] there."""
-    tensors = [tensor for tensor in tensors if tensor.numel()]
-    if all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors):
-        if native.available():
-            addresses = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
-            counts = (ctypes.c_int64 * len(tensors))(*[tensor.numel() for tensor in tensors])
-            return not native.library().all_finite(addresses, counts, ctypes.c_int64(len(tensors)))
-    bad = _flag(tensors)
-    return bad if bad.device.type == "cuda" else bool(bad)
-
-
-def _flag(tensors: list[Tensor]) -> Tensor:
-    """The same as a bool tensor [] on their device; the host does not wait."""
-    # The largest absolute value: unlike a sum, it cannot overflow.
-    return ~get_total_norm(tensors, math.inf).square().isfinite()
 
 
 class _Gradients:

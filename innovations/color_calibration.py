@@ -8,8 +8,6 @@ identity. See doc/color_calibration.md.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops import native
+from ops.color_net import color_net, residual
 from utils.errors import UserError, one_line
 from utils.tensor_files import save_tensors
 from utils.tensor_reader import load_tensors
@@ -27,7 +25,6 @@ FILE_NAME = "color_calibration.pt"  # beside the PLY
 FORMAT = "efficient-gaussian-avatars colour calibration"
 VERSION = 1
 MAX_PARAMETERS = 10_000  # of the network
-RESIDUAL_LIMIT = 10.0  # of a shift of the logit; kLimit in csrc/color_net.cpp
 # Found with benchmarks/color_network.py --rates; see doc/color_calibration.md.
 RATE = 1e-3
 # The network learns in one iteration of so many, which saves more than a quarter of its cost
@@ -95,20 +92,11 @@ class ColorCalibrationNetwork(nn.Module):
         """
         if image.ndim not in (3, 4) or image.shape[-3] != 3:
             raise ValueError(f"expected an image [3, H, W] or [B, 3, H, W], got {tuple(image.shape)}")
-        weights = list(self.parameters())
-        plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (image, *weights))
-        if plain and native.available():
-            return _NativeNetwork.apply(image, self.widths, *weights)
-        x = _ClampInward.apply(image)
-        growth = self.residual(x).to(x.dtype).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT).exp()
-        return x * growth / ((1 - x) + x * growth)
+        return color_net(image, list(self.parameters()))
 
     def residual(self, image: Tensor) -> Tensor:
         """The shift of the logit, of the shape of the image, which is within 0..1."""
-        features = image
-        for convolution in self.convolutions[:-1]:
-            features = convolution(features).relu()
-        return self.convolutions[-1](features)
+        return residual(image, list(self.parameters()))
 
     def regularizer(self) -> Tensor:
         """The mean of the squares of all weights and biases, a scalar.
@@ -117,21 +105,6 @@ class ColorCalibrationNetwork(nn.Module):
         all of them to zero within a few thousand iterations.
         """
         return _MeanSquare.apply(*self.parameters())
-
-
-class _ClampInward(torch.autograd.Function):
-    """clamp(image, 0, 1), whose gradient passes unless it would drive a colour further out."""
-
-    @staticmethod
-    def forward(ctx, image: Tensor) -> Tensor:
-        ctx.save_for_backward(image)
-        return image.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        (image,) = ctx.saved_tensors
-        outwards = ((image > 1) & (gradient < 0)) | ((image < 0) & (gradient > 0))
-        return gradient.masked_fill(outwards, 0)
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -147,83 +120,6 @@ class _MeanSquare(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
         weights = ctx.saved_tensors
         return tuple(torch._foreach_mul(weights, 2 * gradient / sum(weight.numel() for weight in weights)))
-
-
-class _NativeNetwork(torch.autograd.Function):
-    """`ColorCalibrationNetwork.forward` by csrc/color_net.cpp: float32 on the CPU.
-
-    Where the weights are not trained, the forward keeps two bytes per hidden unit and 16 pixels, which halves
-    the work of a training step.
-    """
-
-    @staticmethod
-    def forward(ctx, image: Tensor, widths: tuple[int, ...], *weights: Tensor) -> Tensor:
-        image = image.contiguous()
-        flat = torch.cat([weight.flatten() for weight in weights])
-        out = torch.empty_like(image)
-        ctx.size = (image.numel() // max(1, 3 * image.shape[-2] * image.shape[-1]), image.shape[-2] * image.shape[-1])
-        ctx.widths = (ctypes.c_int64 * len(widths))(*widths)
-        ctx.shapes = [weight.shape for weight in weights]
-        ctx.trained = any(ctx.needs_input_grad[2:])
-        kept = []
-        if ctx.needs_input_grad[0] and not ctx.trained:
-            count = _library().color_net_active_bytes(*ctx.size, ctx.widths, len(widths) - 1)
-            kept = [torch.empty_like(image), torch.empty(count, dtype=torch.uint8)]
-        native.check(
-            _library().color_net_forward(
-                native.pointer(image),
-                *ctx.size,
-                native.pointer(flat),
-                ctx.widths,
-                len(widths) - 1,
-                native.pointer(out),
-                *_kept_pointers(kept),
-            )
-        )
-        ctx.save_for_backward(image, flat, *kept)
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        image, flat, *kept = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        g_image = torch.empty_like(image) if ctx.needs_input_grad[0] else None
-        g_flat = torch.empty_like(flat) if ctx.trained else None
-        native.check(
-            _library().color_net_backward(
-                native.pointer(image),
-                native.pointer(gradient),
-                *ctx.size,
-                native.pointer(flat),
-                ctx.widths,
-                len(ctx.widths) - 1,
-                *_kept_pointers(kept),
-                native.pointer(g_image),
-                native.pointer(g_flat),
-            )
-        )
-        if g_flat is None:
-            return g_image, None, *[None] * len(ctx.shapes)
-        parts = g_flat.split([shape.numel() for shape in ctx.shapes])
-        return g_image, None, *[part.view(shape) for part, shape in zip(parts, ctx.shapes)]
-
-
-def _kept_pointers(kept: list[Tensor]) -> tuple[int | None, int | None]:
-    """Addresses of the residual and of the active units; null when nothing was kept."""
-    return (native.pointer(kept[0]), native.pointer(kept[1], torch.uint8)) if kept else (None, None)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The native library with the argument types of the functions used here declared."""
-    library = native.library()
-    address, size = ctypes.c_void_p, ctypes.c_int64
-    library.color_net_active_bytes.argtypes = [size, size, address, size]
-    library.color_net_active_bytes.restype = size
-    library.color_net_forward.argtypes = [address, size, size, address, address, size, *[address] * 3]
-    library.color_net_backward.argtypes = [address, address, size, size, address, address, size, *[address] * 4]
-    return library
 
 
 class CameraAffine(nn.Module):

@@ -8,19 +8,17 @@ map of an iteration is a table look-up, a blur and an enlargement.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaussian_renderer.mesh_overlay import Pinhole
-from ops import losses, native
+from ops import losses
+from ops.region_map import soft_map
+from ops.types import Camera
 from ops.visibility import grid_size, see
 from utils.errors import UserError
 
@@ -127,7 +125,7 @@ class RegionAdaptiveLoss(nn.Module):
         self._grids.clear()
 
     @torch.no_grad()
-    def weights(self, view_index: int | None, camera: Pinhole, vertices: Tensor | None = None) -> Tensor:
+    def weights(self, view_index: int | None, camera: Camera, vertices: Tensor | None = None) -> Tensor:
         """The map [1, H, W] of a view at the size of `camera`, float32, mean 1.
 
         What a view sees is found at its first visit and kept under `view_index`: later the same view may
@@ -244,7 +242,7 @@ class RegionAdaptiveLoss(nn.Module):
         self._bits |= member.to(torch.uint8) << list(self._weights).index(region)
         return bool(member.any())
 
-    def _regions_seen(self, camera: Pinhole, vertices: Tensor) -> Tensor:
+    def _regions_seen(self, camera: Camera, vertices: Tensor) -> Tensor:
         """[rows, columns] uint8: which regions are seen in each cell."""
         rows, columns = grid_size(camera.width, camera.height, CELLS)
         seen = see(camera, vertices.detach(), self.faces, rows, columns)
@@ -283,7 +281,7 @@ class NoRegionWeights:
 
     note = ""
 
-    def weights(self, view_index: int | None, camera: Pinhole, vertices: Tensor | None = None) -> None:
+    def weights(self, view_index: int | None, camera: Camera, vertices: Tensor | None = None) -> None:
         """None, which `ops.losses.photometric` takes for even weights."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -292,48 +290,3 @@ class NoRegionWeights:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Passes over whatever a run with region weights has saved."""
-
-
-def soft_map(
-    bits: Tensor,  # [rows, columns]  uint8
-    table: Tensor,  # [256]            float32 weight of every value of `bits`, >= 0
-    height: int,
-    width: int,
-) -> Tensor:  # [1, H, W]        float32, mean 1
-    """The weights of a grid, blurred over a cell (1 2 1 both ways), enlarged bilinearly and scaled to mean 1.
-
-    A map without contrast becomes exactly 1.
-    """
-    if bits.device.type == "cpu" and native.available():
-        out = torch.empty(1, height, width)
-        native.check(
-            _library().region_map(
-                native.pointer(bits, torch.uint8),
-                native.pointer(table),
-                *bits.shape,
-                height,
-                width,
-                native.pointer(out),
-            )
-        )
-        return out
-    return _soft_map_torch(bits, table, height, width)
-
-
-def _soft_map_torch(bits: Tensor, table: Tensor, height: int, width: int) -> Tensor:
-    """The twin of csrc/region_map.cpp: any device; the host does not wait."""
-    coarse = table[bits.int()]
-    padded = F.pad(coarse[None, None], (1, 1, 1, 1), mode="replicate")
-    mixed = 0.25 * (padded[..., :-2, :] + padded[..., 2:, :]) + 0.5 * padded[..., 1:-1, :]
-    blurred = 0.25 * (mixed[..., :-2] + mixed[..., 2:]) + 0.5 * mixed[..., 1:-1]
-    result = F.interpolate(blurred, size=(height, width), mode="bilinear", align_corners=False)[0]
-    return torch.where(coarse.min() == coarse.max(), torch.ones_like(result), result / result.mean())
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The native library with the argument types of the function used here declared."""
-    library = native.library()
-    address, size = ctypes.c_void_p, ctypes.c_int64
-    library.region_map.argtypes = [address, address, size, size, size, size, address]
-    return library

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gaussian_renderer.mesh_overlay import Pinhole
 from ops.sh import C0
+from ops.types import Camera
 from ops.visibility import grid_size, see
 
 MAX_VIEWS = 48  # more of them change the colours by less than a grey level
@@ -28,13 +27,6 @@ BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's colour
 COLOR_SCALE = 0.1  # residuals larger than this (highlights, a strand of hair, tracking errors) count little
 # Where a triangle is sampled, as weights of its corners: the centroid and the middles of its three thirds.
 _SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3))
-
-
-class Shot(Pinhole, Protocol):
-    """A camera that knows when and by which apparatus its image was taken."""
-
-    timestep: int
-    camera_id: str
 
 
 @dataclass(frozen=True)
@@ -75,16 +67,16 @@ CLASSICAL_START = WarmStart(
 )
 
 
-def spread_views(shots: Sequence[Shot], limit: int = MAX_VIEWS) -> list[int]:
+def spread_views(cameras: Sequence[Camera], limit: int = MAX_VIEWS) -> list[int]:
     """At most `limit` indices, ascending: every camera about equally often, and spread over time.
 
     A plain stride through a list ordered by time and camera may meet the same camera again and again.
     """
-    if len(shots) <= limit:
-        return list(range(len(shots)))
+    if len(cameras) <= limit:
+        return list(range(len(cameras)))
     by_camera: dict[str, list[int]] = {}
-    for index in sorted(range(len(shots)), key=lambda i: (shots[i].timestep, i)):
-        by_camera.setdefault(shots[index].camera_id, []).append(index)
+    for index in sorted(range(len(cameras)), key=lambda i: (cameras[i].timestep, i)):
+        by_camera.setdefault(cameras[index].camera_id, []).append(index)
     chosen: list[int] = []
     for rank, indices in enumerate(by_camera.values()):
         # The limit is dealt out over the cameras; with more cameras than that, some get none.
@@ -96,7 +88,7 @@ def spread_views(shots: Sequence[Shot], limit: int = MAX_VIEWS) -> list[int]:
 
 @torch.no_grad()
 def triangle_colors(
-    views: Iterable[tuple[Pinhole, Tensor, Tensor]],  # (camera, image [3, H, W] 0..1, vertices [V, 3] metres)
+    views: Iterable[tuple[Camera, Tensor, Tensor]],  # (camera, image [3, H, W] 0..1, vertices [V, 3] metres)
     faces: Tensor,  # [F, 3]  int64, counter-clockwise from outside
     background: Sequence[float] | None = None,  # RGB 0..1, what the images are composited over
 ) -> tuple[Tensor, Tensor]:
@@ -141,7 +133,7 @@ def sh_dc(colors: Tensor) -> Tensor:
     return (colors - 0.5) / C0
 
 
-def _sample(camera: Pinhole, image: Tensor, corners: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sample(camera: Camera, image: Tensor, corners: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
     """Bilinear colours [F, 3] of the triangles `corners` [F, 3, 3], and whether all samples are foreground."""
     pose = camera.world_to_camera.to(corners)
     points = torch.einsum("sc,fcd->sfd", corners.new_tensor(_SAMPLES), corners) @ pose[:3, :3].T + pose[:3, 3]

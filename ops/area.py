@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 
 import torch
 from torch import Tensor
 
-from ops import native
+from ops import kernels
 
 
 def area_reduce(
@@ -31,18 +30,10 @@ def area_reduce(
         raise ValueError(f"expected an image [C, H, W] of bytes, got {tuple(image.shape)} {image.dtype}")
     if not (1 <= height <= image.shape[1] and 1 <= width <= image.shape[2]):
         raise ValueError(f"cannot reduce {image.shape[2]}x{image.shape[1]} pixels to {width}x{height}")
-    if image.device.type == "cpu" and native.available():
+    if kernels.usable(image, dtype=torch.uint8):
         image = image.contiguous()
         out = torch.empty(image.shape[0], height, width, dtype=torch.uint8)
-        native.check(
-            native.library().area_reduce(
-                native.pointer(image, torch.uint8),
-                *map(ctypes.c_int64, image.shape),
-                native.pointer(out, torch.uint8),
-                ctypes.c_int64(height),
-                ctypes.c_int64(width),
-            )
-        )
+        kernels.run("area_reduce", image, *image.shape, out, height, width)
         return out
     rows, columns = _shares(image.shape[1], height, image.device), _shares(image.shape[2], width, image.device)
     with torch.autocast(image.device.type, enabled=False):

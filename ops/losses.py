@@ -1,4 +1,4 @@
-"""The losses: L1 and SSIM of the picture, and the regularisers of the avatar.
+"""The losses: L1 and SSIM of the picture, and the regularizers of the avatar.
 
 All of them stay on the device of their arguments: nothing here makes the host
 wait for a GPU, so an iteration can be queued without stalling.
@@ -6,24 +6,23 @@ wait for a GPU, so an iteration can be queued without stalling.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops import native
+from ops import kernels
 
-WINDOW_RADIUS = 5  # pixels; an 11 x 11 window
-WINDOW_SIGMA = 1.5  # pixels
-C1 = 0.01**2
-C2 = 0.03**2
+WINDOW_RADIUS = int(kernels.CONSTANTS["kWindowRadius"])  # pixels
+WINDOW_SIGMA = kernels.CONSTANTS["kWindowSigma"]  # pixels
+C1 = kernels.CONSTANTS["kSsimK1"] ** 2
+C2 = kernels.CONSTANTS["kSsimK2"] ** 2
 
 
 def photometric(
     image: Tensor,  # [C, H, W]  0..1 (not clamped)
-    target: Tensor,  # [C, H, W]
+    ground_truth: Tensor,  # [C, H, W]
     weights: Tensor | None = None,  # [1, H, W]  >= 0
 ) -> tuple[Tensor, Tensor]:
     """Mean absolute difference and mean SSIM, two scalars.
@@ -31,7 +30,7 @@ def photometric(
     With weights both means over the pixels become weighted ones: sum(w |d|) /
     sum(w) and sum(w S) / sum(w), then the mean over the channels. Weights that
     are all zero give (0, 1), a perfect score without gradient. Differentiable
-    with respect to `image` only; `target` and `weights` are data.
+    with respect to `image` only; `ground_truth` and `weights` are data.
 
     Half precision is raised to float32 first: the variances of SSIM are
     differences of nearly equal numbers.
@@ -39,21 +38,21 @@ def photometric(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    if image.ndim != 3 or image.shape != target.shape or image.numel() == 0:
-        raise ValueError(f"expected two images [C, H, W], got {tuple(image.shape)} and {tuple(target.shape)}")
+    if image.ndim != 3 or image.shape != ground_truth.shape or image.numel() == 0:
+        raise ValueError(f"expected two images [C, H, W], got {tuple(image.shape)} and {tuple(ground_truth.shape)}")
     if weights is not None and weights.shape != (1, *image.shape[1:]):
         raise ValueError(f"expected weights [1, {image.shape[1]}, {image.shape[2]}], got {tuple(weights.shape)}")
     dtype = torch.promote_types(image.dtype, torch.float32)
-    image, target = image.to(dtype), target.detach().to(dtype)
+    image, ground_truth = image.to(dtype), ground_truth.detach().to(dtype)
     weights = None if weights is None else weights.detach().to(dtype)
-    if image.device.type == "cpu" and dtype == torch.float32 and native.available():
-        return _NativePhotometric.apply(image, target, weights)
-    return _photometric_torch(image, target, weights)
+    if kernels.usable(image):
+        return _Photometric.apply(image, ground_truth, weights)
+    return _photometric_torch(image, ground_truth, weights)
 
 
 def ssim_map(
     image: Tensor,  # [C, H, W]  0..1
-    target: Tensor,  # [C, H, W]
+    ground_truth: Tensor,  # [C, H, W]
 ) -> Tensor:  # [C, H, W]
     """Structural similarity of every pixel (Wang et al. 2004), in the dtype of the images.
 
@@ -66,7 +65,7 @@ def ssim_map(
     This is the usual formula with one blur less, and it keeps in float32 what
     the covariance E[xy] - E[x]E[y] loses where the images are alike.
     """
-    plus, minus = image + target, image - target
+    plus, minus = image + ground_truth, image - ground_truth
     blurred = _blur(torch.cat([plus, minus, plus * plus, minus * minus]))
     mean_plus, mean_minus, square_plus, square_minus = blurred.chunk(4)
     p2, m2 = mean_plus * mean_plus, mean_minus * mean_minus
@@ -77,10 +76,10 @@ def ssim_map(
     return luminance * structure
 
 
-def _photometric_torch(image: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def _photometric_torch(image: Tensor, ground_truth: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """`photometric` in PyTorch: any device, and float64 for the tests."""
     with torch.autocast(image.device.type, enabled=False):
-        difference, similarity = (image - target).abs(), ssim_map(image, target)
+        difference, similarity = (image - ground_truth).abs(), ssim_map(image, ground_truth)
         if weights is None:
             return difference.mean(), similarity.mean()
         total = weights.sum()
@@ -112,50 +111,31 @@ def _blur(maps: Tensor) -> Tensor:
     return F.conv2d(batch, across, padding=(WINDOW_RADIUS, 0), groups=count)[0]
 
 
-class _NativePhotometric(torch.autograd.Function):
+class _Photometric(torch.autograd.Function):
     """`photometric` by csrc/ssim.cpp: float32 on the CPU."""
 
     @staticmethod
-    def forward(ctx, image: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        image, target = image.contiguous(), target.contiguous()
+    def forward(ctx, image: Tensor, ground_truth: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        image, ground_truth = image.contiguous(), ground_truth.contiguous()
         weights = None if weights is None else weights.contiguous()
         channels, height, width = image.shape
         gradient = torch.empty_like(image) if ctx.needs_input_grad[0] else None
-        sums = (ctypes.c_double * 3)()
-        native.check(
-            _library().ssim_forward(
-                native.pointer(image),
-                native.pointer(target),
-                native.pointer(weights),
-                channels,
-                height,
-                width,
-                sums,
-                native.pointer(gradient),
-            )
-        )
-        absolute, similarity, total = sums
+        sums = torch.empty(3, dtype=torch.float64)
+        kernels.run("ssim_forward", image, ground_truth, weights, channels, height, width, sums, gradient)
+        absolute, similarity, total = sums.tolist()
         # "not (<= 0)" and not "> 0": a NaN among the weights must not look like a perfect score.
         used = not total <= 0.0
         ctx.scale = 1.0 / (channels * total) if used else 0.0
-        ctx.save_for_backward(image, target, weights, gradient)
+        ctx.save_for_backward(image, ground_truth, weights, gradient)
         return (image.new_tensor(absolute * ctx.scale), image.new_tensor(similarity * ctx.scale if used else 1.0))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_l1: Tensor, grad_ssim: Tensor) -> tuple[Tensor, None, None]:
-        image, target, weights, gradient = ctx.saved_tensors
+        image, ground_truth, weights, gradient = ctx.saved_tensors
         out = torch.empty_like(image)
-        _library().ssim_backward(
-            native.pointer(image),
-            native.pointer(target),
-            native.pointer(weights),
-            native.pointer(gradient),
-            *image.shape,
-            ctx.scale * grad_l1.item(),
-            ctx.scale * grad_ssim.item(),
-            native.pointer(out),
-        )
+        scales = (ctx.scale * grad_l1.item(), ctx.scale * grad_ssim.item())
+        kernels.run("ssim_backward", image, ground_truth, weights, gradient, *image.shape, *scales, out)
         return out, None, None
 
 
@@ -191,15 +171,14 @@ def local_regularizers(
     threshold_scale: float,  # triangle units
 ) -> tuple[Tensor, Tensor]:
     """`xyz_regularizer` of the positions and `scale_regularizer` of the scales, in one pass on the CPU."""
-    native_types = all(rows.dtype == torch.float32 and rows.device.type == "cpu" for rows in (xyz, log_scales))
-    if not (native_types and native.available()):
+    if not kernels.usable(xyz, log_scales):
         return (
             xyz_regularizer(xyz, visible, threshold_xyz),
             scale_regularizer(log_scales.exp(), visible, threshold_scale),
         )
     for rows in (xyz, log_scales):
         _check_rows(rows, visible)
-    return _NativeLocal.apply(xyz, log_scales, visible, threshold_xyz, threshold_scale)
+    return _LocalRegularizers.apply(xyz, log_scales, visible, threshold_xyz, threshold_scale)
 
 
 def dynamic_offset(
@@ -245,11 +224,11 @@ def uniform_laplacian(
 
 
 def _row_penalty(rows: Tensor, visible: Tensor, threshold: float, norm_first: bool) -> Tensor:
-    """The mean of a norm penalty over the visible rows; see `regularizers.cpp` for the native twin."""
+    """The mean of a norm penalty over the visible rows; csrc/regularizers.cpp is its twin."""
     _check_rows(rows, visible)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and native.available():
-        return _NativeRowPenalty.apply(rows, visible, threshold, norm_first)
+    if kernels.usable(rows):
+        return _RowPenalty.apply(rows, visible, threshold, norm_first)
     # vector_norm has gradient 0 at 0. A sum over `where`, not an indexing by the
     # mask: the latter would make the host wait for the number of visible rows.
     if norm_first:
@@ -267,28 +246,19 @@ def _check_rows(rows: Tensor, visible: Tensor) -> None:
         )
 
 
-class _NativeRowPenalty(torch.autograd.Function):
+class _RowPenalty(torch.autograd.Function):
     """`_row_penalty` by csrc/regularizers.cpp: float32 on the CPU."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, visible: Tensor, threshold: float, norm_first: bool) -> Tensor:
         rows, visible = rows.contiguous(), visible.contiguous()
         gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        sums = (ctypes.c_double * 2)()
-        native.check(
-            _library().regularizer_rows(
-                native.pointer(rows),
-                native.pointer(visible, torch.bool),
-                rows.shape[0],
-                threshold,
-                norm_first,
-                sums,
-                native.pointer(gradient),
-            )
-        )
-        ctx.scale = 1.0 / max(sums[1], 1.0)
+        sums = torch.empty(2, dtype=torch.float64)
+        kernels.run("regularizer_rows", rows, visible, len(rows), threshold, norm_first, sums, gradient)
+        total, count = sums.tolist()
+        ctx.scale = 1.0 / max(count, 1.0)
         ctx.save_for_backward(gradient)
-        return rows.new_tensor(sums[0] * ctx.scale)
+        return rows.new_tensor(total * ctx.scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -297,7 +267,7 @@ class _NativeRowPenalty(torch.autograd.Function):
         return gradient * (ctx.scale * grad.item()), None, None, None
 
 
-class _NativeLocal(torch.autograd.Function):
+class _LocalRegularizers(torch.autograd.Function):
     """`local_regularizers` by csrc/regularizers.cpp."""
 
     @staticmethod
@@ -308,22 +278,13 @@ class _NativeLocal(torch.autograd.Function):
         slopes = [
             torch.empty_like(rows) if needed else None for rows, needed in zip((xyz, log_scales), ctx.needs_input_grad)
         ]
-        sums = (ctypes.c_double * 3)()
-        native.check(
-            _library().regularizer_local(
-                native.pointer(xyz),
-                native.pointer(log_scales),
-                native.pointer(visible, torch.bool),
-                len(xyz),
-                threshold_xyz,
-                threshold_scale,
-                sums,
-                *map(native.pointer, slopes),
-            )
-        )
-        ctx.scale = 1.0 / max(sums[2], 1.0)
+        sums = torch.empty(3, dtype=torch.float64)
+        thresholds = (threshold_xyz, threshold_scale)
+        kernels.run("regularizer_local", xyz, log_scales, visible, len(xyz), *thresholds, sums, *slopes)
+        xyz_sum, scale_sum, count = sums.tolist()
+        ctx.scale = 1.0 / max(count, 1.0)
         ctx.save_for_backward(*slopes)
-        return xyz.new_tensor(sums[0] * ctx.scale), xyz.new_tensor(sums[1] * ctx.scale)
+        return xyz.new_tensor(xyz_sum * ctx.scale), xyz.new_tensor(scale_sum * ctx.scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -333,16 +294,3 @@ class _NativeLocal(torch.autograd.Function):
             for slope, grad in zip(ctx.saved_tensors, grads)
         )
         return (*slopes, None, None, None)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The native library with the argument types of the functions used here declared."""
-    library = native.library()
-    address, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.regularizer_rows.argtypes = [address, address, size, real, ctypes.c_bool, address, address]
-    library.regularizer_local.argtypes = [address, address, address, size, real, real, address, address, address]
-    library.ssim_forward.argtypes = [address, address, address, size, size, size, address, address]
-    library.ssim_backward.argtypes = [address, address, address, address, size, size, size, real, real, address]
-    library.ssim_backward.restype = None
-    return library

@@ -18,18 +18,16 @@ become NaN.
 
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ops import native
+from ops import kernels
 from ops.rotations import matrix_to_quaternion, quaternion_multiply
 
-# Keep equal to csrc/rig.cpp.
-_MIN_EDGE = 1e-6  # metres
-_MIN_SINE = 1e-6
+_MIN_EDGE = kernels.CONSTANTS["kMinEdge"]  # metres
+_MIN_SINE = kernels.CONSTANTS["kMinSine"]
 
 
 class Frames(NamedTuple):
@@ -92,14 +90,13 @@ def bind(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """World-space means [N, 3], unit quats [N, 4], scales [N, 3] and opacities [N], from raw parameters.
 
-    On the CPU in float32 this is one native call each way; gradients (to the
+    On the CPU in float32 this is one kernel each way; gradients (to the
     vertices as well) repeat bit for bit with any number of threads. Indices
     are the caller's responsibility.
     """
     opacities = opacity.reshape(-1).sigmoid()
-    tensors = (vertices, xyz, rotation, scaling)
-    if all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and native.available():
-        means, quats, scales = _NativeRig.apply(vertices, faces, xyz, rotation, scaling, binding)
+    if kernels.usable(vertices, xyz, rotation, scaling):
+        means, quats, scales = _Bind.apply(vertices, faces, xyz, rotation, scaling, binding)
     else:
         means, quats, scales = _bind_torch(vertices, faces, xyz, rotation, scaling, binding)
     return means, quats, scales, opacities
@@ -108,36 +105,27 @@ def bind(
 def _bind_torch(
     vertices: Tensor, faces: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor, binding: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The twin of the native kernel, for other devices and types."""
+    """The twin of csrc/rig.cpp, for other devices and types."""
     unit = torch.nn.functional.normalize(rotation, dim=1)
     return local_to_world(triangle_frames(vertices, faces), binding, xyz, unit, scaling.exp())
 
 
-class _NativeRig(torch.autograd.Function):
-    """`csrc/rig.cpp`: float32 on the CPU."""
+class _Bind(torch.autograd.Function):
+    """`bind` by csrc/rig.cpp: float32 on the CPU."""
 
     @staticmethod
     def forward(
         ctx, vertices: Tensor, faces: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor, binding: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         vertices, faces, xyz, rotation, binding = (t.contiguous() for t in (vertices, faces, xyz, rotation, binding))
-        scales = scaling.exp().contiguous()  # PyTorch's exp is vectorised
+        scales = scaling.exp().contiguous()  # PyTorch's exp is vectorized
         frames = vertices.new_empty(faces.shape[0], 20)
         means, quats, world_scales = torch.empty_like(xyz), torch.empty_like(rotation), torch.empty_like(scales)
-        whole = torch.int64
-        native.library().rig_forward(
-            ctypes.c_int64(faces.shape[0]),
-            ctypes.c_int64(xyz.shape[0]),
-            native.pointer(vertices),
-            native.pointer(faces, whole),
-            native.pointer(xyz),
-            native.pointer(rotation),
-            native.pointer(scales),
-            native.pointer(binding, whole),
-            native.pointer(frames),
-            native.pointer(means),
-            native.pointer(quats),
-            native.pointer(world_scales),
+        kernels.run(
+            "rig_forward",
+            *(len(faces), len(xyz)),
+            *(vertices, faces, xyz, rotation, scales, binding),
+            *(frames, means, quats, world_scales),
         )
         ctx.save_for_backward(faces, xyz, rotation, scales, binding, frames)
         ctx.n_vertices = vertices.shape[0]
@@ -149,26 +137,11 @@ class _NativeRig(torch.autograd.Function):
         faces, xyz, rotation, scales, binding, frames = ctx.saved_tensors
         g_vertices = xyz.new_empty(ctx.n_vertices, 3) if ctx.needs_input_grad[0] else None
         g_xyz, g_rotation, g_scaling = torch.empty_like(xyz), torch.empty_like(rotation), torch.empty_like(scales)
-        g_means, g_quats, g_scales = g_means.contiguous(), g_quats.contiguous(), g_scales.contiguous()
-        whole = torch.int64
-        native.check(
-            native.library().rig_backward(
-                ctypes.c_int64(ctx.n_vertices),
-                ctypes.c_int64(faces.shape[0]),
-                ctypes.c_int64(xyz.shape[0]),
-                native.pointer(faces, whole),
-                native.pointer(xyz),
-                native.pointer(rotation),
-                native.pointer(scales),
-                native.pointer(binding, whole),
-                native.pointer(frames),
-                native.pointer(g_means),
-                native.pointer(g_quats),
-                native.pointer(g_scales),
-                native.pointer(g_xyz),
-                native.pointer(g_rotation),
-                native.pointer(g_scaling),
-                native.pointer(g_vertices),
-            )
+        kernels.run(
+            "rig_backward",
+            *(ctx.n_vertices, len(faces), len(xyz)),
+            *(faces, xyz, rotation, scales, binding, frames),
+            *(g_means.contiguous(), g_quats.contiguous(), g_scales.contiguous()),
+            *(g_xyz, g_rotation, g_scaling, g_vertices),
         )
         return g_vertices, None, g_xyz, g_rotation, g_scaling, None

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MAX_DEGREE = 3
+from ops import kernels
+
+MAX_DEGREE = int(kernels.CONSTANTS["kMaxDegree"])
 C0 = 0.28209479177387814  # the constant basis function, 1 / (2 sqrt(pi))
 
 

@@ -19,7 +19,7 @@ class Camera:
     """One calibrated view at one moment.
 
     Axes are OpenCV's (x right, y down, z forward). A camera-space point
-    (x, y, z) lands at the pixel (fx x/z + cx, fy y/z + cy); the centre of the
+    (x, y, z) lands at the pixel (fx x/z + cx, fy y/z + cy); the center of the
     first pixel is (0.5, 0.5).
     """
 
@@ -36,7 +36,7 @@ class Camera:
 
     @property
     def center(self) -> Tensor:
-        """[3] the optical centre in world space, metres."""
+        """[3] the optical center in world space, metres."""
         rotation = self.world_to_camera[:3, :3]
         return -rotation.T @ self.world_to_camera[:3, 3]
 

@@ -13,21 +13,18 @@ its twin in PyTorch.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gaussian_renderer.mesh_overlay import Pinhole
-from ops import native
+from ops import kernels
+from ops.types import Camera
 
-# Keep equal to csrc/visibility.cpp, where each has its reason.
-_NEAR_PLANE = 1e-3  # metres
-_FAR_AWAY = 1e6  # cells
-_OVERLAP = 1e-4  # cells
-_SAME_DEPTH = 1e-5  # relative
+_NEAR_PLANE = kernels.CONSTANTS["kMeshNear"]  # metres
+_FAR_AWAY = kernels.CONSTANTS["kFarAway"]  # cells
+_OVERLAP = kernels.CONSTANTS["kOverlap"]  # cells
+_SAME_DEPTH = kernels.CONSTANTS["kSameDepth"]  # relative
 
 
 class Visibility(NamedTuple):
@@ -48,7 +45,7 @@ def grid_size(width: int, height: int, cells: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def see(
-    camera: Pinhole,
+    camera: Camera,
     vertices: Tensor,  # [V, 3]  world space, metres
     faces: Tensor,  # [F, 3]  int64, counter-clockwise from outside
     rows: int,
@@ -80,12 +77,12 @@ def see(
         camera.cx * columns / camera.width,
         camera.cy * rows / camera.height,
     )
-    if vertices.device.type == "cpu" and native.available():
-        return _see_native(camera.world_to_camera, intrinsics, vertices, faces, rows, columns)
+    if kernels.usable(vertices.float()):
+        return _see_kernel(camera.world_to_camera, intrinsics, vertices, faces, rows, columns)
     return _see_torch(camera.world_to_camera, intrinsics, vertices, faces, rows, columns)
 
 
-def _see_native(
+def _see_kernel(
     pose: Tensor, intrinsics: tuple[float, ...], vertices: Tensor, faces: Tensor, rows: int, columns: int
 ) -> Visibility:
     if faces.numel() and not 0 <= int(faces.min()) <= int(faces.max()) < len(vertices):
@@ -99,23 +96,7 @@ def _see_native(
         torch.empty(rows, columns, dtype=torch.int64),
         torch.empty(rows, columns),
     )
-    native.check(
-        _library().visibility_faces(
-            native.pointer(pose),
-            (ctypes.c_double * 4)(*intrinsics),
-            native.pointer(vertices),
-            len(vertices),
-            native.pointer(faces, torch.int64),
-            count,
-            rows,
-            columns,
-            native.pointer(out.visible, torch.bool),
-            native.pointer(out.facing),
-            native.pointer(out.center_cell, torch.int64),
-            native.pointer(out.first, torch.int64),
-            native.pointer(out.depth),
-        )
-    )
+    kernels.run("visibility_faces", pose, list(intrinsics), vertices, len(vertices), faces, count, rows, columns, *out)
     return out
 
 
@@ -198,26 +179,3 @@ def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
     """For every i, `counts[i]` rows: (i, 0), (i, 1), ... as two columns."""
     owner = torch.repeat_interleave(counts)
     return owner, torch.arange(len(owner), device=counts.device) - (counts.cumsum(0) - counts)[owner]
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The native library with the argument types of the function used here declared."""
-    library = native.library()
-    address, size = ctypes.c_void_p, ctypes.c_int64
-    library.visibility_faces.argtypes = [
-        address,
-        address,
-        address,
-        size,
-        address,
-        size,
-        size,
-        size,
-        address,
-        address,
-        address,
-        address,
-        address,
-    ]
-    return library

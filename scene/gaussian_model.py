@@ -143,8 +143,9 @@ class GaussianModel:
             UserError: a broken file, or triangles that the head model does not have.
         """
         path = folder / PLY_NAME
-        fields = read_ply(path)
-        binding = fields.pop("binding")
+        columns = read_ply(path)
+        binding = columns.pop("binding")
+        fields = {name: column for name, column in columns.items() if column is not None}
         if binding is not None:
             if flame is None:
                 raise UserError(f"{path} is bound to a head mesh (binding_0), but no head model was given")
@@ -220,6 +221,7 @@ class GaussianModel:
 
     def triangle_scales(self, vertices: Tensor) -> Tensor:
         """[F] metres per triangle unit, for a bound avatar whose mesh has the `vertices` [V, 3]; differentiable."""
+        assert self.flame is not None  # it is bound
         return rig.triangle_frames(vertices, self.flame.faces).scale
 
     def state_dict(self) -> dict[str, Any]:
@@ -261,13 +263,10 @@ class GaussianModel:
                 raise ValueError(f"{name} has shape {tuple(fields[name].shape)}, expected {(count, *shape)}")
         if (binding is None) != (flame is None):
             raise ValueError("only one of the saved and this run is bound to a head mesh")
-        if binding is not None and (
-            binding.dtype != torch.int64
-            or binding.shape != (count,)
-            or count
-            and not (0 <= int(binding.min()) and int(binding.max()) < flame.faces.shape[0])
-        ):
-            raise ValueError("it names triangles that the head model does not have")
+        if flame is not None:
+            numbers = binding.dtype == torch.int64 and binding.shape == (count,)
+            if not numbers or count and not 0 <= int(binding.min()) <= int(binding.max()) < flame.faces.shape[0]:
+                raise ValueError("it names triangles that the head model does not have")
         model = cls(
             state["fields"],
             sh_degree=state["sh_degree"],

@@ -37,48 +37,21 @@ _MOST_LISTS = 5_000_000
 # Triangle numbers are stored as float32, which counts exactly up to here.
 _LARGEST_EXACT = 2**24
 _SIZES = {
-    "char": 1,
-    "uchar": 1,
-    "int8": 1,
-    "uint8": 1,
-    "short": 2,
-    "ushort": 2,
-    "int16": 2,
-    "uint16": 2,
-    "int": 4,
-    "uint": 4,
-    "int32": 4,
-    "uint32": 4,
-    "float": 4,
-    "float32": 4,
-    "double": 8,
-    "float64": 8,
+    name: size
+    for size, names in (
+        (1, "char uchar int8 uint8"),
+        (2, "short ushort int16 uint16"),
+        (4, "int uint int32 uint32 float float32"),
+        (8, "double float64"),
+    )
+    for name in names.split()
 }
 
 
 def _names(rest: int, bound: bool) -> list[str]:
     """The properties in file order; `rest` counts the f_rest columns."""
-    return [
-        "x",
-        "y",
-        "z",
-        "nx",
-        "ny",
-        "nz",
-        "f_dc_0",
-        "f_dc_1",
-        "f_dc_2",
-        *(f"f_rest_{i}" for i in range(rest)),
-        "opacity",
-        "scale_0",
-        "scale_1",
-        "scale_2",
-        "rot_0",
-        "rot_1",
-        "rot_2",
-        "rot_3",
-        *(["binding_0"] if bound else []),
-    ]
+    names = "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2".split() + [f"f_rest_{i}" for i in range(rest)]
+    return names + "opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3".split() + ["binding_0"] * bound
 
 
 def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
@@ -93,9 +66,10 @@ def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    count = len(fields["xyz"])
-    binding = fields.get("binding")
-    rest = fields["features_rest"]
+    tensors = {name: tensor for name, tensor in fields.items() if tensor is not None}
+    count = len(tensors["xyz"])
+    binding = tensors.get("binding")
+    rest = tensors["features_rest"]
     if binding is not None and count and int(binding.max()) >= _LARGEST_EXACT:
         raise UserError(f"cannot write {path}: triangle numbers of {_LARGEST_EXACT} and more do not fit its format")
 
@@ -103,13 +77,13 @@ def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
         return tensor.detach().cpu().reshape(count, -1).numpy()
 
     blocks = [
-        columns(fields["xyz"]),
+        columns(tensors["xyz"]),
         np.zeros((count, 3)),  # normals: unused, but part of the layout
-        columns(fields["features_dc"]),
+        columns(tensors["features_dc"]),
         columns(rest.transpose(1, 2)),  # [N, K-1, 3] -> channel-major
-        columns(fields["opacity"]),
-        columns(fields["scaling"]),
-        columns(fields["rotation"]),
+        columns(tensors["opacity"]),
+        columns(tensors["scaling"]),
+        columns(tensors["rotation"]),
     ]
     if binding is not None:
         blocks.append(columns(binding))
@@ -252,11 +226,12 @@ def _check_header(path: Path, stream: BinaryIO) -> None:
     start = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     ending = re.match(rb"ply(\r\n|\r|\n)", start)
-    end = start.find(b"%bend_header%b" % (ending[1], ending[1])) if ending else -1
+    newline = ending[1] if ending else b""
+    end = start.find(newline + b"end_header" + newline) if ending else -1
     if end < 0:
         raise UserError(f"{path} is not a PLY file: it does not begin with a PLY header")
-    body = end + len(b"end_header") + 2 * len(ending[1])
-    lines = start[:end].split(ending[1])
+    body = end + len(b"end_header") + 2 * len(newline)
+    lines = start[:end].split(newline)
     # Line breaks of another kind inside of a line: plyfile and we could see different headers.
     if any(re.search(rb"[\x00-\x08\x0a-\x1f]", line) for line in lines):
         raise UserError(f"{path} is not a PLY file: its header holds control characters")

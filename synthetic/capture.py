@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import multiprocessing
@@ -20,11 +19,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from synthetic.model import build_head, hair_offset
+from synthetic.model import Head, build_head, hair_offset
 from synthetic.motion import make_motion, make_views, tracked
 from synthetic.render import Assets, View, make_assets, render_frame
+from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, remove_leftovers, write_json
+from utils.npz import write_npz
 
 MARKER = "synthetic.json"  # names the settings of a folder that this module writes
 VERSION = 1  # of what the same settings produce
@@ -86,27 +87,18 @@ def make_capture(
     # As VHAP does: the mouth of the canonical pose is open.
     canonical["jaw_pose"][0, 0] = 0.3
     canonical.update(shape=motion[0]["shape"], static_offset=motion[0]["static_offset"])
-    _write_npz(out / "canonical_flame_param.npz", canonical)
+    write_npz(out / "canonical_flame_param.npz", canonical)
     for t, truth in enumerate(motion):
-        _write_npz(out / "true_flame_param" / f"{t:05d}.npz", truth)
-        _write_npz(out / "flame_param" / f"{t:05d}.npz", tracked(truth, tracking_noise, seed, t))
+        write_npz(out / "true_flame_param" / f"{t:05d}.npz", truth)
+        write_npz(out / "flame_param" / f"{t:05d}.npz", tracked(truth, tracking_noise, seed, t))
 
-    _render_missing(
-        out,
-        head,
-        motion,
-        views,
-        sorted({p for pairs in splits.values() for p in pairs}),
-        seed,
-        samples,
-        workers,
-        progress,
-    )
+    together = [pair for pairs in splits.values() for pair in pairs]
+    _render_missing(out, head, motion, views, sorted(set(together)), seed, samples, workers, progress)
 
     # Last, so that a capture that can be opened is complete.
     for name, pairs in splits.items():
         write_json(out / f"transforms_{name}.json", _transforms(pairs, views))
-    write_json(out / "transforms.json", _transforms([p for pairs in splits.values() for p in pairs], views))
+    write_json(out / "transforms.json", _transforms(together, views))
     return out
 
 
@@ -208,21 +200,14 @@ def _write_pickle(path: Path, value: Any) -> None:
         temporary.write_bytes(pickle.dumps(value, protocol=2))
 
 
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)
-
-
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def _render_missing(
     out: Path,
-    head: Any,
+    head: Head,
     motion: list[dict[str, np.ndarray]],
     views: list[View],
     pairs: Iterable[tuple[int, int]],
@@ -239,9 +224,7 @@ def _render_missing(
     if not missing:
         return
     assets = make_assets(head, seed)
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, len(missing))
+    workers = min(usable_cores() if workers is None else workers, len(missing))
     count = sum(len(c) for c in missing.values())
     with tqdm(
         total=count, desc="rendering the procedural head", unit="image", disable=not progress, file=sys.stderr

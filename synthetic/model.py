@@ -81,7 +81,7 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
 
 
 def pose_head(model: dict[str, Any], parameters: dict[str, Array]) -> tuple[Array, Array, Array]:
-    """Poses the model (facts: blend shapes, pose correctives, linear blend skinning, translation).
+    """Poses the model as FLAME is posed: blend shapes, pose correctives, linear blend skinning, translation.
 
     Args:
         parameters: one timestep's arrays under the names of `flame_param/*.npz`.

@@ -25,52 +25,27 @@ JOINTS = np.array(
     ]
 )
 PARENTS = (-1, 0, 1, 1, 1)
-IDENTITY_NAMES = (
-    "width",
-    "height",
-    "depth",
-    "jaw_width",
-    "chin",
-    "nose_length",
-    "nose_width",
-    "nose_tip",
-    "cheekbones",
-    "brow_ridge",
-    "lips",
-    "mouth_width",
-    "forehead",
-    "ears",
-    "neck_width",
-    "asymmetry",
+IDENTITY_NAMES = tuple(
+    (
+        "width height depth jaw_width chin nose_length nose_width nose_tip cheekbones brow_ridge lips "
+        "mouth_width forehead ears neck_width asymmetry"
+    ).split()
 )
-EXPRESSION_NAMES = (
-    "smile",
-    "frown",
-    "brow_up_left",
-    "brow_up_right",
-    "brow_down",
-    "blink_left",
-    "blink_right",
-    "funnel",
-    "cheek_puff",
-    "sneer",
-    "stretch",
-    "upper_lip_up",
-    "lower_lip_down",
-    "eyes_wide",
-    "squint",
-    "mouth_left",
-    "chin_up",
+EXPRESSION_NAMES = tuple(
+    (
+        "smile frown brow_up_left brow_up_right brow_down blink_left blink_right funnel cheek_puff sneer "
+        "stretch upper_lip_up lower_lip_down eyes_wide squint mouth_left chin_up"
+    ).split()
 )
 
 
 def _brush(points: Array, center: tuple, size: tuple | float, move: tuple, mirrored: bool = True) -> Array:
     """[V, 3] displacement `move` (metres) around `center` with standard deviations `size`; x is mirrored too."""
-    size = np.broadcast_to(np.asarray(size, dtype=np.float64), 3)
+    sizes = np.broadcast_to(np.asarray(size, dtype=np.float64), 3)
     total = np.zeros_like(points)
     for sign in (1.0, -1.0) if mirrored else (1.0,):
         flip = np.array([sign, 1.0, 1.0])
-        weight = np.exp(-0.5 * (((points - np.asarray(center) * flip) / size) ** 2).sum(1))
+        weight = np.exp(-0.5 * (((points - np.asarray(center) * flip) / sizes) ** 2).sum(1))
         total += weight[:, None] * (np.asarray(move) * flip)
     return total
 

@@ -39,17 +39,8 @@ def make_views(count: int, size: tuple[int, int]) -> tuple[list[View], int]:
         pose[:3, 3] = TARGET + DISTANCE * backward
         # As in a real rig, no principal point is centred and pixels are not quite square.
         shift = 0.010 * np.array([np.sin(1.7 * index), np.cos(2.3 * index)]) * [width, height]
-        views.append(
-            View(
-                pose,
-                focal,
-                focal * (1.0 + 0.004 * np.cos(index)),
-                width / 2 + shift[0],
-                height / 2 + shift[1],
-                width,
-                height,
-            )
-        )
+        cx, cy = width / 2 + shift[0], height / 2 + shift[1]
+        views.append(View(pose, focal, focal * (1.0 + 0.004 * np.cos(index)), cx, cy, width, height))
     return views, frontal
 
 
@@ -161,15 +152,8 @@ def make_motion(count: int, held_out: int, seed: int, offset: Array) -> list[dic
 def tracked(parameters: dict[str, Array], scale: float, seed: int, timestep: int) -> dict[str, Array]:
     """What a tracker would report: the truth plus noise of `scale` x (0.3 mm, 0.3 degrees, 0.03 expression units)."""
     rng = np.random.default_rng([seed, 10, timestep])
-    angle = np.radians(0.3)
-    sigma = {
-        "translation": 0.0003,
-        "rotation": angle,
-        "neck_pose": angle,
-        "jaw_pose": angle,
-        "eyes_pose": angle,
-        "expr": 0.03,
-    }
+    angles = dict.fromkeys(("rotation", "neck_pose", "jaw_pose", "eyes_pose"), float(np.radians(0.3)))
+    sigma = {"translation": 0.0003, **angles, "expr": 0.03}
     result = dict(parameters)
     for name, size in sigma.items():
         noise = scale * size * rng.standard_normal(parameters[name].shape)

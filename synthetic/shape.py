@@ -177,30 +177,30 @@ def lip_depth(x: Array, y: Array) -> Array:
     return np.where(np.abs(x) > MOUTH_CORNER_X + 0.0005, -np.abs(np.abs(x) - MOUTH_CORNER_X), inside)
 
 
-_HAIRLINE_THETA = np.radians([0, 18, 36, 50, 58, 64, 70, 78, 84, 100, 112, 125, 140, 180])
-_HAIRLINE_H = np.array(
+# Degrees of longitude, chart metres.
+_HAIRLINE = np.array(
     [
-        0.1020,
-        0.1010,
-        0.0960,
-        0.0860,
-        0.0600,
-        0.0150,
-        -0.0020,
-        -0.0010,
-        0.0300,
-        0.0330,
-        0.0080,
-        -0.0350,
-        -0.0620,
-        -0.0700,
+        (0, 0.1020),
+        (18, 0.1010),
+        (36, 0.0960),
+        (50, 0.0860),
+        (58, 0.0600),
+        (64, 0.0150),
+        (70, -0.0020),
+        (78, -0.0010),
+        (84, 0.0300),
+        (100, 0.0330),
+        (112, 0.0080),
+        (125, -0.0350),
+        (140, -0.0620),
+        (180, -0.0700),
     ]
 )
 
 
 def hair_depth(theta: Array, h: Array) -> Array:
     """Chart metres above the hairline (negative on bare skin)."""
-    return h - np.interp(np.abs(theta), _HAIRLINE_THETA, _HAIRLINE_H)
+    return h - np.interp(np.abs(theta), np.radians(_HAIRLINE[:, 0]), _HAIRLINE[:, 1])
 
 
 def smoothstep(x: Array, low: float, high: float) -> Array:

@@ -8,6 +8,7 @@ Colours are sRGB, 0..1, until `to_linear`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -56,8 +57,8 @@ def chart_noise(rng: np.random.Generator, cells_across: int, cells_down: int | N
     return np.asarray(picture) * 1.2
 
 
-def texel(theta: Array, h: Array) -> tuple[Array, Array]:
-    """Column and row (float) of chart positions in the picture."""
+def texel(theta: Any, h: Any) -> tuple[Any, Any]:
+    """Column and row (float) of chart positions, arrays or numbers, in the picture."""
     return ((theta / (2 * np.pi) + 0.5) * WIDTH, (shape.H_TOP - h) / (shape.H_TOP - shape.H_BOTTOM) * HEIGHT)
 
 
@@ -151,7 +152,7 @@ def skin_picture(mesh: HeadMesh, colors: Palette, seed: int) -> Array:
     def mix(color: Array, target: tuple | Array, weight: Array) -> Array:
         return color + np.clip(weight, 0, 1)[..., None] * (np.asarray(target, dtype=np.float32) - color)
 
-    skin = np.broadcast_to(colors.skin.astype(np.float32), (HEIGHT, WIDTH, 3)).copy()
+    skin: Array = np.broadcast_to(colors.skin.astype(np.float32), (HEIGHT, WIDTH, 3)).copy()
     skin *= (1.0 + 0.018 * fine + 0.022 * middle + 0.020 * coarse)[..., None]
     red = colors.skin * np.array([0.96, 0.72, 0.70])
     skin = mix(skin, red, 0.10 + 0.035 * middle)

@@ -9,9 +9,9 @@ import torch
 
 
 def pytest_sessionstart() -> None:
-    from ops import native
+    from ops import kernels
 
-    native.available()  # built here, so that no test meets the line that says so
+    kernels.available()  # built here, so that no test meets the line that says so
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from toy_capture import write_capture
 import render
 import train
 from arguments import parse_render, parse_train
-from ops import native
+from ops import kernels
 from scene.dataset import load_dataset
 from scene.images.cache import SUFFIX, ImageCache
 from training import checkpoint, setup
@@ -232,14 +232,14 @@ echo 'int answer(void) {{ return 42; }}' | c++ -x c -shared -fPIC - -o "$2"
     return script
 
 
-LOAD = "print(native.library().answer())"
+LOAD = "print(kernels.library().answer())"
 
 
 def test_processes_that_need_the_library_first_build_it_once(tmp_path: Path, processes: Processes) -> None:
     cache = tmp_path / "native"
     environment = {"NATIVE_CACHE": str(cache), "CXX": str(compiler(tmp_path, "sleep 0.3"))}
     for _ in range(4):
-        processes.prepare("from ops import native", LOAD, **environment)
+        processes.prepare("from ops import kernels", LOAD, **environment)
     processes.start()
     assert processes.outputs() == ["42\n"] * 4
     assert (tmp_path / "calls").read_text().splitlines() == ["call"]
@@ -254,7 +254,7 @@ def test_a_killed_builder_leaves_nothing_that_is_trusted(tmp_path: Path, process
         "exec sleep 600; fi"
     )
     environment = {"NATIVE_CACHE": str(cache), "CXX": str(compiler(tmp_path, f"echo $$ > {tmp_path}/pid\n{slow}"))}
-    builder = processes.prepare("from ops import native", LOAD, **environment)
+    builder = processes.prepare("from ops import kernels", LOAD, **environment)
     processes.start()
     wait_for((tmp_path / "half").exists, builder)
     builder.kill()
@@ -262,6 +262,6 @@ def test_a_killed_builder_leaves_nothing_that_is_trusted(tmp_path: Path, process
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # the compiler, an orphan now
     (left,) = cache.glob(".tmp-*.so")
     assert left.read_text() == "half" and not list(cache.glob("native-*.so"))
-    native._build(environment["CXX"], [], cache / "native-next.so")
+    kernels._build(environment["CXX"], [], cache / "native-next.so")
     assert ctypes.CDLL(str(cache / "native-next.so")).answer() == 42
     assert not left.exists() and len(list(cache.glob("native-*.so"))) == 1

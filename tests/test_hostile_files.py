@@ -3,85 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import pickle
-import resource
-import signal
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from hostile import bounded, refusal
 from PIL import Image
 from torture import fuzz_readers
-from torture.fuzz_formats import Format, formats
+from torture.fuzz_formats import formats
+from torture.fuzz_mutations import Format
 from toy_capture import write_capture
 
-from evaluation.lpips_weights import read_arrays
-from innovations.color_calibration import ColorCalibration
 from scene.dataset import load_dataset
 from scene.dataset.blender import read_points
 from scene.dataset.colmap import read_cameras, read_images
 from scene.dataset.colmap import read_points as read_colmap_points
 from scene.dataset.common import image_size, locate, read_json
-from scene.flame.head_pickle import read_pickle, resolve
-from scene.gaussian_model import GaussianModel
 from scene.images import decode as image_decode
 from scene.ply import read_ply
-from training import checkpoint
-from training.sampler import ShuffledSampler
-from utils import tensor_reader
 from utils.errors import UserError, one_line
 from utils.files import only_writer, refuse_escaping_links
 from utils.npz import read_npz
 from utils.untrusted import read_regular
-
-SECONDS = 20
-ROOM = 512 << 20  # bytes of address space
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Half a gigabyte more than now and 20 seconds are enough for what happens inside, or the test fails."""
-
-    def late(*_: Any) -> None:
-        raise TimeoutError
-
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    previous = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-def refusal(read: Callable[[], object]) -> str:
-    """The one line that `read` ends with; too much time or memory fails the test, also where a reader caught it."""
-    with bounded(), pytest.raises(UserError) as caught:
-        read()
-    cause: BaseException | None = caught.value
-    while cause is not None:
-        assert not isinstance(cause, (MemoryError, TimeoutError)) and "allocate memory" not in str(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = str(caught.value)
-    assert 0 < len(one_line(text)) < 3000
-    return text
-
 
 # ---- anything that is not a file of a bearable size --------------------------------
 
@@ -200,229 +151,6 @@ def test_results_stay_in_their_folder(tmp_path: Path) -> None:
 
 def test_messages_cannot_steer_the_terminal() -> None:
     assert one_line("a\x1b[2J\n b\x9b\x07é") == "a\\x1b[2J b\\x9b\\x07é"
-
-
-# ---- pickles --------------------------------------------------------------------------
-
-
-class Trap:
-    """Makes a file when it is unpickled by pickle."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return open, (str(self.path), "w")
-
-
-def torch_file(content: object) -> bytes:
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    return stream.getvalue()
-
-
-def with_pickle(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """A file of torch.save with another data.pkl, its checksum right."""
-    written = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(written, "w") as target:
-        for entry in source.infolist():
-            content = source.read(entry)
-            target.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
-    return written.getvalue()
-
-
-def test_no_pickle_runs(tmp_path: Path) -> None:
-    proof, path = tmp_path / "ran", tmp_path / "file"
-    objects = np.array([Trap(proof)], dtype=object)
-    np.savez(tmp_path / "objects.npz", expr=objects)
-    tensors = {"format": checkpoint.FORMAT, "version": 1, "a": Trap(proof)}
-    attacks: dict[str, tuple[bytes, Callable[[Path], object]]] = {
-        "head": (pickle.dumps({"v_template": Trap(proof)}), read_pickle),
-        "head array": (pickle.dumps({"f": objects}), read_pickle),
-        "lpips": (pickle.dumps({"a": Trap(proof)}), lambda path: read_arrays(path.read_bytes())),
-        "npz": ((tmp_path / "objects.npz").read_bytes(), lambda path: read_npz(path, ("expr",))),
-        "checkpoint": (torch_file(tensors), checkpoint.load),
-        "plain": (pickle.dumps(tensors), checkpoint.load),
-        "color": (torch_file(tensors), ColorCalibration.load),
-    }
-    for name, (content, read) in attacks.items():
-        path.write_bytes(content)
-        refusal(lambda: read(path))
-        assert not proof.exists(), name
-    np.load(tmp_path / "objects.npz", allow_pickle=True)["expr"]  # the trap does work
-    assert proof.exists()
-
-
-HUGE = struct.pack("<Q", 20 << 30)
-PICKLES = {
-    "bytearray by opcode": b"\x80\x05\x96" + HUGE + b".",
-    "bytes by opcode": b"\x80\x04\x8e" + HUGE + b".",
-    "bytearray by name": b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
-    "frame": b"\x80\x04\x95" + HUGE + b".",
-    "sets": b"\x80\x04" + b"\x8f" * 600_000 + b".",
-    "marks": b"(" * 600_000 + b".",
-    "deep": b"]" * 240_000 + b"a" * 239_999 + b".",
-    "classes": b"".join(b"cchumpy.a\nC%d\n" % index for index in range(200_000)) + b".",
-}
-
-
-@pytest.mark.parametrize("name", PICKLES)
-def test_pickles_that_ask_for_memory(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(PICKLES[name])
-    refusal(lambda: read_pickle(path))
-    path.write_bytes(with_pickle(torch_file({"a": 1}), lambda _: PICKLES[name]))
-    refusal(lambda: checkpoint.load(path))
-
-
-def test_head_models_whose_values_explode(tmp_path: Path) -> None:
-    path = tmp_path / "head.pkl"
-    laughs: Any = [1.0] * 10
-    for _ in range(10):
-        laughs = [laughs] * 10
-    path.write_bytes(pickle.dumps({"a": laughs}))
-    with bounded(), pytest.raises(ValueError, match="more than 1,000,000 numbers"):
-        resolve(read_pickle(path)["a"])
-    # Each expression names the one before it twice: 2^200 evaluations.
-    doubled = b"\x80\x02}(U\x01aK\x00"
-    for _ in range(200):
-        doubled += b"q\x000cchumpy.reordering\nSelect\n)\x81}(U\x01ah\x00U\x04idxsh\x00ub"
-    path.write_bytes(doubled + b"u.")
-    with bounded(), pytest.raises(ValueError, match="nested"):
-        resolve(read_pickle(path)["a"])
-
-
-def test_pairs_of_pairs(tmp_path: Path) -> None:
-    """2^60 numbers in as many bytes: to hash or to print them would take for ever."""
-    pairs = b"K\x01" + b"2\x86" * 60
-    array = b"cnumpy\nndarray\n)R(K\x01%bcnumpy\ndtype\nU\x02f8\x85R\x89U\x08aaaaaaaatb"
-    for content in (
-        b"}%bK\x01s." % pairs,
-        b"}(%bK\x01u." % pairs,
-        b"(%bK\x01d." % pairs,
-        b"\x8f(%b\x90." % pairs,
-        b"(%b\x91." % pairs,
-        pairs + b"cnumpy\ndtype\n)R.",
-        b"c_codecs\nencode\n(Vx\n%btR." % pairs,
-    ):
-        (tmp_path / "a.pkl").write_bytes(b"\x80\x04" + content)
-        refusal(lambda: read_pickle(tmp_path / "a.pkl"))
-        with bounded(), pytest.raises(UserError):
-            read_arrays(b"\x80\x04" + content)
-    for shape in (pairs, pairs + b"\x85"):
-        (tmp_path / "a.pkl").write_bytes(b"\x80\x02}U\x01a" + array % shape + b"s.")
-        with bounded(), pytest.raises(ValueError, match="impossible shape"):
-            resolve(read_pickle(tmp_path / "a.pkl")["a"])
-
-
-def test_checkpoints_that_claim_more_than_they_hold(tmp_path: Path) -> None:
-    path = tmp_path / "chkpnt1.pth"
-    good = torch_file({"format": checkpoint.FORMAT, "version": 1, "a": torch.arange(4.0)})
-    path.write_bytes(good)
-    assert torch.equal(checkpoint.load(path)["a"], torch.arange(4.0))
-    for old, new in (
-        (b"K\x04t", b"J\xff\xff\xff\x7ft"),  # numbers in the storage
-        (b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"),  # numbers in the tensor
-        (b"K\x01\x85", b"K\x09\x85"),
-        (b"K\x01\x85", b"J\xff\xff\xff\xff\x85"),
-    ):  # strides
-        spoilt = with_pickle(good, lambda content: content.replace(old, new, 1))
-        assert spoilt != with_pickle(good, bytes)
-        path.write_bytes(spoilt)
-        refusal(lambda: checkpoint.load(path))
-    # A thousand tensors that name one record are one record; a thousand entries of one place in the file are none.
-    data = bytearray(good)
-    with zipfile.ZipFile(io.BytesIO(good)) as archive:
-        entry = archive.getinfo(next(name for name in archive.namelist() if name.endswith("data/0")))
-        directory = archive.start_dir
-    row = data.find(entry.filename.encode(), directory) - 46
-    length = 46 + sum(struct.unpack_from("<3H", data, row + 28))
-    data[row + length : row + length] = data[row : row + length] * 1000
-    end = len(data) - 22
-    struct.pack_into(
-        "<HHI",
-        data,
-        end + 8,
-        archive_count := 1000 + len(archive.infolist()),
-        archive_count,
-        struct.unpack_from("<I", data, end + 12)[0] + 1000 * length,
-    )
-    path.write_bytes(data)
-    refusal(lambda: checkpoint.load(path))
-
-
-def test_tensors_are_those_of_torch_load(tmp_path: Path) -> None:
-    """Every type that is written, views and shared memory, empty and scalar tensors, parameters, state dicts."""
-    base = torch.arange(12.0).reshape(3, 4)
-    content = {
-        "layer": torch.nn.Linear(2, 3).state_dict(),
-        "parameter": torch.nn.Parameter(torch.ones(2)),
-        "base": base,
-        "view": base[1:, ::2].T,
-        "empty": torch.empty(0, 3),
-        "scalar": torch.tensor(5),
-        "plain": (1, [2.5, None], {"a": "é"}),
-        **{str(kind): torch.ones(3).to(kind) for kind in tensor_reader._DTYPES.values()},
-    }
-    path = tmp_path / "file.pt"
-    torch.save(content, path)
-    mine, theirs = tensor_reader.load_tensors(path), torch.load(path, weights_only=True)
-    assert list(mine) == list(theirs) and mine["plain"] == theirs["plain"]
-    for name, value in mine.items():
-        pairs = value.items() if isinstance(value, dict) else [(None, value)]
-        for key, tensor in pairs:
-            if isinstance(tensor, torch.Tensor):
-                other = theirs[name] if key is None else theirs[name][key]
-                assert tensor.dtype == other.dtype and tensor.stride() == other.stride() and torch.equal(tensor, other)
-    mine["base"][1, 0] = -1.0
-    assert mine["view"][0, 0] == -1.0  # shared, as it was
-
-
-def test_checkpoints_of_other_things_do_not_reach_the_kernels() -> None:
-    points = np.eye(3, dtype=np.float32)
-    state = GaussianModel.from_points(points, points, sh_degree=1, device="cpu").state_dict()
-    flame = SimpleNamespace(faces=torch.zeros(2, 3, dtype=torch.int64))
-    bad = [
-        ({"opacity": torch.zeros(2, 1)}, {}),
-        ({"rotation": torch.zeros(3, 3)}, {}),
-        ({"xyz": torch.zeros(3, 3).long()}, {}),
-        ({}, {"sh_degree": 2}),
-        ({}, {"sh_degree": 10**9}),
-        ({}, {"active_sh_degree": 3}),
-        ({}, {"binding": torch.zeros(3).long()}),
-    ]
-    for fields, rest in bad:
-        changed = {**state, **rest, "fields": {**state["fields"], **fields}}
-        with pytest.raises(UserError, match="does not fit this run .avatar"), checkpoint.fitting("avatar"):
-            GaussianModel.from_state(changed, flame=None, flame_parameters=None, device="cpu")
-    for binding in (torch.tensor([0, 1, 2]), torch.tensor([0, -1, 0]), torch.zeros(2).long(), torch.zeros(3), None):
-        with pytest.raises(UserError), checkpoint.fitting("avatar"):
-            GaussianModel.from_state({**state, "binding": binding}, flame=flame, flame_parameters=None, device="cpu")
-    sampler = ShuffledSampler(3, seed=0)
-    for change in (
-        {"order": torch.tensor([0, 5])},
-        {"order": torch.tensor([-1])},
-        {"order": torch.tensor([0.5])},
-        {"position": -4},
-        {"position": "x"},
-        {"generator": torch.zeros(3)},
-    ):
-        with pytest.raises(UserError), checkpoint.fitting("sampler"):
-            sampler.load_state_dict({**sampler.state_dict(), **change})
-
-
-def test_moments_of_another_shape_do_not_reach_the_kernel() -> None:
-    """PyTorch's fused Adam would read and write outside of them."""
-    color = ColorCalibration(["a"], hidden_dim=4, num_layers=2, per_camera=True)
-    color(torch.rand(3, 4, 4), "a").sum().backward()
-    color.optimizer.step()
-    good = color.state_dict()
-    for name in ("exp_avg", "exp_avg_sq", "step"):
-        moments = good["optimizer"]["state"]
-        spoilt = {**moments, 0: {**moments[0], name: torch.zeros(1, 1)}}
-        state = {**good, "optimizer": {**good["optimizer"], "state": spoilt}}
-        with pytest.raises(UserError, match=f"color: {name}"), checkpoint.fitting("color"):
-            color.load_state_dict(state)
 
 
 # ---- sizes that lie -----------------------------------------------------------------

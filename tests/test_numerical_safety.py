@@ -29,7 +29,7 @@ from gaussian_renderer.backends.reference import rasterize as reference_rasteriz
 from innovations.amp import MixedPrecision
 from innovations.region_adaptive_loss import RegionAdaptiveLoss
 from innovations.warm_start import CLASSICAL_START, triangle_colors
-from ops import losses, native, rig
+from ops import kernels, losses, rig
 from ops.types import Gaussians
 from ops.visibility import see
 from scene.dataset import load_dataset
@@ -40,14 +40,14 @@ from training.optimizers import RowAdam
 from training.setup import build_avatar, build_optimizer
 from utils.errors import UserError, run_script
 
-TWINS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="no compiler"))]
+TWINS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not kernels.available(), reason="no compiler"))]
 
 
 @pytest.fixture(params=TWINS)
 def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with the native kernels and with their twins in PyTorch."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
+        monkeypatch.setattr(kernels, "available", lambda: False)
     return request.param
 
 
@@ -162,8 +162,8 @@ def test_a_good_step_changes_everything(capture: Path, twin: str) -> None:
 @pytest.mark.parametrize("spoil", PLACES)
 def test_as_a_flag_on_the_device_too(capture: Path, spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, where nobody may wait for the flag: the rows' second moments decay, as if nothing had come."""
-    question = innovations.amp._not_finite
-    monkeypatch.setattr(innovations.amp, "_not_finite", lambda tensors: torch.tensor(question(tensors)))
+    question = innovations.amp.not_finite
+    monkeypatch.setattr(innovations.amp, "not_finite", lambda tensors: torch.tensor(question(tensors)))
     before, after = a_step(capture, spoil, "torch")
     rows = 6  # the index of the second moments in `state`; the iteration of the visit is beside it
     same = [torch.equal(old, new) for old, new in zip(before, after, strict=True)]

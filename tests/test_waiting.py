@@ -26,7 +26,8 @@ from arguments import parse_train
 from gaussian_renderer.backends import dgr as dgr_backend
 from gaussian_renderer.backends import gsplat as gsplat_backend
 from innovations import amp
-from ops import native, rig
+from ops import kernels, rig
+from ops.finite import not_finite_flag
 from ops.types import Gaussians
 
 
@@ -179,8 +180,8 @@ def watch_training(folder: Path, names: set[str], watch: Callable[[], Any], *fla
 @pytest.mark.parametrize("flags", FLAGS_OF_LOSSES)
 def test_training_in_pytorch_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
-    monkeypatch.setattr(native, "available", lambda: False)  # then all of it takes the way it takes on a GPU
-    monkeypatch.setattr(amp, "_not_finite", amp._flag)  # and this, which is a plain bool on a CPU
+    monkeypatch.setattr(kernels, "available", lambda: False)  # then all of it takes the way it takes on a GPU
+    monkeypatch.setattr(amp, "not_finite", not_finite_flag)  # and this, which is a plain bool on a CPU
     # "forward" is the reference, which waits; the real backends do so too, for the number of tiles hit.
     # "report" reads its means now and then: tests/test_report.py.
     watch_training(tmp_path, {"data", "avatar", "loss", "backward", "optimizer", "density"}, NoWaiting, *flags)

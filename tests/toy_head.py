@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 
 from scene.flame.head_model import HeadModel
+from scene.flame.parameters import MOTION
 
 
 def toy_arrays(vertices: int = 40, faces: int = 60, modes: int = 400, seed: int = 0) -> dict[str, Any]:
@@ -51,3 +52,13 @@ def toy_head(vertices: int = 40, faces: int = 60, n_shape: int = 4, n_expr: int 
         joint_regressor=torch.from_numpy(arrays["J_regressor"].toarray()).float(),
         **tensors,
     )
+
+
+def motion_of(head: HeadModel, count: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
+    """FLAME arrays as a data set gives them."""
+    rng = np.random.default_rng(seed)
+    widths = {"expr": head.n_expr, **MOTION}
+    arrays = {name: rng.normal(size=(count, width)).astype(np.float32) * 0.3 for name, width in widths.items()}
+    arrays["shape"] = rng.normal(size=head.n_shape).astype(np.float32)
+    arrays["static_offset"] = rng.normal(size=(head.n_vertices, 3)).astype(np.float32) * 0.01
+    return arrays

@@ -68,8 +68,8 @@ def load(path: str | Path) -> State:
         raise UserError(f"{path} is not a checkpoint of this program")
     version = content.get("version")
     if type(version) is not int or version != VERSION:
-        told = version if isinstance(version, int) else f"of type {type(version).__name__}"
-        raise UserError(f"{path} has checkpoint version {told}; this program reads {VERSION}")
+        shown = version if isinstance(version, int) else f"of type {type(version).__name__}"
+        raise UserError(f"{path} has checkpoint version {shown}; this program reads {VERSION}")
     return {name: value for name, value in content.items() if name not in ("format", "version")}
 
 

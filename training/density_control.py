@@ -9,7 +9,6 @@ is the classical one.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ops import native
+from ops import density
 from ops.rotations import rotate
 from ops.types import Candidates, RenderOut, Selection
 from scene.gaussian_model import GaussianModel
@@ -144,21 +143,7 @@ class DensityControl:
             gradient = gradient * views
         if scale != 1.0:
             radii = torch.round(radii / scale).to(torch.int32)
-        # A culled Gaussian has gradient zero, so no mask is needed for the sum.
-        if self.model.device.type == "cpu" and native.available():
-            gradient, radii = gradient.float().contiguous(), radii.int().contiguous()
-            native.library().density_observe(
-                ctypes.c_int64(len(radii)),
-                native.pointer(gradient),
-                native.pointer(radii, torch.int32),
-                native.pointer(self.gradient_sum),
-                native.pointer(self.seen),
-                native.pointer(self.max_radii),
-            )
-        else:
-            self.gradient_sum += torch.linalg.vector_norm(gradient, dim=1)
-            self.seen += radii > 0
-            torch.maximum(self.max_radii, radii.to(self.max_radii), out=self.max_radii)
+        density.observe(gradient, radii, self.gradient_sum, self.seen, self.max_radii)
 
     def due(self, step: int) -> bool:
         """Whether `step` is an iteration at which Gaussians are added and removed."""
@@ -224,7 +209,7 @@ class DensityControl:
         drop = model.opacity[source].sigmoid().squeeze(1) < self.schedule.prune_opacity
         if step > self.schedule.opacity_reset_interval:
             drop |= (radii > MAX_SCREEN_RADIUS) | (size > MAX_WORLD_SCALE * self.extent)
-        if model.binding is not None:
+        if model.binding is not None and model.flame is not None:
             drop &= ~last_of_triangle(
                 drop, model.binding[source], model.opacity[source].squeeze(1), model.flame.faces.shape[0]
             )

@@ -41,7 +41,7 @@ class EventFile:
         folder = Path(folder)
         self._waiting = bytearray()  # of the file, from byte `_end` on
         self._end = 0
-        self._told = False
+        self._announced = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.path = folder / f"events.out.tfevents.{_stamp(folder)}.{socket.gethostname()}.{os.getpid()}"
@@ -71,8 +71,8 @@ class EventFile:
         try:
             self._write()
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._announced:
+                self._announced = True
                 with contextlib.suppress(OSError):  # it may be the disk of the log, too
                     print(
                         f"warning: {cannot_write(self.path, error)}; until then the curves wait in memory",
@@ -85,7 +85,7 @@ class EventFile:
             written = os.pwrite(self._file, self._waiting, self._end)
             self._end += written
             del self._waiting[:written]
-        self._told = False
+        self._announced = False
 
     def sync(self) -> None:
         """Brings everything to the disk, so that it is there whatever happens next.

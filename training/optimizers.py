@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ops import native
+from ops.adam import Adam
 from scene.flame.parameters import POSES, FlameParameters
+from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from scene.gaussian_model import GaussianModel
 
 
 def log_linear(step: int, first: float, last: float, steps: int) -> float:
@@ -26,114 +23,7 @@ def log_linear(step: int, first: float, last: float, steps: int) -> float:
     return math.exp(math.log(first) * (1.0 - t) + math.log(last) * t)
 
 
-class _Slot(ctypes.Structure):
-    """The C struct `Slot` of csrc/adam.cpp: one parameter, its gradient and state."""
-
-    _fields_ = [
-        ("value", ctypes.c_void_p),
-        ("gradient", ctypes.c_void_p),
-        ("mean", ctypes.c_void_p),
-        ("square", ctypes.c_void_p),
-        ("step", ctypes.c_void_p),
-        ("factors", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
-        ("row", ctypes.c_int64),
-        ("rate", ctypes.c_double),
-        ("beta1", ctypes.c_double),
-        ("beta2", ctypes.c_double),
-        ("eps", ctypes.c_double),
-    ]
-
-
 COOL = 0.1  # what the cool-down leaves of a learning rate
-_EVEN = torch.ones(1)  # the factors of a group without any
-
-
-class Adam(torch.optim.Adam):
-    """`torch.optim.Adam`, fused, with a native kernel for float32 on the CPU, and a rate for every column.
-
-    A group may hold `factors`, a float32 tensor on the parameters' device: one
-    number per element of a row, by which the group's learning rate is
-    multiplied there. State (`exp_avg`, `exp_avg_sq`, `step` per parameter) and
-    files are PyTorch's, whichever kernel moved it. Moments below the smallest
-    normal float32 become 0 in the native kernel; nothing else differs but
-    rounding, and its bits do not depend on the number of threads. Weight decay
-    and the like are not supported.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], *, eps: float) -> None:
-        super().__init__([{"factors": None, **group} for group in groups], lr=0.0, eps=eps, fused=True)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Moves every parameter that has a gradient; returns what the closure, if any, does."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        moving = [
-            (group, parameter)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        plain = all(_is_plain(tensor) for _, parameter in moving for tensor in (parameter, parameter.grad))
-        # `found_inf` is how a gradient scaler asks PyTorch's kernel for more than ours does.
-        if plain and not hasattr(self, "found_inf") and native.available():
-            self._native_step(moving)
-            return loss
-        # One rate per tensor is all that PyTorch's kernel takes: afterwards part of the way is gone back.
-        uneven = [
-            (parameter, parameter.clone(), group["factors"])
-            for group, parameter in moving
-            if group["factors"] is not None
-        ]
-        super().step()
-        for parameter, before, factors in uneven:
-            parameter.copy_(before.lerp(parameter, factors.view(parameter.shape[1:])))
-        return loss
-
-    def _native_step(self, moving: list[tuple[dict[str, Any], Tensor]]) -> None:
-        slots = []
-        for group, parameter in moving:
-            state = self.state[parameter]
-            if not state:
-                state.update(
-                    step=torch.zeros(()), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
-                )
-            factors = _EVEN if group["factors"] is None else group["factors"]
-            tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], factors)
-            slots.append(
-                _Slot(
-                    *map(native.pointer, tensors),
-                    parameter.numel(),
-                    len(factors),
-                    group["lr"],
-                    *group["betas"],
-                    group["eps"],
-                )
-            )
-        native.check(native.library().adam_step((_Slot * len(slots))(*slots), ctypes.c_int64(len(slots))))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over moments and step counts; learning rates and the like stay those of this run's options.
-
-        Raises:
-            KeyError, ValueError: the state belongs to other parameters. The kernels trust its sizes.
-        """
-        options = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, own in zip(self.param_groups, options):
-            group.update(own)
-        for parameter, state in self.state.items():
-            for name, wanted in (("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape), ("step", ())):
-                if state[name].shape != wanted:
-                    raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted)}")
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the native kernel can work on it."""
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 class GaussianOptimizer(Adam):
@@ -209,8 +99,7 @@ class RowAdam:
     its steps are about sqrt(T) times the learning rate. A count of visits in
     the place of iterations (as in lazy or sparse Adams) loses that factor, and the
     learning rates in use, which were found with dense Adams, then hardly move
-    anything: on a capture of 50 timesteps the tracking error fell from 1.7 to 1.2 mm
-    that way, where a dense one reaches 0.4 mm.
+    anything.
     """
 
     def __init__(

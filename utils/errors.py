@@ -3,7 +3,7 @@
 Everything a user can get wrong (a missing file, a broken image, an impossible
 option) raises `UserError` with one sentence that names the file, the field and
 what to do. The scripts print that sentence and exit with status 2; any other
-exception is a defect of ours and keeps its traceback. Running out of memory is told like a mistake.
+exception is a defect of ours and keeps its traceback. Running out of memory ends like a mistake.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake in the input, told in one sentence; never shown as a traceback."""
+    """A mistake in the input, said in one sentence; never shown as a traceback."""
 
 
 def one_line(text: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -14,10 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
+
 from utils.errors import UserError
 
 _PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-[a-z0-9_]{8}(\.\w+)?")  # the names that mkstemp gives with this prefix
+_WINDOWS = os.name == "nt"
+# Neither a link nor a pipe of that name, in a folder from a stranger, is followed or waited for.
+_NO_TRAPS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 # What the file system says when it cannot flush a folder at all; such ones are trusted.
 _NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF, errno.EISDIR)
 # Asked once: asking means setting it for a moment, for all threads.
@@ -44,11 +48,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         # Same suffix as the target: savers (Pillow, NumPy) choose by it.
         handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=path.suffix, dir=path.parent)
         temporary = Path(name)
-        with open(handle, "rb") as held:
-            with contextlib.suppress(OSError):  # no locks on this file system, so nobody clears it up either
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # mkstemp makes private files; give ours the permissions a plain open() would.
-            os.fchmod(handle, 0o666 & ~_MASK)
+        with open(handle, "rb") as living:
+            if _WINDOWS:  # renames no open file, and a lock there would stop the writer itself
+                living.close()
+            else:
+                with contextlib.suppress(OSError):  # no locks on this file system, so nobody clears it up either
+                    lock_descriptor(handle, blocking=False)
+                # mkstemp makes private files; give ours the permissions a plain open() would.
+                os.fchmod(handle, 0o666 & ~_MASK)
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -78,7 +85,7 @@ def flush_folder(folder: Path) -> None:
         OSError: the disk failed.
     """
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
             os.fsync(handle)
         finally:
@@ -114,23 +121,17 @@ def locked(folder: str | Path, *, wait: bool) -> Iterator[bool]:
     folder = Path(folder)
     try:
         _make_folder(folder)
-        # A link or a pipe of that name, in a folder from a stranger, is not followed and not waited for.
-        file = open(
-            folder / ".lock",
-            "a",
-            encoding="utf-8",
-            opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666),
-        )
+        file = open(folder / ".lock", "ab", opener=lambda name, flags: os.open(name, flags | _NO_TRAPS, 0o666))
     except OSError as error:
         raise UserError(cannot_write(f"to {folder}", error)) from error
     with file:
+        supported = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            supported = True
-        except BlockingIOError:
-            raise
+            free = lock_descriptor(file.fileno(), blocking=wait)
         except OSError:
-            supported = False
+            free, supported = True, False
+        if not free:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(folder))
         yield supported
 
 
@@ -173,15 +174,17 @@ def refuse_escaping_links(root: str | Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Removes the temporary files in `folder` and below whose writers are dead, whoever they were."""
-    for place, _, names in os.walk(folder):
+    """Removes the temporary files in `folder` and below whose writers are dead, whoever they were.
+
+    Not on Windows, where nothing tells them from those of the living.
+    """
+    for place, _, names in os.walk(folder) if not _WINDOWS else ():
         for name in filter(_TEMPORARY.fullmatch, names):
-            with contextlib.suppress(OSError):  # locked: somebody is writing it
-                # A stranger's pipe of such a name would block an ordinary open.
-                handle = os.open(os.path.join(place, name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            with contextlib.suppress(OSError):
+                handle = os.open(os.path.join(place, name), os.O_RDONLY | _NO_TRAPS)
                 try:
-                    if stat.S_ISREG(os.fstat(handle).st_mode):
-                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # Locked: somebody is writing it.
+                    if stat.S_ISREG(os.fstat(handle).st_mode) and lock_descriptor(handle, blocking=False):
                         os.unlink(os.path.join(place, name))
                 finally:
                     os.close(handle)

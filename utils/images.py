@@ -70,13 +70,13 @@ def heat_map(values: Tensor, top: float) -> Tensor:
     return torch.lerp(anchors[below], anchors[below + 1], fraction).permute(2, 0, 1)
 
 
-def error_map(image: Tensor, target: Tensor, top: float = 0.2) -> Tensor:
-    """Where `image` [3, H, W] differs from `target`: the absolute difference, averaged over the channels.
+def error_map(image: Tensor, ground_truth: Tensor, top: float = 0.2) -> Tensor:
+    """Where `image` [3, H, W] differs from `ground_truth`: the absolute difference, averaged over the channels.
 
     The scale is fixed (`top` of the full range is brightest), so that maps of
     different moments and views compare.
     """
-    return heat_map((image - target).abs().mean(dim=0), top)
+    return heat_map((image - ground_truth).abs().mean(dim=0), top)
 
 
 def side_by_side(panels: list[np.ndarray]) -> np.ndarray:

@@ -27,7 +27,7 @@ def available_memory(device: torch.device | str = "cpu") -> int:
             + torch.cuda.memory_reserved(device)
             - torch.cuda.memory_allocated(device)
         )
-    room = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    room = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize]
     free = _entries(PROC / "meminfo").get("MemAvailable")
     room += [free] if free is not None else []
     return max(0, min([*room, *_room_in_containers(), *_room_under_limits()]))
@@ -75,7 +75,7 @@ def _room_in_containers() -> Iterator[int]:
                     room = int((folder / limit).read_text()) - int((folder / used).read_text())
                     # The page cache counts as used, but is given up on demand.
                     stat = dict(re.findall(r"^(\S+) (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE))
-                    yield room + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+                    yield room + int(stat.get("total_inactive_file") or stat.get("inactive_file", 0))
 
 
 def _room_under_limits() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Reading `.npz` files from strangers: no pickle, no allocation beyond what the file holds."""
+"""`.npz` files: read from strangers, without pickle and allocation beyond what the file holds; written atomically."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import io
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError, one_line
+from utils.files import atomic_path
 from utils.untrusted import open_archive, read_entry
 
 # A FLAME file holds about 70 KB, its largest relatives a few MB.
@@ -67,3 +69,15 @@ def _parse(data: bytearray) -> np.ndarray:
     if math.prod(shape) * dtype.itemsize != len(body):
         raise ValueError(f"an array announced as {shape} {dtype} holds {len(body)} bytes")
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
+    """Writes `arrays` by name, uncompressed.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    content = io.BytesIO()  # NumPy's writer, stopped by a full disk, would raise whatever its clean-up meets
+    np.savez(content, **arrays)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())

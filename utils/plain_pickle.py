@@ -1,8 +1,8 @@
-"""A pickle reader for files from strangers, to be told what each global means.
+"""A pickle reader for files from strangers.
 
-A pickle is a program. This reader runs no foreign callable: `find_class` of a
-subclass answers every global with a stand-in of our own or refuses it. Nor can
-a file take much more memory than its own size:
+A pickle is a program. This reader runs no foreign callable: a subclass answers
+every global with a `StandIn` or refuses it. Nor can a file take much more memory
+than its own size:
 
 * it is Python's own unpickler, not the C one, which allocates a table of
   whatever length one opcode names;
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 # A head model takes a few hundred opcodes, a checkpoint a few thousand; lists of numbers one for each.
 _MOST_OPCODES = 500_000
@@ -25,6 +25,22 @@ _MOST_OPCODES = 500_000
 
 class Refused(Exception):
     """The file asks for something that such a file does not need."""
+
+
+class StandIn:
+    """What a global of a pickle is answered with: accepts any arguments and any state and does nothing with them.
+
+    Whatever a pickle can get hold of defines `__setstate__`, so that the BUILD opcode can set neither attributes of an
+    instance nor of the class itself.
+    """
+
+    state: Any = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 # The opcodes that hash what is on the stack, and what of it.
@@ -55,7 +71,13 @@ def _checked(code: int, handler: Callable[[Any], None]) -> Callable[[Any], None]
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Unpickles `content`; subclasses define `find_class`, and `persistent_load` where the format has it."""
+    """Unpickles `content`; subclasses have the `globals` that it may name, and `persistent_load` where needed."""
+
+    globals: ClassVar[Mapping[tuple[str, str], type]] = {}  # (module, name) -> what it is answered with
+    # Of the base class, which the type checker does not know.
+    stack: list[Any]
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
 
     dispatch = {
         code: _checked(code, handler)
@@ -75,4 +97,6 @@ class PlainUnpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = _checked(pickle.BYTEARRAY8[0], load_bytearray)
 
     def find_class(self, module: str, name: str) -> Any:
-        raise Refused(f"{module}.{name}")
+        if (module, name) not in self.globals:
+            raise Refused(f"{module}.{name}")
+        return self.globals[module, name]

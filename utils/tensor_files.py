@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,17 @@ def save_tensors(path: str | Path, content: Any) -> None:
                 raise (stream.problem or error) from error
 
 
-class _Stream:
+class _Stream(io.BufferedWriter):
     """A file for torch.save that remembers the operating system's own reason for a failed write."""
 
+    problem: OSError | None = None
+
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")
-        self.problem: OSError | None = None
+        super().__init__(io.FileIO(path, "wb"))
 
     def write(self, data: Any) -> int:
         try:
-            return self._file.write(data)
+            return super().write(data)
         except OSError as error:
             self.problem = error
             raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.plain_pickle import PlainUnpickler, Refused
+from utils.plain_pickle import PlainUnpickler, Refused, StandIn
 from utils.untrusted import open_archive, read_entry
 
 _DTYPES = {
@@ -73,13 +73,13 @@ def load_tensors(path: str | Path) -> Any:
         )
         value, _ = _plain(reader.load(), {})
         # What no tensor asked for was not read above; a flipped bit there is damage as well.
-        for name, entry in entries.items():
+        for entry in entries.values():
             if entry not in reader.read_entries:
                 read_entry(archive, entry)
         return value
 
 
-class _Storage:
+class _Storage(StandIn):
     """The memory of one or more tensors."""
 
     def __init__(self, values: Tensor) -> None:
@@ -96,7 +96,7 @@ class _Dict(dict):
         pass
 
 
-class _Tensor:
+class _Tensor(StandIn):
     """Stands for the functions that rebuild a tensor from (storage, offset, size, stride, ...)."""
 
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
@@ -116,7 +116,7 @@ class _Tensor:
         self.value = storage.values[:0].reshape(size) if not count else storage.values.as_strided(size, stride, offset)
 
 
-class _Parameter:
+class _Parameter(StandIn):
     """Stands for the function that rebuilds `torch.nn.Parameter`, here a plain tensor."""
 
     def __init__(self, tensor: Any, *_: Any) -> None:
@@ -141,14 +141,14 @@ class _Reader(PlainUnpickler):
         self.read_entries: list[zipfile.ZipInfo] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.globals:
-            return self.globals[module, name]
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise Refused(
-            f"it asks for {module}.{name}, which such a file does not need, so it may be malicious "
-            "(nothing of it was run)"
-        )
+        try:
+            return super().find_class(module, name)
+        except Refused as error:
+            raise Refused(
+                f"it asks for {error}, which such a file does not need, so it may be malicious (nothing of it was run)"
+            ) from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count = pid

@@ -1,27 +1,18 @@
 """Makes idle OpenMP threads sleep soon and the first results of PyTorch exact; import before PyTorch.
 
-A training iteration is a few dozen short parallel regions. By default libgomp's
-threads spin for milliseconds between and inside them, waiting for each other. As
-soon as anything else wants a core (a second run, a browser), a spinning thread
-uses up the time slice that the thread it waits for would need: on 2 cores under
-a load of 6 we measured 4 iterations a second spinning and 51 sleeping at once.
-Sleeping at once costs a fifth of the speed of an idle machine, though. A short
-spin, some tens of microseconds, has the best of both.
+A training iteration is a few dozen short parallel regions. By default libgomp's threads spin for milliseconds between
+and inside them, waiting for each other. As soon as anything else wants a core, a spinning thread uses up the time
+slice that the thread it waits for would need, and training is ten times slower; sleeping at once costs a fifth of the
+speed of an idle machine. A short spin, some tens of microseconds, has the best of both. The variables are read once,
+when the OpenMP runtime is loaded with PyTorch; a user's own setting wins.
 
-The variables are read once, when the OpenMP runtime is loaded with PyTorch; a
-user's own setting wins.
+PyTorch's `log`, `exp` and `logit` go through MKL's vector mathematics, which looks for the processor's abilities at
+its first call. When two threads make that first call at once, one may compute with a less exact variant, and runs
+that must repeat bit for bit go apart. One call by one thread, before any other, settles it.
 
-PyTorch's `log`, `exp` and `logit` go through MKL's vector mathematics, which
-looks for the processor's abilities at its first call. When two threads make that
-first call at once, one may compute with a less exact variant: of 30 fresh
-processes, 3 got a logit of 0.1 that was 8 ulp off in the second thread's half,
-and the two halves of a training run that must repeat bit for bit went apart from
-there. One call by one thread, before any other, settles it.
-
-Numbers below 1e-38 (denormals) cost a processor many times what others do, and a training makes
-them wherever something decays to nothing: the moments of an optimizer, weights under a penalty. They
-become zero instead. Threads inherit that from the one that starts them, so it has to be said before there
-are any.
+Numbers below 1e-38 (denormals) cost a processor many times what others do, and a training makes them wherever
+something decays to nothing: the moments of Adam, weights under a penalty. They become zero instead. Threads inherit
+that from the one that starts them, so it has to be said before there are any.
 """
 
 from __future__ import annotations

@@ -15,6 +15,19 @@ from typing import BinaryIO
 # The directory of an archive takes about 100 bytes per entry; a checkpoint has a few hundred.
 _LARGEST_READ = 16 << 20  # bytes
 _PIECE = 1 << 20  # bytes
+_LONGEST_NAME = 4096  # characters; of a path
+# Windows has O_BINARY, and none of the others.
+_FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
+_REGULAR = os.O_RDONLY | sum(getattr(os, name, 0) for name in _FLAGS)
+
+
+def names_file(text: str) -> bool:
+    """Whether `text` can name a file and be printed: no zero character, no half of a surrogate pair, not endless."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text and len(text) <= _LONGEST_NAME
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -26,7 +39,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         OSError: missing, unreadable, or a pipe, a device, a socket or a folder.
     """
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        number = os.open(path, _REGULAR)
     except ValueError as error:  # a zero character, or one that no file name can have
         raise OSError(errno.EINVAL, "not the name of a file") from error
     try:

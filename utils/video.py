@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ class VideoWriter:
 
     def __init__(self, process: subprocess.Popen[bytes], log: BinaryIO, path: Path, width: int, height: int) -> None:
         self._process = process
+        self._frames = cast(IO[bytes], process.stdin)
         self._path = path
         self._log = log
         self._width = width
@@ -37,7 +38,7 @@ class VideoWriter:
         # 4:2:0 video needs even sides: repeat the last row or column rather than lose one.
         frame = np.pad(frame, ((0, self._height % 2), (0, self._width % 2), (0, 0)), mode="edge")
         try:
-            self._process.stdin.write(np.ascontiguousarray(frame).data)
+            self._frames.write(np.ascontiguousarray(frame).data)
         except OSError:
             self.finish()
 
@@ -48,7 +49,7 @@ class VideoWriter:
             UserError: ffmpeg failed; names its first complaint.
         """
         with contextlib.suppress(OSError):  # had ffmpeg died, its exit status says so
-            self._process.stdin.close()
+            self._frames.close()
         if self._process.wait() != 0:
             self._log.seek(0)
             lines = self._log.read().decode(errors="replace").strip().splitlines()
@@ -97,41 +98,12 @@ def _start_ffmpeg(
         raise UserError(f"no ffmpeg for videos: pip install imageio-ffmpeg ({error})") from None
     command = [
         program,
-        "-y",
-        "-loglevel",
-        "error",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        str(fps),
-        "-i",
-        "-",
-        # Say which YCbCr it is: left untold, players guess by the size and shift the colours.
-        "-vf",
-        "scale=out_color_matrix=bt709:out_range=tv",
-        "-colorspace",
-        "bt709",
-        "-color_primaries",
-        "bt709",
-        "-color_trc",
-        "bt709",
-        "-color_range",
-        "tv",
-        "-codec:v",
-        "libx264",
-        "-preset",
-        "fast",
-        "-crf",
-        str(quality),
-        "-pix_fmt",
-        "yuv420p",
-        "-movflags",
-        "+faststart",
-        str(path.absolute()),
+        *"-y -loglevel error -f rawvideo -pix_fmt rgb24".split(),
+        *("-s", f"{width}x{height}", "-r", str(fps), "-i", "-"),
+        # Say which YCbCr it is: left unsaid, players guess by the size and shift the colours.
+        *"-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709".split(),
+        *"-color_trc bt709 -color_range tv -codec:v libx264 -preset fast".split(),
+        *("-crf", str(quality), "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path.absolute())),
     ]
     try:
         # A session of its own: Ctrl-C reaches us, and we end ffmpeg in order.

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from gaussian_renderer.backends.guards import without_broken
+from gaussian_renderer.backends.reference import LOW_PASS, NEAR
 from ops.types import Camera, Gaussians, RenderOut
-
-NEAR = 0.2  # metres
-LOW_PASS = 0.3  # pixel^2
 
 
 def rasterize(

@@ -7,57 +7,27 @@ inputs, whatever the number of threads.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ops import kernels
 from ops import sh as harmonics
-from ops.native import check, library, pointer
 from ops.types import Camera, Gaussians, RenderOut
 
 STAGES = ("project", "bin", "blend", "blend backward", "project backward")
 
 
-class _View(ctypes.Structure):
-    """The C struct `splat::View`."""
-
-    _fields_ = [
-        ("rotation", ctypes.c_float * 9),  # world to camera, row-major
-        ("translation", ctypes.c_float * 3),  # metres
-        ("center", ctypes.c_float * 3),  # metres, world space
-        ("fx", ctypes.c_float),
-        ("fy", ctypes.c_float),  # pixels
-        ("cx", ctypes.c_float),
-        ("cy", ctypes.c_float),  # pixels
-        ("width", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("scale_modifier", ctypes.c_float),
-        ("sh_degree", ctypes.c_int32),
-        ("sh_bases", ctypes.c_int32),
-    ]
-
-
-def _view(camera: Camera, scale_modifier: float, sh_degree: int, sh_bases: int) -> _View:
-    matrix = camera.world_to_camera.tolist()
-    rotation = [matrix[i][j] for i in range(3) for j in range(3)]
-    translation = [matrix[i][3] for i in range(3)]
-    center = [-sum(matrix[i][j] * matrix[i][3] for i in range(3)) for j in range(3)]
-    return _View(
-        (ctypes.c_float * 9)(*rotation),
-        (ctypes.c_float * 3)(*translation),
-        (ctypes.c_float * 3)(*center),
-        camera.fx,
-        camera.fy,
-        camera.cx,
-        camera.cy,
-        camera.width,
-        camera.height,
-        scale_modifier,
-        sh_degree,
-        sh_bases,
+def _view(camera: Camera, scale_modifier: float, sh_degree: int, sh_bases: int) -> kernels.View:
+    *matrix, _ = camera.world_to_camera.tolist()
+    return kernels.View(
+        tuple(row[j] for row in matrix for j in range(3)),
+        tuple(row[3] for row in matrix),
+        tuple(-sum(row[j] * row[3] for row in matrix) for j in range(3)),
+        *(camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height),
+        *(scale_modifier, sh_degree, sh_bases),
     )
 
 
@@ -76,11 +46,9 @@ class Workspace:
         try:
             self.handle = self._pool.pop()
         except IndexError:
-            create = library().splat_create
-            create.restype = ctypes.c_void_p
-            self.handle = create()
-            if not self.handle:
-                raise MemoryError("no memory for the rasterizer")
+            self.handle = kernels.run("splat_create")
+        if not self.handle:
+            raise MemoryError("no memory for the rasterizer")
 
     def __del__(self) -> None:
         handle = getattr(self, "handle", None)
@@ -89,13 +57,13 @@ class Workspace:
         if len(self._pool) < self._POOLED:
             self._pool.append(handle)
         else:
-            library().splat_destroy(ctypes.c_void_p(handle))
+            kernels.run("splat_destroy", handle)
 
     def seconds(self) -> dict[str, float]:
         """Time of the last pass by stage, for the benchmark."""
-        values = (ctypes.c_double * len(STAGES))()
-        library().splat_seconds(ctypes.c_void_p(self.handle), values)
-        return dict(zip(STAGES, values))
+        values = torch.empty(len(STAGES), dtype=torch.float64)
+        kernels.run("splat_seconds", self.handle, values)
+        return dict(zip(STAGES, values.tolist()))
 
 
 _NO_ROOM = "the rasterizer ran out of memory: too many Gaussians cover too many tiles"
@@ -125,19 +93,8 @@ class _Rasterize(torch.autograd.Function):
         radii = torch.empty(count, dtype=torch.int32)
         workspace = Workspace()
         view = _view(camera, scale_modifier, sh_degree, sh.shape[1])
-        check(
-            library().splat_forward(
-                ctypes.c_void_p(workspace.handle),
-                ctypes.byref(view),
-                ctypes.c_int64(count),
-                *map(pointer, fields),
-                pointer(image),
-                pointer(alpha),
-                pointer(radii, torch.int32),
-                ctypes.c_int(keep),
-            ),
-            _NO_ROOM,
-        )
+        pictures = (image, alpha, radii)
+        kernels.run("splat_forward", workspace.handle, view, count, *fields, *pictures, keep, no_room=_NO_ROOM)
         if keep:
             ctx.workspace = workspace
             ctx.absolute = absolute
@@ -152,17 +109,14 @@ class _Rasterize(torch.autograd.Function):
         grad_image, grad_alpha = grad_image.contiguous(), grad_alpha.contiguous()
         grads = [torch.empty_like(field) for field in fields[:5]]
         grad_means2d = fields[0].new_empty(len(fields[0]), 2)
-        check(
-            library().splat_backward(
-                ctypes.c_void_p(ctx.workspace.handle),
-                *map(pointer, fields),
-                pointer(grad_image),
-                pointer(grad_alpha),
-                *map(pointer, grads),
-                pointer(grad_means2d),
-                ctypes.c_int(ctx.absolute),
-            ),
-            _NO_ROOM,
+        kernels.run(
+            "splat_backward",
+            ctx.workspace.handle,
+            *fields,
+            *(grad_image, grad_alpha),
+            *(*grads, grad_means2d),
+            ctx.absolute,
+            no_room=_NO_ROOM,
         )
         grad_background = (grad_image * (1 - alpha)).sum((1, 2)) if ctx.needs_input_grad[5] else None
         return (*grads, grad_background, grad_means2d, None, None, None, None, None)

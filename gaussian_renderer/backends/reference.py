@@ -34,15 +34,16 @@ import torch
 from torch import Tensor
 
 from ops import sh as harmonics
+from ops.kernels import CONSTANTS
 from ops.types import Camera, Gaussians, RenderOut
 
-NEAR = 0.2  # metres
-LOW_PASS = 0.3  # pixel^2
-GUARD = 0.3  # of half the image
-MAX_ALPHA = 0.99
-MIN_ALPHA = 1.0 / 255.0
-MIN_TRANSMITTANCE = 1e-4
-QUATERNION_LENGTHS = (1e-12, 1e18)  # float32 holds their squares
+NEAR = CONSTANTS["kNear"]  # metres
+LOW_PASS = CONSTANTS["kLowPass"]  # pixel^2
+GUARD = CONSTANTS["kGuard"]  # of half the image
+MAX_ALPHA = CONSTANTS["kMaxAlpha"]
+MIN_ALPHA = CONSTANTS["kMinAlpha"]  # 1/255
+MIN_TRANSMITTANCE = CONSTANTS["kMinTransmittance"]
+QUATERNION_LENGTHS = (CONSTANTS["kMinLength"], CONSTANTS["kMaxLength"])
 BLOCK = 16  # pixels: side of the squares that are blended at once, which bounds the memory
 
 

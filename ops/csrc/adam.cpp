@@ -31,7 +31,7 @@ using namespace lanes;
 
 constexpr int64_t kBlock = 64 * kLanes;  // elements that a thread takes at a time
 
-// Mirrored by `_Slot` in training/optimizers.py.
+// Mirrored by `Slot` in ops/kernels.py.
 struct Slot {
     float* value;
     const float* gradient;
@@ -55,11 +55,11 @@ struct Factors {
 // leave it; there the processor is a hundred times slower (a fifth of all
 // momenta after 6,000 iterations, which tripled the time of a step). Next to eps
 // they mean nothing.
-LANES_INLINE Lanes flushed(const Lanes& a) {
+ALWAYS_INLINE Lanes flushed(const Lanes& a) {
     return select(abs(a) < std::numeric_limits<float>::min(), broadcast(0.0f), a);
 }
 
-LANES_INLINE void update(const Factors& f, const float* rates, float* value, const float* gradient, float* mean,
+ALWAYS_INLINE void update(const Factors& f, const float* rates, float* value, const float* gradient, float* mean,
                          float* square) {
     const Lanes g = load(gradient), m0 = load(mean), v0 = load(square);
     const Lanes m = flushed(m0 + f.take1 * (g - m0));

@@ -1,4 +1,4 @@
-// The color calibration network of innovations/color_calibration.py: every pixel through
+// The color calibration network of ops/color_net.py: every pixel through
 // a small network of 1x1 convolutions with ReLU, whose three outputs r shift the logit of the color:
 //
 //   y = x e^r / (1 - x + x e^r)      x = the image, clamped to [0, 1]
@@ -28,27 +28,14 @@
 namespace {
 
 using namespace lanes;
+using Buffer = native::Buffer<float>;
+using native::kResidualLimit;
 
 constexpr int kTile = 4;               // rows of a tile: channels computed together; widths are padded to it
 constexpr int kColumns = 4;            // 16-pixel columns of a tile; 4 x 4 sums keep both vector units busy
 constexpr int64_t kBlock = 64;        // pixels that go through all layers together
 constexpr int64_t kChunk = 64 * kBlock;  // pixels whose weight gradients are summed in single precision
-constexpr float kLimit = 10.0f;        // of |r|; the same as RESIDUAL_LIMIT in Python
 constexpr float kLog2e = 1.44269504f;
-
-// Floats that start at a vector's boundary: a load across two cache lines takes twice the time.
-class Buffer {
-public:
-    explicit Buffer(int64_t count = 0) : lanes_((count + kLanes - 1) / kLanes, broadcast(0.0f)) {}
-    float* data() { return reinterpret_cast<float*>(lanes_.data()); }
-    const float* data() const { return reinterpret_cast<const float*>(lanes_.data()); }
-    float* operator+(int64_t at) { return data() + at; }
-    const float* operator+(int64_t at) const { return data() + at; }
-    void clear() { std::fill(lanes_.begin(), lanes_.end(), broadcast(0.0f)); }
-
-private:
-    std::vector<Lanes> lanes_;
-};
 
 int64_t padded(int64_t width) { return (width + kTile - 1) / kTile * kTile; }
 
@@ -87,7 +74,7 @@ std::vector<Layer> unpack(const float* parameters, const int64_t* widths, int64_
 
 // out[row] = finish(bias[row] + sum_k weights[row][k] in[k], row, column)
 template <typename Finish>
-LANES_INLINE void product(const Matrix& m, const float* in, float* out, Finish finish) {
+ALWAYS_INLINE void product(const Matrix& m, const float* in, float* out, Finish finish) {
     for (int64_t row = 0; row < m.rows; row += kTile) {
         for (int64_t x = 0; x < kBlock; x += kColumns * kLanes) {
             Lanes sum[kTile][kColumns];
@@ -145,7 +132,7 @@ float total(const float* lane_sums) {
 }
 
 // NaN passes through: a broken picture must not look like a white one.
-LANES_INLINE Lanes clamped(const Lanes& a, float low, float high) {
+ALWAYS_INLINE Lanes clamped(const Lanes& a, float low, float high) {
     const Lanes b = select(a < low, broadcast(low), a);
     return select(b > high, broadcast(high), b);
 }
@@ -178,8 +165,8 @@ public:
             activations_.emplace_back(layer.forward.inner * kBlock);
             widest = std::max(widest, std::max(layer.forward.rows, layer.forward.inner));
         }
-        residual_ = image_ = direct_ = Buffer(kTile * kBlock);
-        slope_ = next_ = Buffer(widest * kBlock);
+        for (Buffer* buffer : {&residual_, &image_, &direct_}) *buffer = Buffer(kTile * kBlock);
+        for (Buffer* buffer : {&slope_, &next_}) *buffer = Buffer(widest * kBlock);
         for (const Layer& layer : layers) {
             weight_sums_.emplace_back(layer.forward.rows * layer.forward.inner * kLanes);
             bias_sums_.emplace_back(layer.forward.rows * kLanes);
@@ -246,7 +233,7 @@ public:
                 const Lanes inverse = 1.0f / ((1.0f - x) + x * e);
                 const Lanes direct = load(next_ + at) * e * inverse * inverse;
                 store(direct_ + at, direct);
-                store(slope_ + at, select(abs(r) <= kLimit, direct * x * (1.0f - x), 0.0f));
+                store(slope_ + at, select(abs(r) <= kResidualLimit, direct * x * (1.0f - x), 0.0f));
             }
             int64_t units = units_;
             for (int64_t l = int64_t(layers_.size()) - 1; l >= 0; --l) {
@@ -289,13 +276,13 @@ public:
 
 private:
     // e^r; a NaN stays one, which `exp2` alone would lose.
-    LANES_INLINE static Lanes growth(const Lanes& r) {
-        const Lanes bounded = clamped(r, -kLimit, kLimit);
+    ALWAYS_INLINE static Lanes growth(const Lanes& r) {
+        const Lanes bounded = clamped(r, -kResidualLimit, kResidualLimit);
         return exp2(bounded * kLog2e) + (bounded - bounded);
     }
 
     // A color outside [0, 1] may come back but not go further out.
-    LANES_INLINE static Lanes inward(const Lanes& slope, const Lanes& x) {
+    ALWAYS_INLINE static Lanes inward(const Lanes& slope, const Lanes& x) {
         const Lanes below = select((x > 1.0f) & (slope < 0.0f), broadcast(0.0f), slope);
         return select((x < 0.0f) & (below > 0.0f), broadcast(0.0f), below);
     }
@@ -402,11 +389,11 @@ int for_chunks(const std::vector<Layer>& layers, int64_t images, int64_t pixels,
 
 }  // namespace
 
-// Bytes that `active` takes for a picture.
-NATIVE_EXPORT int64_t color_net_active_bytes(int64_t images, int64_t pixels, const int64_t* widths, int64_t count) {
+// Elements of `active` for a picture.
+NATIVE_EXPORT int64_t color_net_active_size(int64_t images, int64_t pixels, const int64_t* widths, int64_t count) {
     int64_t units = 0;
     for (int64_t l = 1; l < count; ++l) units += padded(widths[l]);
-    return images * ((pixels + kLanes - 1) / kLanes) * units * sizeof(uint16_t);
+    return images * ((pixels + kLanes - 1) / kLanes) * units;
 }
 
 // image, out: [images, 3, pixels]; widths[count + 1]: channels from 3 to 3; parameters:

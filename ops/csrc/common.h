@@ -1,18 +1,26 @@
-// Shared by all native sources: the export marker and the guard of the C boundary.
+// Shared by all kernels: the export marker, the guard of the C boundary, arrays and 3-vectors.
 // A plain C ABI: raw pointers and sizes, never a PyTorch header.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
+#include <new>
+#include <utility>
 
+#include "constants.h"
+
+// `ops.kernels.run` reads the types of what is marked so; `int` as a result is a status of `guarded`.
 #define NATIVE_EXPORT extern "C" __attribute__((visibility("default")))
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace native {
 
 // Runs `work`; 0, or -1 when it ran out of memory or room. Exceptions must not cross
 // the C boundary, nor the end of an OpenMP region: everything that allocates runs in
-// here, and `ops.native.check` turns the -1 into a MemoryError.
+// here, and `ops.kernels.run` turns the -1 into a MemoryError.
 template <typename Work>
 int guarded(Work work) noexcept {
     try {
@@ -22,5 +30,58 @@ int guarded(Work work) noexcept {
         return -1;
     }
 }
+
+// A grow-only array from the boundary of a cache line on (a vector load across two lines takes twice the
+// time) that is neither zeroed, unless asked to, nor copied when it grows.
+template <typename T>
+class Buffer {
+public:
+    Buffer() = default;
+    explicit Buffer(size_t count) { reserve(count), clear(); }
+    Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+    Buffer& operator=(Buffer&& other) noexcept {
+        std::swap(data_, other.data_), std::swap(capacity_, other.capacity_);
+        return *this;
+    }
+    ~Buffer() { std::free(data_); }
+
+    // Room for `count` elements; what it held before is lost.
+    T* reserve(size_t count) {
+        if (count > capacity_) {
+            std::free(data_);
+            data_ = nullptr;
+            capacity_ = 0;
+            const size_t wanted = count + count / 4;
+            const size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
+            data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+            if (!data_) throw std::bad_alloc();
+            capacity_ = wanted;
+        }
+        return data_;
+    }
+    void clear() { std::fill_n(data_, capacity_, T()); }
+    T* data() const { return data_; }
+    T* operator+(size_t i) const { return data_ + i; }
+    T& operator[](size_t i) const { return data_[i]; }
+
+private:
+    T* data_ = nullptr;
+    size_t capacity_ = 0;
+};
+
+// A 3-vector of numbers, or of sixteen numbers each.
+template <typename T>
+struct Vector3 {
+    T x, y, z;
+};
+#define VEC3 template <typename T> ALWAYS_INLINE
+VEC3 T dot(const Vector3<T>& a, const Vector3<T>& b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+VEC3 Vector3<T> operator*(const Vector3<T>& a, const T& s) { return {a.x * s, a.y * s, a.z * s}; }
+VEC3 Vector3<T> operator+(const Vector3<T>& a, const Vector3<T>& b) { return {a.x + b.x, a.y + b.y, a.z + b.z}; }
+VEC3 Vector3<T> operator-(const Vector3<T>& a, const Vector3<T>& b) { return {a.x - b.x, a.y - b.y, a.z - b.z}; }
+VEC3 Vector3<T> cross(const Vector3<T>& a, const Vector3<T>& b) {
+    return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+}
+#undef VEC3
 
 }  // namespace native

@@ -24,8 +24,8 @@ float zero_or_nan(const float* values, int64_t count) {
 
 }  // namespace
 
-// 1 if the squares of all of tensors[i][0 .. counts[i]) are finite, else 0.
-NATIVE_EXPORT int all_finite(const float* const* tensors, const int64_t* counts, int64_t number) {
+// Whether the squares of all of tensors[i][0 .. counts[i]) are finite.
+NATIVE_EXPORT bool all_finite(const float* const* tensors, const int64_t* counts, int64_t number) {
     int broken = 0;
     const int64_t total = std::accumulate(counts, counts + number, int64_t(0));
     #pragma omp parallel reduction(| : broken) if (total >= kParallel)

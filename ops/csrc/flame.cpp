@@ -18,7 +18,8 @@
 
 namespace {
 
-constexpr int kLanes = 16;
+using namespace native;
+
 constexpr int kJoints = 5;
 constexpr int kPose = 9 * (kJoints - 1);
 constexpr int kChunks = 16;
@@ -107,7 +108,7 @@ struct Chain {
     Mat world[kJoints];           // W_j, product along the chain
     double position[kJoints][3];  // posed joint positions
     double offset[kJoints][3];    // vertex -> W_j v + offset_j
-    float coefficients[4096];     // expression, then the 36 entries of R_j - I
+    float coefficients[kMaxExpr + kPose];  // expression, then the 36 entries of R_j - I
 };
 
 void pose(Chain& c, int64_t n_expr, const double* joints, const double* joint_modes, const float* row) {
@@ -141,7 +142,7 @@ void pose(Chain& c, int64_t n_expr, const double* joints, const double* joint_mo
 }  // namespace
 
 // The row is: expression (n_expr), rotation, neck, jaw, left eye, right eye
-// (3 each, axis-angle), translation (3). n_expr <= 4060. joints is [5][3],
+// (3 each, axis-angle), translation (3). n_expr <= kMaxExpr. joints is [5][3],
 // joint_modes [n_expr][5][3]; base [blocks][3][16]; mode_start [blocks + 1] and
 // mode_id index basis [entries][3][16]; weights [blocks][5][16]. Writes
 // vertices [V][3] and, for the backward, the unposed vertices [blocks][3][16].

@@ -11,13 +11,15 @@
 #include <cstring>
 #include <utility>
 
+#include "common.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace lanes {
 
-constexpr int kLanes = 16;
+using native::kLanes;
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
 #elif defined(__AVX__)
@@ -31,7 +33,6 @@ typedef float FloatPart __attribute__((vector_size(4 * kWidth), may_alias));
 typedef int32_t IntPart __attribute__((vector_size(4 * kWidth), may_alias));
 typedef uint32_t UintPart __attribute__((vector_size(4 * kWidth), may_alias));
 
-#define LANES_INLINE inline __attribute__((always_inline))
 #define FOR_PARTS for (int i = 0; i < kParts; ++i)
 
 struct Lanes {
@@ -44,97 +45,97 @@ struct Mask {  // all bits set in a true lane
     IntPart part[kParts];
 };
 
-LANES_INLINE Lanes broadcast(float value) {
+ALWAYS_INLINE Lanes broadcast(float value) {
     Lanes r;
     FOR_PARTS r.part[i] = value - FloatPart{};
     return r;
 }
-LANES_INLINE Ints broadcast_int(int32_t value) {
+ALWAYS_INLINE Ints broadcast_int(int32_t value) {
     Ints r;
     FOR_PARTS r.part[i] = value - IntPart{};
     return r;
 }
-LANES_INLINE Lanes load(const float* p) {
+ALWAYS_INLINE Lanes load(const float* p) {
     Lanes r;
     std::memcpy(&r, p, sizeof r);
     return r;
 }
-LANES_INLINE void store(float* p, const Lanes& a) { std::memcpy(p, &a, sizeof a); }
-LANES_INLINE Ints load_int(const int32_t* p) {
+ALWAYS_INLINE void store(float* p, const Lanes& a) { std::memcpy(p, &a, sizeof a); }
+ALWAYS_INLINE Ints load_int(const int32_t* p) {
     Ints r;
     std::memcpy(&r, p, sizeof r);
     return r;
 }
-LANES_INLINE void store_int(int32_t* p, const Ints& a) { std::memcpy(p, &a, sizeof a); }
+ALWAYS_INLINE void store_int(int32_t* p, const Ints& a) { std::memcpy(p, &a, sizeof a); }
 
 #define LANES_BINARY(op)                                                                     \
-    LANES_INLINE Lanes operator op(const Lanes& a, const Lanes& b) {                         \
+    ALWAYS_INLINE Lanes operator op(const Lanes& a, const Lanes& b) {                        \
         Lanes r;                                                                             \
         FOR_PARTS r.part[i] = a.part[i] op b.part[i];                                        \
         return r;                                                                            \
     }                                                                                        \
-    LANES_INLINE Lanes operator op(const Lanes& a, float b) { return a op broadcast(b); }    \
-    LANES_INLINE Lanes operator op(float a, const Lanes& b) { return broadcast(a) op b; }
+    ALWAYS_INLINE Lanes operator op(const Lanes& a, float b) { return a op broadcast(b); }   \
+    ALWAYS_INLINE Lanes operator op(float a, const Lanes& b) { return broadcast(a) op b; }
 LANES_BINARY(+)
 LANES_BINARY(-)
 LANES_BINARY(*)
 LANES_BINARY(/)
 #undef LANES_BINARY
-LANES_INLINE Lanes operator-(const Lanes& a) {
+ALWAYS_INLINE Lanes operator-(const Lanes& a) {
     Lanes r;
     FOR_PARTS r.part[i] = -a.part[i];
     return r;
 }
-LANES_INLINE Lanes& operator+=(Lanes& a, const Lanes& b) { return a = a + b; }
+ALWAYS_INLINE Lanes& operator+=(Lanes& a, const Lanes& b) { return a = a + b; }
 
 #define LANES_COMPARE(op)                                                                    \
-    LANES_INLINE Mask operator op(const Lanes& a, const Lanes& b) {                          \
+    ALWAYS_INLINE Mask operator op(const Lanes& a, const Lanes& b) {                         \
         Mask r;                                                                              \
         FOR_PARTS r.part[i] = a.part[i] op b.part[i];                                        \
         return r;                                                                            \
     }                                                                                        \
-    LANES_INLINE Mask operator op(const Lanes& a, float b) { return a op broadcast(b); }
+    ALWAYS_INLINE Mask operator op(const Lanes& a, float b) { return a op broadcast(b); }
 LANES_COMPARE(<)
 LANES_COMPARE(<=)
 LANES_COMPARE(>)
 LANES_COMPARE(>=)
 LANES_COMPARE(==)
 #undef LANES_COMPARE
-LANES_INLINE Mask operator>=(const Ints& a, int32_t b) {
+ALWAYS_INLINE Mask operator>=(const Ints& a, int32_t b) {
     Mask r;
     FOR_PARTS r.part[i] = a.part[i] >= (b - IntPart{});
     return r;
 }
-LANES_INLINE Mask operator&(const Mask& a, const Mask& b) {
+ALWAYS_INLINE Mask operator&(const Mask& a, const Mask& b) {
     Mask r;
     FOR_PARTS r.part[i] = a.part[i] & b.part[i];
     return r;
 }
 
-LANES_INLINE Lanes select(const Mask& m, const Lanes& yes, const Lanes& no) {
+ALWAYS_INLINE Lanes select(const Mask& m, const Lanes& yes, const Lanes& no) {
     Lanes r;
     FOR_PARTS r.part[i] = m.part[i] ? yes.part[i] : no.part[i];
     return r;
 }
-LANES_INLINE Lanes select(const Mask& m, const Lanes& yes, float no) { return select(m, yes, broadcast(no)); }
-LANES_INLINE Ints select(const Mask& m, const Ints& yes, const Ints& no) {
+ALWAYS_INLINE Lanes select(const Mask& m, const Lanes& yes, float no) { return select(m, yes, broadcast(no)); }
+ALWAYS_INLINE Ints select(const Mask& m, const Ints& yes, const Ints& no) {
     Ints r;
     FOR_PARTS r.part[i] = m.part[i] ? yes.part[i] : no.part[i];
     return r;
 }
 
 // A NaN in `a` gives `b`, as the processor's own instructions do.
-LANES_INLINE Lanes min(const Lanes& a, const Lanes& b) { return select(a < b, a, b); }
-LANES_INLINE Lanes max(const Lanes& a, const Lanes& b) { return select(a > b, a, b); }
-LANES_INLINE Lanes min(const Lanes& a, float b) { return min(a, broadcast(b)); }
-LANES_INLINE Lanes max(const Lanes& a, float b) { return max(a, broadcast(b)); }
-LANES_INLINE Lanes abs(const Lanes& a) {
+ALWAYS_INLINE Lanes min(const Lanes& a, const Lanes& b) { return select(a < b, a, b); }
+ALWAYS_INLINE Lanes max(const Lanes& a, const Lanes& b) { return select(a > b, a, b); }
+ALWAYS_INLINE Lanes min(const Lanes& a, float b) { return min(a, broadcast(b)); }
+ALWAYS_INLINE Lanes max(const Lanes& a, float b) { return max(a, broadcast(b)); }
+ALWAYS_INLINE Lanes abs(const Lanes& a) {
     Lanes r;
     FOR_PARTS r.part[i] = (FloatPart)((IntPart)a.part[i] & 0x7fffffff);  // without the sign bit
     return r;
 }
 
-LANES_INLINE Lanes sqrt(const Lanes& a) {
+ALWAYS_INLINE Lanes sqrt(const Lanes& a) {
     float values[kLanes];
     store(values, a);
     for (int i = 0; i < kLanes; ++i) values[i] = std::sqrt(values[i]);
@@ -142,7 +143,7 @@ LANES_INLINE Lanes sqrt(const Lanes& a) {
 }
 
 // One bit per lane, lane 0 lowest.
-LANES_INLINE uint32_t bits(const Mask& m) {
+ALWAYS_INLINE uint32_t bits(const Mask& m) {
     uint32_t r = 0;
     FOR_PARTS {
 #if defined(__AVX512DQ__)
@@ -161,7 +162,7 @@ LANES_INLINE uint32_t bits(const Mask& m) {
 }
 
 // The inverse of `bits`.
-LANES_INLINE Mask mask_of(uint32_t bits) {
+ALWAYS_INLINE Mask mask_of(uint32_t bits) {
     IntPart lane;
     for (int j = 0; j < kWidth; ++j) lane[j] = 1 << j;
     Mask r;
@@ -170,7 +171,7 @@ LANES_INLINE Mask mask_of(uint32_t bits) {
 }
 
 template <int odd, size_t... I>
-LANES_INLINE FloatPart every_other(const FloatPart& a, const FloatPart& b, std::index_sequence<I...>) {
+ALWAYS_INLINE FloatPart every_other(const FloatPart& a, const FloatPart& b, std::index_sequence<I...>) {
 #if defined(__clang__)
     return __builtin_shufflevector(a, b, int(2 * I + odd)...);
 #else
@@ -182,7 +183,7 @@ LANES_INLINE FloatPart every_other(const FloatPart& a, const FloatPart& b, std::
 // Neighbors are added pairwise over two registers at a time, so that all sums
 // together cost little more than one.
 template <int count>
-LANES_INLINE Lanes totals(const Lanes (&values)[count]) {
+ALWAYS_INLINE Lanes totals(const Lanes (&values)[count]) {
     static_assert(count <= kLanes, "one lane per sum");
     using Index = std::make_index_sequence<kWidth>;
     Lanes r;
@@ -206,7 +207,7 @@ LANES_INLINE Lanes totals(const Lanes (&values)[count]) {
 // The degree-5 polynomial is a minimax fit of 2^f on [-0.5, 0.5]; the whole part
 // goes straight into the exponent bits. An own exponential because expf only
 // vectorises with -ffast-math, which also drops the NaN checks this code needs.
-LANES_INLINE Lanes exp2(const Lanes& x) {
+ALWAYS_INLINE Lanes exp2(const Lanes& x) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     Lanes r;
     FOR_PARTS {

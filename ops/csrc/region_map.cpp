@@ -1,7 +1,7 @@
 // A smooth weight map from a coarse grid of bit masks: look up, blur, enlarge, normalize.
 //
 // In eager PyTorch these are eight small operations, together more than 1 % of a
-// short iteration. Same steps as the twin in innovations/region_adaptive_loss.py.
+// short iteration. Same steps as the twin in ops/region_map.py.
 // One thread: the work takes less time than waking a second one on a busy machine.
 #include "common.h"
 

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 4096;  // rows; block totals are added serially, so the sum does not depend on the threads
+constexpr int64_t kBlock = 4096;  // rows; block totals are added serially, so the sum does not depend on the threads
 
 // relu(|v| - threshold) and its derivative
 float excess_of_norm(const float* v, float threshold, float* gradient) {
@@ -55,12 +55,12 @@ float norm_of_excess(const float* v, float threshold, float* gradient) {
 // Calls work(i) for every row i, which returns what row i adds to each of `sums`.
 template <size_t number, typename Work>
 void sum_rows(Work work, int64_t count, double* sums) {
-    const int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    const int64_t blocks = (count + kBlock - 1) / kBlock;
     std::vector<std::array<double, number>> totals(blocks);
     #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < blocks; ++block) {
         std::array<double, number> total = {};
-        for (int64_t i = block * BLOCK; i < std::min(count, (block + 1) * BLOCK); ++i) {
+        for (int64_t i = block * kBlock; i < std::min(count, (block + 1) * kBlock); ++i) {
             const std::array<double, number> row = work(i);
             for (size_t k = 0; k < number; ++k) total[k] += row[k];
         }

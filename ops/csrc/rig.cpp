@@ -15,21 +15,9 @@
 
 namespace {
 
-// Below these a triangle has no orientation. In metres, and the sine of the
-// angle between its edges; keep equal to ops/rig.py.
-constexpr float kMinEdge = 1e-6f;
-constexpr float kMinSine = 1e-6f;
+using namespace native;
+using Vec3 = native::Vector3<float>;
 
-struct Vec3 {
-    float x, y, z;
-};
-inline Vec3 operator+(Vec3 a, Vec3 b) { return {a.x + b.x, a.y + b.y, a.z + b.z}; }
-inline Vec3 operator-(Vec3 a, Vec3 b) { return {a.x - b.x, a.y - b.y, a.z - b.z}; }
-inline Vec3 operator*(float s, Vec3 a) { return {s * a.x, s * a.y, s * a.z}; }
-inline float dot(Vec3 a, Vec3 b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
-inline Vec3 cross(Vec3 a, Vec3 b) {
-    return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
-}
 inline Vec3 load(const float* p) { return {p[0], p[1], p[2]}; }
 inline void store(float* p, Vec3 v) {
     p[0] = v.x;
@@ -69,7 +57,7 @@ Frame frame(Vec3 v0, Vec3 v1, Vec3 v2) {
     const Vec3 e1 = v1 - v0, e2 = v2 - v0, normal = cross(e1, e2);
     const float length = std::sqrt(dot(e1, e1)), other = std::sqrt(dot(e2, e2));
     const float area = std::sqrt(dot(normal, normal));
-    f.origin = (1.0f / 3) * (v0 + v1 + v2);
+    f.origin = (v0 + v1 + v2) * (1.0f / 3);
     if (length < kMinEdge || other < kMinEdge || area < kMinSine * length * other) {
         f.a0 = {1, 0, 0};
         f.a1 = {0, 1, 0};
@@ -80,8 +68,8 @@ Frame frame(Vec3 v0, Vec3 v1, Vec3 v2) {
         f.length = f.height = f.along = 0;
         return f;
     }
-    f.a0 = (1 / length) * e1;
-    f.a1 = (1 / area) * normal;
+    f.a0 = e1 * (1 / length);
+    f.a1 = normal * (1 / area);
     f.a2 = cross(f.a0, f.a1);
     f.length = length;
     f.height = -dot(f.a2, e2);
@@ -91,7 +79,7 @@ Frame frame(Vec3 v0, Vec3 v1, Vec3 v2) {
     return f;
 }
 
-inline Vec3 rotate(const Frame& f, Vec3 v) { return v.x * f.a0 + v.y * f.a1 + v.z * f.a2; }
+inline Vec3 rotate(const Frame& f, Vec3 v) { return f.a0 * v.x + f.a1 * v.y + f.a2 * v.z; }
 inline Vec3 rotate_back(const Frame& f, Vec3 v) { return {dot(f.a0, v), dot(f.a1, v), dot(f.a2, v)}; }
 
 inline void multiply(const float a[4], const float b[4], float out[4]) {
@@ -133,8 +121,8 @@ NATIVE_EXPORT void rig_forward(
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < count; ++n) {
             const Frame& f = frames[binding[n]];
-            store(means + 3 * n, f.scale * rotate(f, load(xyz + 3 * n)) + f.origin);
-            store(scales + 3 * n, f.scale * load(scaling + 3 * n));
+            store(means + 3 * n, rotate(f, load(xyz + 3 * n)) * f.scale + f.origin);
+            store(scales + 3 * n, load(scaling + 3 * n) * f.scale);
             float unit[4];
             const float inverse = inverse_length(rotation + 4 * n);
             for (int i = 0; i < 4; ++i) unit[i] = inverse * rotation[4 * n + i];
@@ -172,8 +160,8 @@ NATIVE_EXPORT int rig_backward(
             const Frame& f = frames[binding[n]];
             const Vec3 gm = load(g_means + 3 * n), gs = load(g_scales + 3 * n);
             const Vec3 local = load(xyz + 3 * n), size = load(scaling + 3 * n);
-            store(g_xyz + 3 * n, f.scale * rotate_back(f, gm));
-            store(g_scaling + 3 * n, f.scale * Vec3{gs.x * size.x, gs.y * size.y, gs.z * size.z});
+            store(g_xyz + 3 * n, rotate_back(f, gm) * f.scale);
+            store(g_scaling + 3 * n, Vec3{gs.x * size.x, gs.y * size.y, gs.z * size.z} * f.scale);
 
             const float* raw = rotation + 4 * n;
             const float inverse = inverse_length(raw);
@@ -193,7 +181,7 @@ NATIVE_EXPORT int rig_backward(
             const Vec3 turn = {gq[1] * world[0] - gq[0] * world[1] - gq[2] * world[3] + gq[3] * world[2],
                                gq[2] * world[0] - gq[0] * world[2] - gq[3] * world[1] + gq[1] * world[3],
                                gq[3] * world[0] - gq[0] * world[3] - gq[1] * world[2] + gq[2] * world[1]};
-            const Vec3 torque = 0.5f * turn + f.scale * cross(arm, gm);
+            const Vec3 torque = turn * 0.5f + cross(arm, gm) * f.scale;
             loads[n] = {{gm.x, gm.y, gm.z, torque.x, torque.y, torque.z, dot(arm, gm) + dot(size, gs), 0}};
         }
         if (g_vertices) {
@@ -210,14 +198,14 @@ NATIVE_EXPORT int rig_backward(
             for (int64_t t = 0; t < n_faces; ++t) {
                 const Frame& f = frames[t];
                 const float* sum = face_loads[t].v;
-                const Vec3 third = (1.0f / 3) * load(sum);
+                const Vec3 third = load(sum) * (1.0f / 3);
                 Vec3 g1 = {0, 0, 0}, g2 = {0, 0, 0};
                 if (f.length > 0) {
                     const Vec3 turn = rotate_back(f, load(sum + 3));
                     const float half = 0.5f * sum[6], slope = f.along / f.length;
-                    g1 = half * f.a0 + ((turn.z - slope * turn.x * f.length / f.height) / f.length) * f.a1 +
-                         (half * slope - turn.y / f.length) * f.a2;
-                    g2 = (turn.x / f.height) * f.a1 - half * f.a2;
+                    g1 = f.a0 * half + f.a1 * ((turn.z - slope * turn.x * f.length / f.height) / f.length) +
+                         f.a2 * (half * slope - turn.y / f.length);
+                    g2 = f.a1 * (turn.x / f.height) - f.a2 * half;
                 }
                 store(&corners[9 * t], third - g1 - g2);
                 store(&corners[9 * t + 3], third + g1);

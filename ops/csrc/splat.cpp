@@ -28,7 +28,7 @@ NATIVE_EXPORT void splat_seconds(const void* workspace, double* seconds) {
 
 NATIVE_EXPORT int splat_forward(void* workspace, const splat::View* view, int64_t count, const float* means,
                                 const float* quats, const float* scales, const float* opacities, const float* sh,
-                                const float* background, float* image, float* alpha, int32_t* radii, int keep) {
+                                const float* background, float* image, float* alpha, int32_t* radii, bool keep) {
     auto& w = *static_cast<splat::Workspace*>(workspace);
     w.view = *view;
     w.count = count;
@@ -37,22 +37,22 @@ NATIVE_EXPORT int splat_forward(void* workspace, const splat::View* view, int64_
     return native::guarded([&] {
         timed(w.seconds[0], [&] { splat::project(w, means, quats, scales, opacities, sh, radii); });
         timed(w.seconds[1], [&] { splat::bin(w); });
-        timed(w.seconds[2], [&] { splat::blend(w, background, image, alpha, keep != 0); });
+        timed(w.seconds[2], [&] { splat::blend(w, background, image, alpha, keep); });
     });
 }
 
-// Needs the workspace as `splat_forward` with keep = 1 left it; may be called again.
+// Needs the workspace as `splat_forward` with `keep` left it; may be called again.
 NATIVE_EXPORT int splat_backward(void* workspace, const float* means, const float* quats, const float* scales,
                                  const float* opacities, const float* sh, const float* background,
                                  const float* grad_image, const float* grad_alpha, float* grad_means,
                                  float* grad_quats, float* grad_scales, float* grad_opacities, float* grad_sh,
-                                 float* grad_means2d, int absolute) {
+                                 float* grad_means2d, bool absolute) {
     auto& w = *static_cast<splat::Workspace*>(workspace);
     return native::guarded([&] {
-        timed(w.seconds[3], [&] { splat::blend_backward(w, background, grad_image, grad_alpha, absolute != 0); });
+        timed(w.seconds[3], [&] { splat::blend_backward(w, background, grad_image, grad_alpha, absolute); });
         timed(w.seconds[4], [&] {
             splat::project_backward(w, means, quats, scales, opacities, sh, grad_means, grad_quats, grad_scales,
-                                    grad_opacities, grad_sh, grad_means2d, absolute != 0);
+                                    grad_opacities, grad_sh, grad_means2d, absolute);
         });
     });
 }

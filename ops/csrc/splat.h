@@ -5,32 +5,25 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
 #include "common.h"
 #include "lanes.h"
 
 namespace splat {
 
+using namespace native;
+
 constexpr int kTile = 16;                  // pixels; one row of a tile is one `Lanes`
 constexpr int kTilePixels = kTile * kTile;
-constexpr float kNear = 0.2f;              // metres
-constexpr float kLowPass = 0.3f;           // pixel^2, added to the projected covariance
-constexpr float kGuard = 0.3f;             // share of the half image added around the frustum
-constexpr float kMaxAlpha = 0.99f;
-constexpr float kMinAlpha = 1.0f / 255.0f;
-constexpr float kMinTransmittance = 1e-4f;
-constexpr float kMinLength = 1e-12f, kMaxLength = 1e18f;  // of a quaternion
 constexpr float kLog2E = 1.44269504f;
 constexpr float kTwoLn2 = 1.38629436f;  // 2 / log2(e)
 constexpr float kLog2MinAlpha = -7.99435344f;  // log2(1/255)
-constexpr int kMaxBases = 16;              // spherical harmonics to degree 3
+constexpr int kMaxBases = (kMaxDegree + 1) * (kMaxDegree + 1);
 constexpr int kMoments = 9;                // sums per (tile, Gaussian) that the backward pass collects
 constexpr int kAllMoments = 11;            // with the two of absolute values, where they are asked for
 constexpr int kMomentStride = lanes::kLanes;
 
-// Mirrored by `_View` in gaussian_renderer/backends/native.py.
+// Mirrored by `View` in ops/kernels.py.
 struct View {
     float rotation[9];     // world to camera, row-major
     float translation[3];  // metres
@@ -81,37 +74,6 @@ inline TileRange tile_range(float low, float high, int pixels) {
 struct TileEntry {
     uint32_t splat;
     uint32_t slot;  // row of `moments` for this (tile, Gaussian)
-};
-
-// A grow-only array that is neither zeroed nor copied when it grows.
-template <typename T>
-class Buffer {
-public:
-    Buffer() = default;
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    ~Buffer() { std::free(data_); }
-
-    // Room for `count` elements; what it held before is lost.
-    T* reserve(size_t count) {
-        if (count > capacity_) {
-            std::free(data_);
-            data_ = nullptr;
-            capacity_ = 0;
-            const size_t wanted = count + count / 4;
-            const size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
-            data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-            if (!data_) throw std::bad_alloc();
-            capacity_ = wanted;
-        }
-        return data_;
-    }
-    T* data() const { return data_; }
-    T& operator[](size_t i) const { return data_[i]; }
-
-private:
-    T* data_ = nullptr;
-    size_t capacity_ = 0;
 };
 
 struct Workspace {

@@ -19,7 +19,7 @@ using namespace lanes;
 
 // A pixel that needs no more Gaussians carries its transmittance negated; the
 // sign marks it and the value is kept.
-LANES_INLINE Lanes closed(const Lanes& t) { return -abs(t); }
+ALWAYS_INLINE Lanes closed(const Lanes& t) { return -abs(t); }
 
 constexpr float kLaneIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -46,7 +46,7 @@ struct Rows {
     uint32_t reached;  // one bit per row that may hold alpha >= 1/255
 };
 
-LANES_INLINE void prepare(Rows& rows, const Splat& s, const Tile& tile) {
+ALWAYS_INLINE void prepare(Rows& rows, const Splat& s, const Tile& tile) {
     const Lanes dy = tile.py - s.y;
     const Lanes middle = s.x + s.slope * dy;
     const Lanes height = s.log2_opacity - s.r * (dy * dy);
@@ -61,7 +61,7 @@ LANES_INLINE void prepare(Rows& rows, const Splat& s, const Tile& tile) {
 }
 
 // opacity * density before the limits at 0.99 and 1/255
-LANES_INLINE Lanes density(const Lanes& offset, const Lanes& height, const Lanes& p) {
+ALWAYS_INLINE Lanes density(const Lanes& offset, const Lanes& height, const Lanes& p) {
     return exp2(height - p * (offset * offset));
 }
 

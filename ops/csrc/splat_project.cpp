@@ -12,11 +12,11 @@ namespace {
 using namespace lanes;
 
 // rows of the camera rotation times a vector, and its transpose times a vector
-LANES_INLINE Vec3 rotate(const float* m, const Vec3& v) {
+ALWAYS_INLINE Vec3 rotate(const float* m, const Vec3& v) {
     return {v.x * m[0] + v.y * m[1] + v.z * m[2], v.x * m[3] + v.y * m[4] + v.z * m[5],
             v.x * m[6] + v.y * m[7] + v.z * m[8]};
 }
-LANES_INLINE Vec3 rotate_back(const float* m, const Vec3& v) {
+ALWAYS_INLINE Vec3 rotate_back(const float* m, const Vec3& v) {
     return {v.x * m[0] + v.y * m[3] + v.z * m[6], v.x * m[1] + v.y * m[4] + v.z * m[7],
             v.x * m[2] + v.y * m[5] + v.z * m[8]};
 }
@@ -59,7 +59,7 @@ struct Projection {
     Lanes p, slope, r;    // see Splat, without the log2(e)/2
 };
 
-LANES_INLINE Projection project_block(const Inputs& in, const View& view) {
+ALWAYS_INLINE Projection project_block(const Inputs& in, const View& view) {
     Projection o;
     const Lanes* q = in.quat;
     o.norm = sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
@@ -108,7 +108,7 @@ struct Direction {
     Vec3 unit;  // from the camera to the mean
     Lanes inverse_length;
 };
-LANES_INLINE Direction direction(const Vec3& mean, const View& view) {
+ALWAYS_INLINE Direction direction(const Vec3& mean, const View& view) {
     const Vec3 d = {mean.x - view.center[0], mean.y - view.center[1], mean.z - view.center[2]};
     const Lanes inverse = 1.0f / sqrt(dot(d, d));
     return {d * inverse, inverse};

@@ -8,19 +8,10 @@ namespace splat {
 using lanes::broadcast;
 using lanes::Lanes;
 
-struct Vec3 {
-    Lanes x, y, z;
-};
-LANES_INLINE Lanes dot(const Vec3& a, const Vec3& b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
-LANES_INLINE Vec3 operator*(const Vec3& a, const Lanes& s) { return {a.x * s, a.y * s, a.z * s}; }
-LANES_INLINE Vec3 operator+(const Vec3& a, const Vec3& b) { return {a.x + b.x, a.y + b.y, a.z + b.z}; }
-LANES_INLINE Vec3 operator-(const Vec3& a, const Vec3& b) { return {a.x - b.x, a.y - b.y, a.z - b.z}; }
-LANES_INLINE Vec3 cross(const Vec3& a, const Vec3& b) {
-    return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
-}
+using Vec3 = native::Vector3<Lanes>;
 
 // Real spherical harmonics in the 3DGS order and signs; basis[k] over sixteen directions.
-LANES_INLINE void sh_basis(const Vec3& d, int degree, Lanes* basis) {
+ALWAYS_INLINE void sh_basis(const Vec3& d, int degree, Lanes* basis) {
     const Lanes &x = d.x, &y = d.y, &z = d.z;
     basis[0] = broadcast(0.28209479177387814f);
     if (degree < 1) return;
@@ -45,7 +36,7 @@ LANES_INLINE void sh_basis(const Vec3& d, int degree, Lanes* basis) {
 }
 
 // Sum over k of g[k] * gradient of basis[k] with respect to the direction.
-LANES_INLINE Vec3 sh_basis_backward(const Vec3& d, int degree, const Lanes* g) {
+ALWAYS_INLINE Vec3 sh_basis_backward(const Vec3& d, int degree, const Lanes* g) {
     Vec3 o = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
     if (degree < 1) return o;
     const Lanes &x = d.x, &y = d.y, &z = d.z;

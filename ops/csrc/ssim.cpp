@@ -25,41 +25,40 @@
 
 namespace {
 
-constexpr int RADIUS = 5;
-constexpr int TAPS = 2 * RADIUS + 1;
-constexpr int LANES = 16;            // row buffers are padded to whole vectors; also the zero margin (>= RADIUS)
-constexpr double SIGMA = 1.5;
-constexpr float C1 = 0.01f * 0.01f;
-constexpr float C2 = 0.03f * 0.03f;
-constexpr int MOMENTS = 4;           // p, m, p^2, m^2
-constexpr int PARTIALS = 3;          // d/d(P + M), 2 d/dQ, 2 d/dR
+using namespace native;
+
+constexpr int kTaps = 2 * kWindowRadius + 1;
+static_assert(kLanes >= kWindowRadius, "row buffers are padded to whole vectors, which is their margin of zeros, too");
+constexpr float kC1 = kSsimK1 * kSsimK1, kC2 = kSsimK2 * kSsimK2;
+constexpr int kMoments = 4;           // p, m, p^2, m^2
+constexpr int kPartials = 3;          // d/d(P + M), 2 d/dQ, 2 d/dR
 
 struct Window {
-    float tap[TAPS];
+    float tap[kTaps];
     Window() {
-        double value[TAPS], total = 0.0;
-        for (int k = 0; k < TAPS; ++k) {
-            const double t = (k - RADIUS) / SIGMA;
+        double value[kTaps], total = 0.0;
+        for (int k = 0; k < kTaps; ++k) {
+            const double t = (k - kWindowRadius) / kWindowSigma;
             total += value[k] = std::exp(-0.5 * t * t);
         }
-        for (int k = 0; k < TAPS; ++k) tap[k] = static_cast<float>(value[k] / total);
+        for (int k = 0; k < kTaps; ++k) tap[k] = static_cast<float>(value[k] / total);
     }
 };
 const Window window;
 
 struct Images {
     const float* image;    // [C, H, W]
-    const float* target;   // [C, H, W]
+    const float* ground_truth;   // [C, H, W]
     const float* weights;  // [H, W] or null
     int64_t height, width;
 };
 
-// out[x] = sum_k tap[k] * in[x + k - RADIUS]; `in` has a margin on both sides.
+// out[x] = sum_k tap[k] * in[x + k - kWindowRadius]; `in` has a margin on both sides.
 void blur_along(const float* __restrict in, float* __restrict out, int64_t padded) {
     #pragma omp simd
     for (int64_t x = 0; x < padded; ++x) {
         float sum = 0.0f;
-        for (int k = 0; k < TAPS; ++k) sum += window.tap[k] * in[x + k - RADIUS];
+        for (int k = 0; k < kTaps; ++k) sum += window.tap[k] * in[x + k - kWindowRadius];
         out[x] = sum;
     }
 }
@@ -76,19 +75,19 @@ void blur_across(const float* const* rows, float* __restrict out, int64_t padded
     }
 }
 
-// The last TAPS horizontally blurred rows of `planes` maps; rows outside the image read as zeros.
+// The last kTaps horizontally blurred rows of `planes` maps; rows outside the image read as zeros.
 class Ring {
 public:
     Ring(int planes, int64_t padded, int64_t height)
-        : planes_(planes), padded_(padded), height_(height), rows_(planes * TAPS * padded), zeros_(padded) {}
+        : planes_(planes), padded_(padded), height_(height), rows_(planes * kTaps * padded), zeros_(padded) {}
 
-    float* slot(int plane, int64_t y) { return rows_.data() + (plane * TAPS + y % TAPS) * padded_; }
+    float* slot(int plane, int64_t y) { return rows_.data() + (plane * kTaps + y % kTaps) * padded_; }
 
     // The full blur at row y of one map.
     void blur(int plane, int64_t y, float* out) {
-        const float* rows[TAPS];
-        for (int k = 0; k < TAPS; ++k) {
-            const int64_t source = y + k - RADIUS;
+        const float* rows[kTaps];
+        for (int k = 0; k < kTaps; ++k) {
+            const int64_t source = y + k - kWindowRadius;
             rows[k] = source >= 0 && source < height_ ? slot(plane, source) : zeros_.data();
         }
         blur_across(rows, out, padded_);
@@ -104,35 +103,35 @@ private:
 // writes d(sum of weighted S)/d(image) of those rows.
 void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, double* l1, double* ssim, float* gradient) {
     const int64_t height = in.height, width = in.width;
-    const int64_t padded = (width + LANES - 1) / LANES * LANES;
+    const int64_t padded = (width + kLanes - 1) / kLanes * kLanes;
     const int64_t plane = channel * height * width;
-    Ring moments(MOMENTS, padded, height), partials(gradient ? PARTIALS : 0, padded, height);
+    Ring moments(kMoments, padded, height), partials(gradient ? kPartials : 0, padded, height);
     // One row per map with a zero margin at both ends; what lies beyond `width` stays zero.
-    const int64_t pitch = padded + 2 * LANES;
-    std::vector<float> source_rows(MOMENTS * pitch), blurred_rows(MOMENTS * padded), weight_row(padded, 1.0f);
-    float* source[MOMENTS];
-    float* blurred[MOMENTS];
-    for (int i = 0; i < MOMENTS; ++i) {
-        source[i] = source_rows.data() + i * pitch + LANES;
+    const int64_t pitch = padded + 2 * kLanes;
+    std::vector<float> source_rows(kMoments * pitch), blurred_rows(kMoments * padded), weight_row(padded, 1.0f);
+    float* source[kMoments];
+    float* blurred[kMoments];
+    for (int i = 0; i < kMoments; ++i) {
+        source[i] = source_rows.data() + i * pitch + kLanes;
         blurred[i] = blurred_rows.data() + i * padded;
     }
 
-    const int64_t reach = gradient ? RADIUS : 0;  // the gradient of a row needs the partials RADIUS rows around it
-    int64_t next = std::max<int64_t>(0, top - reach - RADIUS);
+    const int64_t reach = gradient ? kWindowRadius : 0;  // the gradient of a row needs the partials kWindowRadius rows around it
+    int64_t next = std::max<int64_t>(0, top - reach - kWindowRadius);
     for (int64_t y = top - reach; y < bottom + reach; ++y) {
         if (y >= 0 && y < height) {
-            for (; next <= std::min(y + RADIUS, height - 1); ++next) {
+            for (; next <= std::min(y + kWindowRadius, height - 1); ++next) {
                 const float* a = in.image + plane + next * width;
-                const float* b = in.target + plane + next * width;
+                const float* b = in.ground_truth + plane + next * width;
                 float *p = source[0], *m = source[1], *p2 = source[2], *m2 = source[3];
                 #pragma omp simd
                 for (int64_t x = 0; x < width; ++x) {
                     const float sum = a[x] + b[x], difference = a[x] - b[x];
                     p[x] = sum, m[x] = difference, p2[x] = sum * sum, m2[x] = difference * difference;
                 }
-                for (int i = 0; i < MOMENTS; ++i) blur_along(source[i], moments.slot(i, next), padded);
+                for (int i = 0; i < kMoments; ++i) blur_along(source[i], moments.slot(i, next), padded);
             }
-            for (int i = 0; i < MOMENTS; ++i) moments.blur(i, y, blurred[i]);
+            for (int i = 0; i < kMoments; ++i) moments.blur(i, y, blurred[i]);
             if (in.weights) std::copy_n(in.weights + y * width, width, weight_row.data());
 
             // The partials overwrite the source rows, whose margins stay zero.
@@ -144,8 +143,8 @@ void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, doubl
                 const float pp = P[x] * P[x], mm = M[x] * M[x];
                 // Never negative but by rounding, which for colors far above 1 could exceed C2 and flip B2.
                 const float vp = std::max(Q[x] - pp, 0.0f), vm = std::max(R[x] - mm, 0.0f);
-                const float a1 = 0.5f * (pp - mm) + C1, b1 = 0.5f * (pp + mm) + C1;
-                const float a2 = 0.5f * (vp - vm) + C2, b2 = 0.5f * (vp + vm) + C2;
+                const float a1 = 0.5f * (pp - mm) + kC1, b1 = 0.5f * (pp + mm) + kC1;
+                const float a2 = 0.5f * (vp - vm) + kC2, b2 = 0.5f * (vp + vm) + kC2;
                 const float inverse = 1.0f / (b1 * b2), over_b1 = b2 * inverse, over_b2 = b1 * inverse;
                 const float r1 = a1 * over_b1, r2 = a2 * over_b2;
                 total += w[x] * (r1 * r2);
@@ -159,7 +158,7 @@ void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, doubl
             }
             if (y >= top && y < bottom) {
                 const float* a = in.image + plane + y * width;
-                const float* b = in.target + plane + y * width;
+                const float* b = in.ground_truth + plane + y * width;
                 float absolute = 0.0f;
                 #pragma omp simd reduction(+ : absolute)
                 for (int64_t x = 0; x < width; ++x) absolute += w[x] * std::fabs(a[x] - b[x]);
@@ -167,14 +166,14 @@ void strip(const Images& in, int64_t channel, int64_t top, int64_t bottom, doubl
                 ssim[y] = total;
             }
             if (gradient) {
-                for (int i = 0; i < PARTIALS; ++i) blur_along(source[i], partials.slot(i, y), padded);
+                for (int i = 0; i < kPartials; ++i) blur_along(source[i], partials.slot(i, y), padded);
             }
         }
-        const int64_t done = y - RADIUS;
+        const int64_t done = y - kWindowRadius;
         if (gradient && done >= top) {
-            for (int i = 0; i < PARTIALS; ++i) partials.blur(i, done, blurred[i]);
+            for (int i = 0; i < kPartials; ++i) partials.blur(i, done, blurred[i]);
             const float* a = in.image + plane + done * width;
-            const float* b = in.target + plane + done * width;
+            const float* b = in.ground_truth + plane + done * width;
             float* out = gradient + plane + done * width;
             const float *g_mean = blurred[0], *g_p2 = blurred[1], *g_m2 = blurred[2];
             #pragma omp simd
@@ -191,7 +190,7 @@ int64_t strips_per_channel(int64_t channels, int64_t height, int64_t threads) {
     constexpr int64_t overlap = 12;  // what a strip's edges cost, in rows
     int64_t best = 1;
     double least = 1e30;
-    for (int64_t count = 1; count <= std::max<int64_t>(1, height / LANES); ++count) {
+    for (int64_t count = 1; count <= std::max<int64_t>(1, height / kLanes); ++count) {
         const double rounds = static_cast<double>((channels * count + threads - 1) / threads);
         const double cost = rounds * (static_cast<double>(height) / count + overlap);
         if (cost < least) least = cost, best = count;
@@ -201,12 +200,12 @@ int64_t strips_per_channel(int64_t channels, int64_t height, int64_t threads) {
 
 }  // namespace
 
-// Writes sums = {sum of w|image - target|, sum of w S, sum of w over the pixels},
+// Writes sums = {sum of w|image - ground_truth|, sum of w S, sum of w over the pixels},
 // the first two over all channels, and, unless `gradient` is null, the derivative
 // of the second with respect to the image into gradient[C, H, W].
-NATIVE_EXPORT int ssim_forward(const float* image, const float* target, const float* weights, int64_t channels,
+NATIVE_EXPORT int ssim_forward(const float* image, const float* ground_truth, const float* weights, int64_t channels,
                                int64_t height, int64_t width, double* sums, float* gradient) {
-    const Images in{image, target, weights, height, width};
+    const Images in{image, ground_truth, weights, height, width};
     const int64_t rows = channels * height;
     std::vector<double> l1, ssim;
     int status = native::guarded([&] { l1.resize(rows), ssim.resize(rows); });
@@ -235,8 +234,8 @@ NATIVE_EXPORT int ssim_forward(const float* image, const float* target, const fl
     return status;
 }
 
-// out = l1_scale * w * sign(image - target) + ssim_scale * gradient, all [C, H, W], w [H, W].
-NATIVE_EXPORT void ssim_backward(const float* image, const float* target, const float* weights, const float* gradient,
+// out = l1_scale * w * sign(image - ground_truth) + ssim_scale * gradient, all [C, H, W], w [H, W].
+NATIVE_EXPORT void ssim_backward(const float* image, const float* ground_truth, const float* weights, const float* gradient,
                                  int64_t channels, int64_t height, int64_t width, float l1_scale, float ssim_scale,
                                  float* out) {
     #pragma omp parallel for schedule(static)
@@ -245,7 +244,7 @@ NATIVE_EXPORT void ssim_backward(const float* image, const float* target, const 
         const float* w = weights ? weights + row % height * width : nullptr;
         #pragma omp simd
         for (int64_t x = 0; x < width; ++x) {
-            const float a = image[at + x], b = target[at + x];
+            const float a = image[at + x], b = ground_truth[at + x];
             const float sign = a > b ? l1_scale : (a < b ? -l1_scale : 0.0f);
             out[at + x] = (w ? w[x] : 1.0f) * sign + ssim_scale * gradient[at + x];
         }

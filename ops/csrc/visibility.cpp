@@ -17,11 +17,7 @@
 
 namespace {
 
-// Keep equal to ops/visibility.py.
-constexpr double NEAR_PLANE = 1e-3;   // metres; a triangle with a corner nearer than this, or behind, takes no part
-constexpr double FAR_AWAY = 1e6;      // cells; beyond it float positions say nothing
-constexpr double OVERLAP = 1e-4;      // cells; triangles grow by this, so that no ray slips between two neighbors
-constexpr float SAME_DEPTH = 1e-5f;   // relative; what is nearer by less does not hide
+using namespace native;
 
 struct Corner {
     double x, y, z;    // camera space, metres
@@ -48,7 +44,7 @@ void set_edges(Triangle& t, const Corner* const* corner) {
     for (int i = 0; i < 3; ++i) {  // the edge opposite of corner i
         const int j = (i + 1) % 3, k = (i + 2) % 3;
         a[i] = -sign * (y[k] - y[j]), b[i] = sign * (x[k] - x[j]);
-        c[i] = -(a[i] * x[j] + b[i] * y[j]) + OVERLAP * std::sqrt(a[i] * a[i] + b[i] * b[i]);
+        c[i] = -(a[i] * x[j] + b[i] * y[j]) + kOverlap * std::sqrt(a[i] * a[i] + b[i] * b[i]);
     }
     // The edge functions sum to a constant; over it they are weights of the corners, none of
     // them negative inside, so that even a sliver never gets a depth its corners do not have.
@@ -106,7 +102,7 @@ struct Columns {
     }
 
     bool hidden(float x, float y, float iz, int32_t self) const {
-        const float limit = iz * (1.0f + SAME_DEPTH);
+        const float limit = iz * (1.0f + kSameDepth);
         const float *a0 = e[0].data(), *b0 = e[1].data(), *c0 = e[2].data(), *a1 = e[3].data(), *b1 = e[4].data(),
                     *c1 = e[5].data(), *a2 = e[6].data(), *b2 = e[7].data(), *c2 = e[8].data(),
                     *px = plane[0].data(), *py = plane[1].data(), *pc = plane[2].data();
@@ -140,11 +136,11 @@ int clamped_floor(double value, int limit) {
 }  // namespace
 
 // pose [4, 4] world to camera; intrinsics {fx, fy, cx, cy} in cells; vertices [V, 3]; faces [F, 3].
-// Writes visible [F] (0 or 1), facing [F] (cosine, negative from behind), center_cell [F] (-1: none) and
+// Writes visible [F], facing [F] (cosine, negative from behind), center_cell [F] (-1: none) and
 // the grid [rows, columns]: first (face, -1 for none) and depth (metres along the axis, infinite for none).
 NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, const float* vertices,
                                    int64_t vertex_count, const int64_t* faces, int64_t face_count, int64_t rows,
-                                   int64_t columns, uint8_t* visible, float* facing, int64_t* center_cell,
+                                   int64_t columns, bool* visible, float* facing, int64_t* center_cell,
                                    int64_t* first, float* depth) {
     const int64_t cells = rows * columns;
     std::vector<Corner> corners;
@@ -165,7 +161,7 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
             c.y = pose[4] * x + pose[5] * y + pose[6] * z + pose[7];
             c.z = pose[8] * x + pose[9] * y + pose[10] * z + pose[11];
             const double u = fx * c.x / c.z + cx, v = fy * c.y / c.z + cy;
-            c.usable = c.z > NEAR_PLANE && std::fabs(u) < FAR_AWAY && std::fabs(v) < FAR_AWAY;  // false for NaN
+            c.usable = c.z > kMeshNear && std::fabs(u) < kFarAway && std::fabs(v) < kFarAway;  // false for NaN
             c.u = u, c.v = v, c.iz = 1.0 / c.z;
         }
         #pragma omp for schedule(static)
@@ -177,10 +173,10 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
             facing[f] = 0.0f, center_cell[f] = -1;
             if (!(c[0]->usable && c[1]->usable && c[2]->usable)) continue;
             const double u0 = c[0]->u, u1 = c[1]->u, u2 = c[2]->u, v0 = c[0]->v, v1 = c[1]->v, v2 = c[2]->v;
-            t.left = std::max(0, clamped_floor(std::min({u0, u1, u2}) - OVERLAP, columns));
-            t.top = std::max(0, clamped_floor(std::min({v0, v1, v2}) - OVERLAP, rows));
-            t.right = std::min<int>(columns - 1, clamped_floor(std::max({u0, u1, u2}) + OVERLAP, columns));
-            t.bottom = std::min<int>(rows - 1, clamped_floor(std::max({v0, v1, v2}) + OVERLAP, rows));
+            t.left = std::max(0, clamped_floor(std::min({u0, u1, u2}) - kOverlap, columns));
+            t.top = std::max(0, clamped_floor(std::min({v0, v1, v2}) - kOverlap, rows));
+            t.right = std::min<int>(columns - 1, clamped_floor(std::max({u0, u1, u2}) + kOverlap, columns));
+            t.bottom = std::min<int>(rows - 1, clamped_floor(std::max({v0, v1, v2}) + kOverlap, rows));
             set_edges(t, c);
 
             const double x = (c[0]->x + c[1]->x + c[2]->x) / 3, y = (c[0]->y + c[1]->y + c[2]->y) / 3,
@@ -216,7 +212,7 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
     });
     if (status != 0) return status;
 
-    std::fill_n(visible, face_count, uint8_t(0));
+    std::fill_n(visible, face_count, false);
     #pragma omp parallel reduction(| : status)
     {
         Columns near;
@@ -238,7 +234,7 @@ NATIVE_EXPORT int visibility_faces(const float* pose, const double* intrinsics, 
     }
     // A large triangle may be seen although its centroid is not.
     for (int64_t cell = 0; cell < cells && status == 0; ++cell) {
-        if (first[cell] >= 0 && facing[first[cell]] > 0.0f) visible[first[cell]] = 1;
+        if (first[cell] >= 0 && facing[first[cell]] > 0.0f) visible[first[cell]] = true;
     }
     return status;
 }

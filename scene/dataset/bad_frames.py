@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,14 @@ from pathlib import Path
 
 from scene.dataset.common import View
 from scene.images import decode as image_decode
+from utils.cores import usable_cores
 from utils.errors import UserError
 
 NAMED = 20  # so many are named in the note
 
 
 class BadFrames:
-    """Takes note of frames that cannot be used; without `skip` the first one is raised as it always was.
+    """Takes note of frames that cannot be used; without `skip` the first one is raised.
 
     bad = BadFrames(skip)
     with bad.instead_of("timestep 7"):
@@ -46,7 +46,7 @@ class BadFrames:
         """
         if not self.skip:
             return list(views)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             problems = list(pool.map(_image_problem, views))
         self.problems.update({view.image_path.name: problem for view, problem in zip(views, problems) if problem})
         return [view for view, problem in zip(views, problems) if not problem]
@@ -76,13 +76,7 @@ class BadFrames:
 
 def _image_problem(view: View) -> str | None:
     try:
-        image_decode.verify(
-            {
-                "image": str(view.image_path),
-                "mask": view.mask_path and str(view.mask_path),
-                "source_size": view.source_size,
-            }
-        )
+        image_decode.verify(view.job())
         return None
     except image_decode.DecodeError as error:
         return str(error)

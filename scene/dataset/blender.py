@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.dataset.common import LARGEST_POSITION, Dataset, View, scene_extent
+from scene.dataset.common import LARGEST_POSITION, Dataset, scene_extent, training_splits
 from scene.dataset.transforms import read_frames
 from scene.ply import read_vertices
 from utils.errors import UserError
@@ -23,17 +23,17 @@ def read_blender(
     Raises:
         UserError: anything in the files that is not as it must be.
     """
-    splits: dict[str, list[View]] = {}
-    for split in ("train", "val", "test"):
-        frames = read_frames(source / f"transforms_{split}.json")
-        splits[split] = [frame.view(source, resolution, 0)[0] for frame in frames]
+    splits = {
+        split: [frame.view(source, resolution, 0)[0] for frame in read_frames(source / f"transforms_{split}.json")]
+        for split in ("train", "val", "test")
+    }
     if not splits["train"]:
         raise UserError(f"{source / 'transforms_train.json'} has no frames")
-    if not eval_split:
-        splits = {"train": splits["train"] + splits["val"] + splits["test"], "val": [], "test": []}
+    splits = training_splits(splits, eval_split)
     points_file = source / "points3d.ply"
     points, colors = read_points(points_file) if points_file.exists() else random_points(seed)
-    return Dataset(**splits, extent=scene_extent(splits["train"]), background=background, points=points, colors=colors)
+    extent = scene_extent(splits["train"])
+    return Dataset(*splits.values(), extent=extent, background=background, points=points, colors=colors)
 
 
 def random_points(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,19 +36,11 @@ from scene.dataset.transforms import MAX_FOCAL
 from utils.errors import UserError
 from utils.untrusted import open_regular
 
+# By their numbers in the binary files; of these only the first two have no distortion.
 MODELS = (
-    "SIMPLE_PINHOLE",
-    "PINHOLE",
-    "SIMPLE_RADIAL",
-    "RADIAL",
-    "OPENCV",
-    "OPENCV_FISHEYE",
-    "FULL_OPENCV",
-    "FOV",
-    "SIMPLE_RADIAL_FISHEYE",
-    "RADIAL_FISHEYE",
-    "THIN_PRISM_FISHEYE",
-)
+    "SIMPLE_PINHOLE PINHOLE SIMPLE_RADIAL RADIAL OPENCV OPENCV_FISHEYE FULL_OPENCV FOV SIMPLE_RADIAL_FISHEYE "
+    "RADIAL_FISHEYE THIN_PRISM_FISHEYE"
+).split()
 # COLMAP's largest scenes stay far below; a sparse file of a terabyte takes no room on a stranger's disk.
 MAX_RECORDS = 20_000_000
 LONGEST_LINE = 64 << 20  # bytes; the 2-D points of one image
@@ -348,13 +340,13 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
             if not words:
                 continue
             try:
-                values = [float(word) for word in words[1:7]]
-                if len(values) != 6:
+                numbers = [float(word) for word in words[1:7]]
+                if len(numbers) != 6:
                     raise ValueError("number of columns")
             except ValueError as error:
                 raise _bad_line(path, number, line) from error
-            positions.extend(values[:3])
-            colors.extend(values[3:])
+            positions.extend(numbers[:3])
+            colors.extend(numbers[3:])
     points, shades = (np.frombuffer(values, np.float64).reshape(-1, 3) for values in (positions, colors))
     if not len(points) or not (np.abs(points) < LARGEST_POSITION).all():
         raise UserError(

@@ -7,7 +7,7 @@ import os
 import reprlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from ops.types import Camera
 from scene.images.decode import IMAGE_FORMATS
 from utils.errors import UserError, one_line
-from utils.untrusted import open_regular, read_regular
+from utils.untrusted import names_file, open_regular, read_regular
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".PNG", ".JPG", ".JPEG")
 DEFAULT_MAX_WIDTH = 1600  # pixels; wider images are reduced to this unless -r says otherwise
@@ -38,6 +38,11 @@ class View:
     camera_index: int = -1  # as in the files, -1 where they have none
     source_size: tuple[int, int] | None = None  # (width, height) the file must have; None = any
 
+    def job(self) -> dict[str, Any]:
+        """What `scene.images.decode` needs to check the files."""
+        mask = self.mask_path and str(self.mask_path)
+        return {"image": str(self.image_path), "mask": mask, "source_size": self.source_size}
+
 
 @dataclass
 class Dataset:
@@ -46,6 +51,7 @@ class Dataset:
     train: list[View]
     val: list[View]
     test: list[View]
+    _: KW_ONLY
     extent: float  # metres (scene units), see `scene_extent`
     background: tuple[float, float, float]  # RGB 0..1, what the images are composited over
     timesteps: list[int] = field(default_factory=list)  # file id of each row of `flame`, ascending
@@ -74,23 +80,28 @@ def training_size(width: int, height: int, resolution: float) -> tuple[int, int]
     if resolution in (1, 2, 4, 8):
         return max(1, round(width / resolution)), max(1, round(height / resolution))
     if resolution == -1:
-        target = min(width, DEFAULT_MAX_WIDTH)
+        new_width = min(width, DEFAULT_MAX_WIDTH)
     elif 1 <= resolution <= 65536:
-        target = round(resolution)
+        new_width = round(resolution)
     else:
         raise UserError(
             f"--resolution {resolution:g} means nothing: give 1, 2, 4 or 8 to divide the size, "
             "-1 to keep it, or the width in pixels"
         )
-    if target == width:
+    if new_width == width:
         return width, height
-    size = target, max(1, round(height * target / width))
+    size = new_width, max(1, round(height * new_width / width))
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(
             f"--resolution {resolution:g} would enlarge {width}x{height} images to {size[0]}x{size[1]}: "
             "give a smaller width"
         )
     return size
+
+
+def training_splits(splits: dict[str, list[View]], eval_split: bool) -> dict[str, list[View]]:
+    """`splits` as they are or, where nothing is held out, with all views in "train"."""
+    return splits if eval_split else {"train": splits["train"] + splits["val"] + splits["test"], "val": [], "test": []}
 
 
 def scene_extent(views: Sequence[View]) -> float:
@@ -153,21 +164,13 @@ def locate(text: object, folder: Path, source: Path, where: str) -> Path:
     Raises:
         UserError: not a usable string, or outside; `where` names file and field.
     """
-    if not isinstance(text, str) or not 0 < len(text) <= 4096 or "\0" in text or not _encodable(text):
+    if not isinstance(text, str) or not text or not names_file(text):
         raise UserError(f"{where} must be a file path, not {short(text)}")
     path = os.path.normpath(os.path.join(folder, text))
     top = str(source.parent)
     if os.path.commonpath([path, top]) != top:
         raise UserError(f"{where} points outside of {top}: {short(text)}; keep the files beside the data set")
     return Path(path)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        os.fsencode(text)
-        return True
-    except UnicodeEncodeError:
-        return False
 
 
 def existing_image(path: Path) -> Path | None:

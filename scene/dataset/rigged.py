@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from scene.dataset.bad_frames import BadFrames
-from scene.dataset.common import Dataset, View, locate, scene_extent
+from scene.dataset.common import Dataset, View, locate, scene_extent, training_splits
 from scene.dataset.transforms import Frame, read_frames
+from scene.flame.parameters import MOTION
 from utils.errors import UserError
 from utils.npz import read_npz
 
 CANONICAL = "canonical_flame_param.npz"
 SPLITS = ("train", "val", "test")
-POSES = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6}
 IDENTITY = ("shape", "static_offset")
-FIELDS = (*POSES, "expr", *IDENTITY, "dynamic_offset")
+FIELDS = (*MOTION, "expr", *IDENTITY, "dynamic_offset")
 MAX_MOTION_BYTES = 4 << 30  # 65,000 timesteps with a dynamic offset of FLAME's 5143 vertices
 
 
@@ -34,7 +34,7 @@ def read_flame_file(path: Path, timestep: int | None = None) -> dict[str, np.nda
     """
     fields = {}
     for name, array in read_npz(path, FIELDS).items():
-        last = {**POSES, "static_offset": 3, "dynamic_offset": 3}.get(name)
+        last = {**MOTION, "static_offset": 3, "dynamic_offset": 3}.get(name)
         axes = 2 if name.endswith("_offset") else 1
         value = array[0] if array.ndim == axes + 1 and array.shape[0] == 1 else array
         if value.ndim != axes or value.size == 0 or (last is not None and value.shape[-1] != last):
@@ -129,7 +129,7 @@ def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict
     if not rows:
         raise UserError(next(iter(bad.problems.values())))
     motion = {}
-    for name in (*POSES, "expr"):
+    for name in (*MOTION, "expr"):
         columns = []
         for timestep, fields in rows.items():
             columns.append(fields[name])
@@ -161,7 +161,7 @@ def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict
 
 def _complete(fields: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """`fields`, if they are all that a timestep needs; else UserError."""
-    for name in (*POSES, "expr"):
+    for name in (*MOTION, "expr"):
         if name not in fields:
             raise UserError(f"{path} has no '{name}': every timestep needs it")
     return fields
@@ -238,13 +238,12 @@ def read_rigged(
             "those images keep the background they have",
             file=sys.stderr,
         )
-    if not eval_split:
-        splits = {"train": splits["train"] + splits["val"] + splits["test"], "val": [], "test": []}
+    splits = training_splits(splits, eval_split)
     extent = scene_extent(splits["train"])
     if select_camera_id != -1:
         splits = _select_camera(splits, select_camera_id, moving)
     return Dataset(
-        **splits, extent=extent, background=background, timesteps=timesteps, flame=flame, flame_file=first_path
+        *splits.values(), extent=extent, background=background, timesteps=timesteps, flame=flame, flame_file=first_path
     )
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from scene.flame import teeth
-from scene.flame.head_pickle import read_pickle, resolve
+from scene.flame.head_pickle import read_pickle
+from utils.array_pickle import resolve
 from utils.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +40,8 @@ class HeadModel:
     posedirs: Tensor  # [V, 3, 36]       metres per unit of an entry of R_j - I, joints 1..4
     joint_regressor: Tensor  # [5, V]
     weights: Tensor  # [V, 5]  skinning weights
-    parents: tuple[int, ...] = PARENTS
-    masks: dict[str, Tensor] = field(default_factory=dict)  # region -> vertex ids, int64
+    parents: tuple[int, ...] = field(default=PARENTS, kw_only=True)
+    masks: dict[str, Tensor] = field(default_factory=dict, kw_only=True)  # region -> vertex ids, int64
 
     @property
     def n_vertices(self) -> int:
@@ -178,7 +179,7 @@ def load_head_model(path: str | Path) -> HeadModel:
         kind = np.int64 if array.dtype.kind in "iu" else np.float32
         return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
 
-    return HeadModel(*(tensor(array) for array in arrays), masks=masks)
+    return HeadModel(*map(tensor, arrays), masks=masks)
 
 
 def find_head_model(option: str | Path | None, source: str | Path, avatar: str | Path | None = None) -> Path:

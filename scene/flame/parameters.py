@@ -11,7 +11,6 @@ operations instead of one for each parameter.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from torch import Tensor
 from scene.flame import teeth
 from scene.flame.head_model import HeadModel
 from utils.errors import UserError
-from utils.files import atomic_path
-from utils.npz import read_npz
+from utils.npz import read_npz, write_npz
 
 MOTION = {"rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "translation": 3}
 POSES = ("rotation", "neck_pose", "jaw_pose", "eyes_pose")
@@ -178,7 +176,7 @@ class FlameParameters:
     def tables(self) -> dict[str, Tensor]:
         """What is trained row by row: name -> [T, ...]."""
         tables = {"values": self.values} if self.trainable else {}
-        if self.dynamic_trainable:
+        if self.dynamic_trainable and self.dynamic_offset is not None:
             tables["dynamic_offset"] = self.dynamic_offset
         return tables
 
@@ -213,10 +211,7 @@ class FlameParameters:
 
     def save(self, path: str | Path) -> None:
         """Writes `flame_param.npz`: all T timesteps, and their numbers in the capture as `timestep_index`."""
-        content = io.BytesIO()  # NumPy's writer, stopped by a full disk, would raise whatever its clean-up meets
-        np.savez(content, **self.arrays())
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        write_npz(path, self.arrays())
 
     @classmethod
     def load(

@@ -17,7 +17,7 @@ FLAME_FACES = 9976
 TEETH_VERTICES = 120
 
 _NECK, _JAW = 1, 2
-_FACTS = Path(__file__).with_name("teeth.json")
+_TABLES = Path(__file__).with_name("teeth.json")
 
 
 def is_flame_topology(vertices: int, faces: int) -> bool:
@@ -40,9 +40,9 @@ def add_teeth(
     pose correctives; upper teeth move with the neck joint (the skull), lower
     ones with the jaw.
     """
-    facts = json.loads(_FACTS.read_text(encoding="utf-8"))
-    upper_lip = np.asarray(facts["lip_outside_ring_upper"])
-    lower_lip = np.asarray(facts["lip_outside_ring_lower"])
+    tables = json.loads(_TABLES.read_text(encoding="utf-8"))
+    upper_lip = np.asarray(tables["lip_outside_ring_upper"])
+    lower_lip = np.asarray(tables["lip_outside_ring_lower"])
 
     opening = np.linalg.norm(v_template[upper_lip] - v_template[lower_lip], axis=1).mean()
     up, back = np.array([0.0, opening, 0.0]), np.array([0.0, 0.0, -opening])
@@ -55,13 +55,13 @@ def add_teeth(
     rows["lower_root"] = rows["lower_edge"] - 2.0 * up
     rows |= {f"{name}_back": row + back for name, row in rows.items()}
 
-    order = facts["added_vertex_groups_of_15_in_order"]
+    order = tables["added_vertex_groups_of_15_in_order"]
     teeth = np.concatenate([rows[name] for name in order])
     teeth_weights = np.zeros((TEETH_VERTICES, weights.shape[1]))
     for start, name in zip(range(0, TEETH_VERTICES, 15), order):
         teeth_weights[start : start + 15, _NECK if name.startswith("upper") else _JAW] = 1.0
     teeth_shapedirs = np.tile((shapedirs[upper_lip] + shapedirs[lower_lip]) / 2, (len(order), 1, 1))
-    teeth_faces = np.asarray(facts["faces_upper"] + facts["faces_lower"]) + len(v_template)
+    teeth_faces = np.asarray(tables["faces_upper"] + tables["faces_lower"]) + len(v_template)
 
     def still(modes: np.ndarray) -> np.ndarray:
         return np.concatenate([modes, np.zeros((TEETH_VERTICES, *modes.shape[1:]), modes.dtype)])

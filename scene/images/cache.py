@@ -26,17 +26,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ops import native
+from ops import kernels
 from ops.area import area_reduce
 from ops.types import Camera
 from scene.dataset.common import View
 from scene.images import decode as image_decode
+from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, locked, remove_leftovers
 from utils.memory import available_memory
@@ -91,7 +92,7 @@ class ImageCache:
         self._ram_share, self._folder, self._progress = ram_share, folder, progress
         self._cameras = [view.camera for view in views]
         self._jobs = _jobs(views, background)
-        count = workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)), max(1, len(views) // 8))
+        count = workers or min(MAX_WORKERS, usable_cores(), max(1, len(views) // 8))
         self._store(lambda file: _decode(self._jobs, file, count, progress), lambda: _key(self._jobs))
 
     def at_scale(self, scale: float, count: int | None = None) -> ImageCache:
@@ -122,7 +123,7 @@ class ImageCache:
                 image_decode.write(file, image.cpu().numpy(), scaled._offsets[index])
 
             # PyTorch's own operations bring their threads with them.
-            threads = len(os.sched_getaffinity(0)) if native.available() and self.where != "cuda" else 1
+            threads = usable_cores() if kernels.available() and self.where != "cuda" else 1
             with ThreadPoolExecutor(threads) as pool:
                 for _ in tqdm(
                     pool.map(reduce, range(len(scaled))),
@@ -189,14 +190,7 @@ def _jobs(views: Sequence[View], background: tuple[float, float, float]) -> list
     """What the workers are to do."""
     offsets = _offsets([view.camera for view in views])
     return [
-        {
-            "image": str(view.image_path),
-            "mask": str(view.mask_path) if view.mask_path else None,
-            "source_size": view.source_size,
-            "size": (view.camera.width, view.camera.height),
-            "background": background,
-            "offset": offset,
-        }
+        {**view.job(), "size": (view.camera.width, view.camera.height), "background": background, "offset": offset}
         for view, offset in zip(views, offsets)
     ]
 
@@ -224,7 +218,7 @@ def _in_memory(nbytes: int, fill: Callable[[int], None]) -> Tensor:
 
 
 def _in_file(path: Path, nbytes: int, count: int, fill: Callable[[int], None]) -> Tensor:
-    """[nbytes] uint8 of `count` images, mapped read-only from the file `path`, which `fill` writes unless it is there."""
+    """[nbytes] uint8 of `count` images, mapped read-only from the file `path`; `fill` writes it where it is missing."""
     folder = path.parent
     with locked(folder, wait=True):
         if not path.exists() or path.stat().st_size != nbytes:
@@ -270,7 +264,7 @@ def _decode(jobs: list[dict[str, Any]], file: int, workers: int, progress: bool)
     """Runs `jobs` on `workers` processes that write into `file`; `UserError` for the first that fails."""
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(_worker(file)) for _ in range(workers)]
-        # All headers first: a wrong size is told in seconds, not after minutes of decoding.
+        # All headers first: a wrong size is found in seconds, not after minutes of decoding.
         _run(processes, jobs, check=True, progress=False)
         _run(processes, jobs, check=False, progress=progress)
 
@@ -303,7 +297,8 @@ def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check
     """Hands `jobs` out in small batches, so that the workers end together; one thread waits for each worker."""
     size = max(1, min(64 if check else 8, math.ceil(len(jobs) / len(processes))))
     batches = iter([jobs[start : start + size] for start in range(0, len(jobs), size)])
-    lock, failures = threading.Lock(), []
+    lock = threading.Lock()
+    failures: list[str] = []
 
     def feed(process: subprocess.Popen) -> None:
         while True:
@@ -331,10 +326,11 @@ def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check
 
 def _request(process: subprocess.Popen, batch: list[dict[str, Any]], check: bool) -> str | None:
     """Has `process` do `batch`; the first error, if there is one."""
+    requests, answers = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
     try:
-        process.stdin.write(json.dumps({"check": check, "jobs": batch}) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
+        requests.write(json.dumps({"check": check, "jobs": batch}) + "\n")
+        requests.flush()
+        answer = answers.readline()
     except BrokenPipeError:
         answer = ""
     if not answer:

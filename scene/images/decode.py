@@ -210,7 +210,7 @@ def _deep_gray(image: Image.Image) -> np.ndarray:
 
 def write(file: int, data: np.ndarray, offset: int) -> None:
     """Writes all of `data`; unlike a store into a mapping, a full disk is an error here and not a crash."""
-    rest = memoryview(data).cast("B")
+    rest = data.data.cast("B")
     while len(rest):
         written = os.pwrite(file, rest, offset)
         rest, offset = rest[written:], offset + written

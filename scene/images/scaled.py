@@ -21,7 +21,7 @@ class ScaledImages:
         self._images = images
         self._count = count
         self._scale = 1.0
-        self._scaled: ImageCache | None = images
+        self._scaled = images
 
     def image(self, index: int, scale: float, device: torch.device | str) -> Tensor:
         """[3, h, w] float32, 0..1: the image at `scale`, on the pixel grid of `Camera.scaled(scale)`; a new tensor.
@@ -30,7 +30,7 @@ class ScaledImages:
             UserError: there is no room for the images of this scale.
         """
         if scale != self._scale:
-            self._scaled = None  # the old one is freed before room for the new one is looked for
+            del self._scaled  # the old one is freed before room for the new one is looked for
             self._scaled = self._images.at_scale(scale, self._count)
             self._scale = scale
         return self._scaled.image(index, device)

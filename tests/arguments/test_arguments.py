@@ -1,61 +1,17 @@
-"""The command line, the schedule and `cfg_args`."""
+"""The command line, its defaults and presets."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from command_line import DEFAULTS, train
 
 import arguments
-from arguments import Options, milestones, parse_render, parse_train, read_cfg_args, scale_schedule, write_cfg_args
-from arguments.options import field_types, flatten, groups
+from arguments import Options, parse_render, parse_train, read_cfg_args, write_cfg_args
+from arguments.options import flatten, groups
 from utils.errors import UserError
-
-BASE = ["-s", "data", "-m", "out"]
-
-# Section 5 of the format notes, typed again by hand.
-DEFAULTS = dict(
-    iterations=600_000,
-    position_lr_init=0.005,
-    position_lr_final=0.00005,
-    position_lr_delay_mult=0.01,
-    position_lr_max_steps=600_000,
-    feature_lr=0.0025,
-    opacity_lr=0.05,
-    scaling_lr=0.017,
-    rotation_lr=0.001,
-    percent_dense=0.01,
-    densification_interval=2000,
-    opacity_reset_interval=60_000,
-    densify_from_iter=10_000,
-    densify_until_iter=600_000,
-    densify_grad_threshold=2e-4,
-    flame_expr_lr=1e-3,
-    flame_trans_lr=1e-6,
-    flame_pose_lr=1e-5,
-    lambda_dssim=0.2,
-    lambda_xyz=1e-2,
-    threshold_xyz=1.0,
-    metric_xyz=False,
-    lambda_scale=1.0,
-    threshold_scale=0.6,
-    metric_scale=False,
-    lambda_dynamic_offset=0.0,
-    lambda_laplacian=0.0,
-    lambda_dynamic_offset_std=0.0,
-    dynamic_offset_lr=1e-5,
-    sh_increase_interval=1000,
-)
-
-
-def train(line: str = "") -> Options:
-    return parse_train(BASE + shlex.split(line))
-
 
 # ------------------------------------------------------------------ parsing
 
@@ -241,7 +197,7 @@ def test_render_options() -> None:
 
 # ------------------------------------------------------------------ innovations and presets
 
-# Section 7 of the format notes, and what the project added, typed again by hand.
+# What the project added, typed again by hand.
 INNOVATIONS = dict(
     preset=None,
     use_region_adaptive_loss=False,
@@ -378,7 +334,7 @@ def test_a_preset_is_exactly_its_flags(name: str, more: str, tmp_path: Path) -> 
     named = dataclasses.replace(written_out.innovations, preset=name)
     assert chosen == dataclasses.replace(written_out, innovations=named)
 
-    # It is told in a form that can be typed, and it is in the file.
+    # It is printed in a form that can be typed, and it is in the file.
     (line,) = arguments.notes(chosen)
     assert line.startswith(f"preset {name}: ")
     assert train(f"{line.partition(': ')[2].replace('no flags', '')} {more}") == written_out
@@ -406,8 +362,8 @@ def test_typed_flags_win_over_the_preset_on_both_sides_of_it() -> None:
 
 @pytest.mark.parametrize("more", ["", "--iterations 6000 --scale_schedule --preset ultra"])
 def test_parts_of_what_is_off_are_noted(more: str) -> None:
-    told = arguments.notes(train(f"{more} --resolution_schedule 0.5,1 --resolution_milestones 7 --color_per_camera"))
-    assert [line for line in told if line.startswith("note")] == [
+    notes = arguments.notes(train(f"{more} --resolution_schedule 0.5,1 --resolution_milestones 7 --color_per_camera"))
+    assert [line for line in notes if line.startswith("note")] == [
         "note: --resolution_schedule has no effect without --use_progressive_resolution",
         "note: --resolution_milestones has no effect without --use_progressive_resolution",
         "note: --color_per_camera has no effect without --use_color_calibration",
@@ -419,288 +375,3 @@ def test_a_run_too_short_for_its_full_resolution_is_noted() -> None:
     (note,) = arguments.notes(train(f"{line} 6000"))
     assert "--resolution_milestones 100000,300000" in note and "--scale_schedule" in note
     assert arguments.notes(train(f"{line} 300000")) == arguments.notes(train(f"{line} 6000 --scale_schedule")) == []
-
-
-# ------------------------------------------------------------------ schedule
-
-
-def test_a_short_run_is_a_small_copy_of_the_long_one() -> None:
-    options = train("--iterations 6000 --scale_schedule")
-    scaled = dict(
-        position_lr_max_steps=6000,
-        sh_increase_interval=10,
-        densify_from_iter=100,
-        densify_until_iter=6000,
-        densification_interval=20,
-        opacity_reset_interval=600,
-    )
-    assert dataclasses.asdict(options.optimization) == {**DEFAULTS, "iterations": 6000, **scaled}
-    assert options.run.interval == 600
-    assert options.innovations.resolution_milestones == (1000, 3000)
-
-
-def test_without_the_flag_nothing_scales() -> None:
-    options = train("--iterations 6000")
-    assert dataclasses.asdict(options.optimization) == {**DEFAULTS, "iterations": 6000}
-    assert options.run.interval == 60_000
-
-
-def test_full_length_is_unchanged_by_scaling() -> None:
-    assert scale_schedule(train()) == train()
-
-
-def test_typed_values_are_not_scaled() -> None:
-    options = train(
-        "--iterations 6000 --scale_schedule --densify_from_iter 500 --interval 1000 --test_iterations 50 "
-        "--densification_interval 2000 --debug_from 4000"
-    )
-    assert (options.optimization.densify_from_iter, options.optimization.densification_interval) == (500, 2000)
-    assert (options.run.interval, options.run.test_iterations, options.run.debug_from) == (1000, (50,), 4000)
-    assert options.optimization.densify_until_iter == 6000  # not typed
-    options = train("--iterations 6000 --scale_schedule --preset balanced --resolution_milestones 100,5000")
-    assert options.innovations.resolution_milestones == (100, 5000)
-    assert options.optimization.densify_until_iter == 6000
-
-
-@pytest.mark.parametrize("iterations", [1, 7, 60, 600])
-def test_tiny_runs_keep_usable_intervals(iterations: int) -> None:
-    options = train(f"--iterations {iterations} --scale_schedule")
-    assert options.optimization.densification_interval == 10
-    assert options.optimization.opacity_reset_interval == 100
-    assert options.optimization.sh_increase_interval == 1
-    assert options.run.interval == 100
-    first, second = options.innovations.resolution_milestones
-    assert 1 <= first < second <= max(2, (iterations + 1) // 2)
-
-
-# ------------------------------------------------------------------ milestones (defect 1)
-
-
-@pytest.mark.parametrize("iterations, interval", [(30_000, 60_000), (30_001, 1000), (600, 600), (1, 60_000)])
-def test_multiples_up_to_the_actual_length_and_always_the_last(iterations: int, interval: int) -> None:
-    due = milestones(train(f"--iterations {iterations} --interval {interval}"))
-    expected = sorted({*range(interval, iterations + 1, interval), iterations})
-    for moments in due:
-        assert [step for step in range(1, iterations + 1) if moments(step)] == expected
-
-
-def test_lists_replace_the_interval_for_their_kind_only() -> None:
-    test, save, checkpoint = milestones(
-        train("--iterations 6000 --interval 2500 --test_iterations 7000 30000 100 --save_iterations 5")
-    )
-    assert [s for s in range(1, 6001) if test(s)] == [100, 6000]  # 7000 and 30000 never come
-    assert [s for s in range(1, 6001) if save(s)] == [5, 6000]
-    assert [s for s in range(1, 6001) if checkpoint(s)] == [2500, 5000, 6000]
-
-
-# ------------------------------------------------------------------ cfg_args
-
-
-def test_file_is_a_namespace_that_python_itself_reads(tmp_path: Path) -> None:
-    options = train("--eval --test_iterations 7 8 --feature_lr 0.1")
-    write_cfg_args(tmp_path, options)
-    text = (tmp_path / "cfg_args").read_text()
-    # What other programs of the ecosystem do with the file.
-    namespace = eval(text, {"__builtins__": {}}, {"Namespace": argparse.Namespace})
-    assert namespace.source_path == str(Path.cwd() / "data")
-    assert namespace.eval is True and namespace.feature_lr == 0.1 and namespace.test_iterations == [7, 8]
-    assert vars(namespace).keys() == flatten(options).keys()
-    assert [path.name for path in tmp_path.iterdir()] == ["cfg_args"]
-
-
-def test_folder_and_file_name_the_same(tmp_path: Path) -> None:
-    write_cfg_args(tmp_path / "cfg_args", train("--sh_degree 1"))
-    assert read_cfg_args(tmp_path) == read_cfg_args(tmp_path / "cfg_args") == train("--sh_degree 1")
-
-
-def _values(group: type) -> st.SearchStrategy:
-    fields = {}
-    text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)  # others name no file
-    for field in dataclasses.fields(group):
-        kind, optional, many = field_types(group)[field.name]
-        limits = field.metadata
-        if kind is bool:
-            strategy = st.booleans()
-        elif kind is int:
-            low = 1 if field.name == "resolution" else limits["at_least"]
-            strategy = st.integers(low, limits["at_most"] or 2**40)
-        elif kind is float:
-            # "Above 0" as a normal number: utils/threads.py flushes the others to 0.
-            low = (limits["at_least"] or 0.0) if limits["above"] is None else limits["above"] + 1e-300
-            strategy = st.floats(low, limits["at_most"], allow_subnormal=False, allow_nan=False, allow_infinity=False)
-        elif limits["choices"]:
-            strategy = st.sampled_from(limits["choices"])
-        else:
-            strategy = text.filter(bool) if optional else text
-        if many:
-            strategy = st.lists(strategy, max_size=4).map(tuple)
-        fields[field.name] = st.none() | strategy if optional else strategy
-    return st.builds(group, **fields)
-
-
-def _fitting(values: arguments.InnovationOptions) -> arguments.InnovationOptions:
-    """The nearest values that do not contradict each other."""
-    low, high = sorted((values.densify_percentile_clone, values.densify_percentile_split))
-    milestones = tuple(sorted(set(values.resolution_milestones)))
-    scales = (values.resolution_schedule + (1.0,) * 5)[: len(milestones) + 1]
-    cameras = values.refine_cameras or (7,)
-    return dataclasses.replace(
-        values,
-        densify_percentile_clone=low,
-        densify_percentile_split=high,
-        resolution_milestones=milestones,
-        resolution_schedule=scales,
-        refine_cameras=cameras if values.refine_test_poses else (),
-    )
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.builds(
-        Options,
-        model=_values(arguments.ModelOptions),
-        optimization=_values(arguments.OptimizationOptions),
-        pipeline=_values(arguments.PipelineOptions),
-        run=_values(arguments.RunOptions),
-        innovations=_values(arguments.InnovationOptions).map(_fitting),
-    )
-)
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, options: Options) -> None:
-    folder = tmp_path_factory.mktemp("cfg")
-    write_cfg_args(folder, options)
-    assert read_cfg_args(folder) == options
-
-
-def cfg(folder: Path, text: str | bytes) -> Path:
-    file = folder / "cfg_args"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return file
-
-
-def test_file_of_another_trainer(tmp_path: Path) -> None:
-    file = cfg(
-        tmp_path,
-        "Namespace(sh_degree=3, source_path='/data/UNION10', target_path='', model_path='/out/x', "
-        "images='images', resolution=-1, white_background=True, data_device='cuda', eval=True, "
-        "bind_to_mesh=True, disable_flame_static_offset=False, not_finetune_flame_params=False, "
-        "select_camera_id=-1, some_new_option={'a': [1, None]}, lambda_scale=1)\n",
-    )
-    options = read_cfg_args(file)
-    assert options.model == arguments.ModelOptions(
-        source_path="/data/UNION10",
-        model_path="/out/x",
-        white_background=True,
-        data_device="cuda",
-        eval=True,
-        bind_to_mesh=True,
-    )
-    assert options.model.target_path is None
-    assert type(options.optimization.lambda_scale) is float
-    assert dataclasses.asdict(options.optimization) == DEFAULTS
-    assert options.innovations == arguments.InnovationOptions()  # older than they are
-
-
-def test_efficient_flags_in_the_file_of_another_trainer(tmp_path: Path) -> None:
-    options = read_cfg_args(
-        cfg(
-            tmp_path,
-            "Namespace(use_amp=True, densify_percentile_clone=70, "
-            "resolution_schedule='0.5,1.0', resolution_milestones='5000')",
-        )
-    )
-    assert options.innovations == arguments.InnovationOptions(
-        use_amp=True, densify_percentile_clone=70.0, resolution_schedule=(0.5, 1.0), resolution_milestones=(5000,)
-    )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Namespace(a=__import__('os').system('touch PWNED'))",
-        "Namespace(source_path=open('PWNED', 'w').name)",
-        "__import__('os').system('touch PWNED') or Namespace()",
-        "Namespace(**__import__('os').environ)",
-        "Namespace(*[open('PWNED', 'w')])",
-        "Namespace((lambda: open('PWNED', 'w'))())",
-        "(lambda **k: open('PWNED', 'w'))(a=1)",
-        'Namespace(a=f\'{open("PWNED", "w")}\')',
-        "Namespace(a=[open('PWNED', 'w') for _ in 'a'])",
-        "Namespace(a=1); open('PWNED', 'w')",
-        "Other(a=1)",
-        "Namespace",
-        "Namespace(",
-        "",
-        "\0",
-        "[1]",
-        "Namespace(a=1, a=2)",
-        "Namespace(a=b)",
-    ],
-)
-def test_only_literals_are_read(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="cfg_args") as caught:
-        read_cfg_args(cfg(tmp_path, text))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "PWNED").exists()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"Namespace(source_path='\xff\xfe')",
-        b"Namespace(a=" + b"[" * 200_000 + b"]" * 200_000 + b")",
-        b"Namespace(a=" + b"-" * 200_000 + b"1)",
-        b"Namespace(a=" + b"(" * 90 + b")" * 90 + b"x)",
-        b"Namespace(a=" + b"1+" * 100_000 + b"1)",
-        b"Namespace(sh_degree=" + b"9" * 10_000 + b")",
-        b"Namespace(a=" + b" " * 2_000_000 + b"1)",
-        b"Namespace(a={[]: 1})",
-    ],
-)
-def test_text_made_to_hurt_the_parser(text: bytes, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cfg_args"):
-        read_cfg_args(cfg(tmp_path, text))
-
-
-@pytest.mark.parametrize(
-    "field, text",
-    [
-        ("sh_degree", "'3'"),
-        ("sh_degree", "True"),
-        ("sh_degree", "3.0"),
-        ("sh_degree", "None"),
-        ("sh_degree", "9"),
-        ("sh_degree", "0x" + "f" * 20_000),
-        ("lambda_dssim", "0x" + "f" * 20_000),
-        ("lambda_dssim", "1e999"),
-        ("source_path", "3"),
-        ("source_path", "None"),
-        ("source_path", "b'x'"),
-        ("source_path", "'a\\0b'"),
-        ("eval", "1"),
-        ("feature_lr", "True"),
-        ("feature_lr", "[0.1]"),
-        ("target_path", "5"),
-        ("resolution", "0"),
-        ("test_iterations", "7"),
-        ("test_iterations", "['7']"),
-        ("test_iterations", "[[7]]"),
-        ("rasterizer", "'x'"),
-        ("data_device", "'tpu'"),
-        ("preset", "'fancy'"),
-        ("resolution_schedule", "'a,b'"),
-        ("resolution_schedule", "0.5"),
-        ("resolution_milestones", "['5']"),
-        ("resolution_milestones", "[7, 5]"),
-        ("densify_percentile_clone", "99"),
-    ],
-)
-def test_wrong_values_name_file_and_field(field: str, text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        read_cfg_args(cfg(tmp_path, f"Namespace({field}={text})"))
-    assert "cfg_args" in str(caught.value) and field in str(caught.value) and len(str(caught.value)) < 300
-
-
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cfg_args"):
-        read_cfg_args(tmp_path / "nowhere")

@@ -27,7 +27,7 @@ from gaussian_renderer import choose_device_and_rasterizer, choose_rasterizer
 from gaussian_renderer.backends import dgr as dgr_backend
 from gaussian_renderer.backends import gsplat as gsplat_backend
 from gaussian_renderer.backends import reference
-from ops import native
+from ops import kernels
 from ops import sh as harmonics
 from ops.types import Camera, Gaussians
 from utils.errors import UserError
@@ -208,7 +208,7 @@ class Broken(types.ModuleType):
 READY = types.SimpleNamespace(_C=object())
 NO_TOOLKIT = types.SimpleNamespace(_C=None)
 DGR = types.SimpleNamespace(GaussianRasterizer=object())
-needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")
+needs_native = pytest.mark.skipif(not kernels.available(), reason="the native library cannot be built here")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from raster_scenes import FIELDS, Scene, compare, fragile_pixels, gsplat_pipelin
 import gaussian_renderer
 from gaussian_renderer.backends import native, reference
 from ops import sh as harmonics
-from ops.native import available
+from ops.kernels import available
 from ops.types import Camera, Gaussians
 from utils.errors import UserError
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from innovations.amp import MixedPrecision
-from ops import native
+from ops import kernels
 
 
 class Rows:
@@ -52,8 +52,8 @@ def test_gradients_and_steps_are_the_plain_ones(enabled: bool, scaled: bool) -> 
 def test_one_bad_number_is_found_wherever_it_is(native_check: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the last element of the last tensor too; large numbers are not bad, unless their squares overflow."""
     if not native_check:
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    elif not kernels.available():
         pytest.skip("no native library here")
     leaves = [torch.zeros(size, requires_grad=True) for _ in range(2)]
     adam = torch.optim.Adam(leaves, fused=True)

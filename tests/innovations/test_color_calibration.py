@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from innovations import color_calibration as calibration
 from innovations.color_calibration import CameraAffine, ColorCalibration, ColorCalibrationNetwork, NoColorCalibration
-from ops import native
+from ops import kernels
 from utils.errors import UserError
 
 
@@ -55,8 +55,8 @@ def move(color: ColorCalibration) -> None:
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations of the network."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    elif not kernels.available():
         pytest.skip("no native library here")
     return request.param
 
@@ -102,7 +102,7 @@ def test_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(run, (image, *network.parameters()))
 
 
-@pytest.mark.skipif(not native.available(), reason="no native library here")
+@pytest.mark.skipif(not kernels.available(), reason="no native library here")
 @pytest.mark.parametrize("hidden_dim, num_layers", [(16, 3), (9, 2), (3, 5), (4, 1)])
 def test_native_gradients_equal_the_twin(hidden_dim: int, num_layers: int) -> None:
     """Against the same network in float64; with pixels outside the range, a white margin and several chunks."""

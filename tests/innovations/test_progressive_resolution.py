@@ -75,7 +75,7 @@ def test_bad_schedules_are_one_sentence(scales: tuple[float, ...], milestones: t
 
 
 def integrated(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[..., height, width] float64: means over boxes, by differences of the integral of the piecewise constant image."""
+    """[..., height, width] float64: means over boxes, by differences of the piecewise constant image's integral."""
     for axis, target in ((-2, height), (-1, width)):
         source = image.shape[axis]
         steps = np.moveaxis(image, axis, -1).astype(np.float64)
@@ -103,7 +103,7 @@ SIZES = [
 @pytest.mark.parametrize("native", [True, False])
 def test_area_filter_is_the_exact_mean_of_what_a_pixel_covers(size, native: bool, monkeypatch: pytest.MonkeyPatch):
     if not native:
-        monkeypatch.setattr(area.native, "available", lambda: False)
+        monkeypatch.setattr(area.kernels, "available", lambda: False)
     source = np.random.default_rng(3).integers(0, 256, (3, *size[:2]), dtype=np.uint8)
     reduced = area_reduce(torch.from_numpy(source), *size[2:])
     assert reduced.shape == (3, *size[2:]) and reduced.dtype == torch.uint8

@@ -9,9 +9,9 @@ import torch
 from test_visibility import front_camera, joined, patch
 from torch import Tensor
 
-from innovations import region_adaptive_loss
-from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss, soft_map
-from ops import losses, native
+from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
+from ops import kernels, losses
+from ops.region_map import soft_map
 from ops.types import Camera
 from training import checkpoint
 from utils.errors import UserError
@@ -82,7 +82,7 @@ def test_equal_weights_are_exactly_the_plain_loss() -> None:
     image, target = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
     l1, dssim = loss(image, target, map_)
     plain_l1, plain_ssim = losses.photometric(image, target)
-    if native.available():  # bit for bit; PyTorch's mean and sum of products round differently
+    if kernels.available():  # bit for bit; PyTorch's mean and sum of products round differently
         assert l1.item() == plain_l1.item() and dssim.item() == (1 - plain_ssim).item()
     assert torch.allclose(torch.stack([l1, 1 - dssim]), torch.stack([plain_l1, plain_ssim]), rtol=1e-6)
 
@@ -239,16 +239,18 @@ def test_a_resumed_run_has_the_same_maps(tmp_path) -> None:
     RegionAdaptiveLoss().load_state_dict(RegionAdaptiveLoss().state_dict())
 
 
-@pytest.mark.skipif(not native.available(), reason="no compiler")
+@pytest.mark.skipif(not kernels.available(), reason="no compiler")
 @pytest.mark.parametrize("shape", [(36, 64), (1, 1), (1, 7), (64, 3)])
-def test_the_native_map_equals_its_twin(shape: tuple[int, int]) -> None:
+def test_the_kernels_map_equals_its_twin(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(2)
     bits = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     table = 3 * torch.rand(256, generator=generator)
     for height, width in [(97, 131), (64, 3), (1, 1), (300, 200)]:
         one = soft_map(bits, table, height, width)
         assert torch.equal(soft_map(bits, table, height, width), one)
-        assert torch.allclose(one, region_adaptive_loss._soft_map_torch(bits, table, height, width), atol=2e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "available", lambda: False)
+            assert torch.allclose(one, soft_map(bits, table, height, width), atol=2e-5)
 
 
 def test_the_names_that_scripts_import() -> None:

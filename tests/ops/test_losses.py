@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from ops import losses, native
+from ops import kernels, losses
 
 SIZES = [(3, 1, 1), (1, 1, 40), (2, 23, 1), (3, 5, 3), (3, 33, 47), (2, 70, 16), (3, 64, 130)]
 
 
 @pytest.fixture
 def needs_native() -> None:
-    if not native.available():
+    if not kernels.available():
         pytest.skip("the native library cannot be built here")
 
 
@@ -300,7 +300,7 @@ def test_local_regularizers_are_both_terms_at_once(threshold_scale):
     assert exact[1].item() == pytest.approx(
         scale_reference(log_scales.exp().numpy(), visible.numpy(), threshold_scale), rel=1e-9
     )
-    for mine, wanted in zip(fast, exact):
+    for mine in fast[: len(exact)]:
         assert mine.dtype == torch.float32
     torch.testing.assert_close(torch.stack(fast[:2]).double(), torch.stack(exact[:2]), rtol=1e-5, atol=0)
     apart = torch.arange(9000) >= 100  # at the threshold itself the slope jumps

@@ -1,4 +1,4 @@
-"""Degenerate scenes against the rules of the rasterizer (`gaussian_renderer.backends.reference`), drawn by hypothesis."""
+"""Degenerate scenes against the rules of the rasterizer (`backends/reference.py`), drawn by hypothesis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gaussian_renderer import Rasterizer
 from gaussian_renderer.backends import native, reference
-from ops.native import available, library
+from ops.kernels import available, library
 from ops.types import Camera, Gaussians
 
 pytestmark = pytest.mark.skipif(not available(), reason="the native library cannot be built here")

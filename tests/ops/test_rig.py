@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from ops import native, rig
+from ops import kernels, rig
 from ops.rotations import matrix_to_quaternion, quaternion_multiply
 
-needs_native = pytest.mark.skipif(not native.available(), reason="the native library cannot be built here")
+needs_native = pytest.mark.skipif(not kernels.available(), reason="the native library cannot be built here")
 
 
 def scipy_matrix(quats: torch.Tensor) -> np.ndarray:

@@ -11,18 +11,18 @@ import trimesh
 from torch import Tensor
 
 from gaussian_renderer.mesh_overlay import visible_faces
-from ops import native, visibility
+from ops import kernels, visibility
 from ops.types import Camera
 from ops.visibility import Visibility, grid_size, see
 
-TWINS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="no compiler"))]
+TWINS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not kernels.available(), reason="no compiler"))]
 
 
 @pytest.fixture(params=TWINS)
 def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with the native kernel and with its twin."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
+        monkeypatch.setattr(kernels, "available", lambda: False)
     return request.param
 
 
@@ -188,7 +188,7 @@ def test_broken_meshes_are_survived(twin: str, kind: str) -> None:
         assert seen.visible[sound].all() and 0 < (~sound).sum() < 10
 
 
-@pytest.mark.skipif(not native.available(), reason="no compiler")
+@pytest.mark.skipif(not kernels.available(), reason="no compiler")
 def test_native_equals_its_twin_whatever_the_threads() -> None:
     vertices, faces = tensors(trimesh.creation.torus(0.9, 0.4, major_sections=64, minor_sections=32))
     camera = turned_camera(80, 64)
@@ -214,7 +214,7 @@ def test_bad_arguments() -> None:
         see(front_camera(), vertices, faces.int(), 4, 4)
     with pytest.raises(ValueError, match="at least one cell"):
         see(front_camera(), vertices, faces, 0, 4)
-    if native.available():
+    if kernels.available():
         with pytest.raises(ValueError, match="beyond"):
             see(front_camera(), vertices, faces + 10_000, 4, 4)
 

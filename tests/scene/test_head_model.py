@@ -18,7 +18,8 @@ from toy_head import toy_arrays, write_pickle
 
 from scene.flame import head_model, head_pickle, teeth
 from scene.flame.head_model import find_head_model, load_head_model
-from scene.flame.head_pickle import read_pickle, resolve
+from scene.flame.head_pickle import read_pickle
+from utils.array_pickle import resolve
 from utils.errors import UserError
 
 

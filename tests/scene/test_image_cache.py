@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 
 import scene.images.cache as module
 from ops.types import Camera
@@ -22,7 +23,6 @@ from scene.images.decode import composite, recomposite, resize
 from utils.errors import UserError
 
 WHITE, BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-from places import ROOT
 
 
 def view(path: Path, width: int, height: int, mask: Path | None = None, source: tuple[int, int] | None = None) -> View:

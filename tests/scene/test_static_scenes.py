@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import toy_datasets
 from PIL import Image
 from plyfile import PlyData, PlyElement
 from scipy.spatial.transform import Rotation
@@ -92,42 +92,17 @@ def write_blender(folder: Path) -> Path:
 
 def write_colmap(folder: Path, kind: str) -> Path:
     """Opaque pictures on black, one PINHOLE camera; `kind` is bin or txt."""
-    sparse = folder / "sparse" / "0"
-    sparse.mkdir(parents=True)
-    (folder / "images").mkdir()
     images = []
     for index, pose in enumerate(poses()):
-        rgba = photograph(pose)
-        name = f"{index:02d}.png"
-        Image.fromarray(np.rint(255 * rgba[..., :3] * rgba[..., 3:]).astype(np.uint8)).save(folder / "images" / name)
         world_to_camera = np.linalg.inv(pose @ np.diag([1.0, -1.0, -1.0, 1.0]))  # OpenGL to OpenCV axes
         x, y, z, w = Rotation.from_matrix(world_to_camera[:3, :3]).as_quat()
-        images.append((index + 1, w, x, y, z, *world_to_camera[:3, 3], 1, name))
-    points, colors = start_points()
-    camera = (1, SIZE, SIZE, FOCAL, FOCAL, SIZE / 2, SIZE / 2)
-    if kind == "txt":
-        (sparse / "cameras.txt").write_text("1 PINHOLE " + " ".join(map(str, camera[1:])) + "\n")
-        (sparse / "images.txt").write_text("".join(" ".join(map(str, image)) + "\n\n" for image in images))
-        (sparse / "points3D.txt").write_text(
-            "".join(
-                f"{i} {' '.join(map(str, p.tolist()))} {' '.join(map(str, c))} 0.5\n"
-                for i, (p, c) in enumerate(zip(points, colors))
-            )
-        )
-    else:
-        (sparse / "cameras.bin").write_bytes(struct.pack("<QiiQQ4d", 1, camera[0], 1, *camera[1:]))
-        (sparse / "images.bin").write_bytes(
-            struct.pack("<Q", len(images))
-            + b"".join(
-                struct.pack("<i7di", *image[:9]) + image[9].encode() + b"\0" + struct.pack("<Q", 0) for image in images
-            )
-        )
-        (sparse / "points3D.bin").write_bytes(
-            struct.pack("<Q", len(points))
-            + b"".join(
-                struct.pack("<Q3d3BdQ", i, *p, *c, 0.5, 0) for i, (p, c) in enumerate(zip(points, colors.tolist()))
-            )
-        )
+        images.append((f"{index:02d}.png", 1, (w, x, y, z), tuple(world_to_camera[:3, 3])))
+    points, colors = (array.tolist() for array in start_points())
+    camera = f"1 PINHOLE {SIZE} {SIZE} {FOCAL} {FOCAL} {SIZE / 2} {SIZE / 2}"
+    toy_datasets.write_colmap(folder, kind, images, list(zip(points, colors)), (camera,))
+    for (name, *_), pose in zip(images, poses()):
+        rgba = photograph(pose)
+        Image.fromarray(np.rint(255 * rgba[..., :3] * rgba[..., 3:]).astype(np.uint8)).save(folder / "images" / name)
     return folder
 
 
@@ -135,38 +110,11 @@ def write_colmap(folder: Path, kind: str) -> Path:
 # its learning rates are Kerbl et al.'s (2023), as is the rest of the schedule, in
 # small. With their gradient threshold, for pictures of a thousand pixels a side,
 # there would be five Gaussians to each of these few pixels.
-FLAGS = [
-    "--eval",
-    "--quiet",
-    "--device",
-    "cpu",
-    "--threads",
-    1,
-    "--iterations",
-    800,
-    "--position_lr_init",
-    0.00016,
-    "--position_lr_final",
-    0.0000016,
-    "--position_lr_max_steps",
-    800,
-    "--scaling_lr",
-    0.005,
-    "--sh_degree",
-    1,
-    "--sh_increase_interval",
-    400,
-    "--densify_from_iter",
-    60,
-    "--densification_interval",
-    40,
-    "--densify_until_iter",
-    400,
-    "--opacity_reset_interval",
-    200,
-    "--densify_grad_threshold",
-    0.0008,
-]
+FLAGS = (
+    "--eval --quiet --device cpu --threads 1 --iterations 800 --position_lr_init 0.00016 --position_lr_final 0.0000016 "
+    "--position_lr_max_steps 800 --scaling_lr 0.005 --sh_degree 1 --sh_increase_interval 400 --densify_from_iter 60 "
+    "--densification_interval 40 --densify_until_iter 400 --opacity_reset_interval 200 --densify_grad_threshold 0.0008"
+).split()
 
 
 @pytest.fixture
@@ -218,18 +166,9 @@ def test_static_scene(
 def test_an_unbound_run_resumes_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
     folder = write_colmap(tmp_path / "scene", "bin")
-    shorter = [
-        "--iterations",
-        30,
-        "--interval",
-        16,
-        "--densify_from_iter",
-        5,
-        "--densification_interval",
-        10,
-        "--opacity_reset_interval",
-        12,
-    ]
+    shorter = (
+        "--iterations 30 --interval 16 --densify_from_iter 5 --densification_interval 10 --opacity_reset_interval 12"
+    ).split()
     for model, more in (("whole", []), ("rest", ["--start_checkpoint", tmp_path / "whole" / "chkpnt16.pth"])):
         train.train(
             parse_train([str(word) for word in ("-s", folder, "-m", tmp_path / model, *FLAGS, *shorter, *more)])

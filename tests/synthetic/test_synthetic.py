@@ -20,22 +20,11 @@ from utils.errors import UserError
 
 SIZE = (48, 64)
 SETTINGS = {"size": SIZE, "cameras": 3, "timesteps": 3, "seed": 5, "samples": 4, "workers": 1, "progress": False}
-FLAME_NAMES = {
-    "face",
-    "neck",
-    "scalp",
-    "boundary",
-    "right_eyeball",
-    "left_eyeball",
-    "right_ear",
-    "left_ear",
-    "forehead",
-    "eye_region",
-    "nose",
-    "lips",
-    "right_eye_region",
-    "left_eye_region",
-}
+WIDTHS = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "expr": 100}
+FLAME_NAMES = (
+    "face neck scalp boundary right_eyeball left_eyeball right_ear left_ear forehead eye_region nose lips "
+    "right_eye_region left_eye_region"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +44,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rest(**changes: np.ndarray) -> dict[str, np.ndarray]:
     """Parameters of the neutral pose, with some replaced."""
-    sizes = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "expr": 100}
-    parameters = {name: np.zeros((1, n)) for name, n in sizes.items()}
+    parameters = {name: np.zeros((1, width)) for name, width in WIDTHS.items()}
     return {**parameters, "shape": np.zeros(300), **changes}
 
 
@@ -119,24 +107,14 @@ def test_modes_are_used_and_the_rest_is_zero(head: tuple[dict, dict]) -> None:
 
 def test_masks_have_flames_names_and_are_disjoint_where_they_should_be(head: tuple[dict, dict]) -> None:
     model, masks = head
-    assert set(masks) == FLAME_NAMES | {"teeth"}
+    assert set(masks) == {*FLAME_NAMES, "teeth"}
     for name, ids in masks.items():
         assert len(ids) > 10 and len(np.unique(ids)) == len(ids), name
         assert ids.min() >= 0 and ids.max() < len(model["v_template"])
-    apart = [
-        "nose",
-        "lips",
-        "left_eye_region",
-        "right_eye_region",
-        "scalp",
-        "neck",
-        "left_ear",
-        "right_ear",
-        "left_eyeball",
-        "right_eyeball",
-        "teeth",
-        "forehead",
-    ]
+    apart = (
+        "nose lips left_eye_region right_eye_region scalp neck left_ear right_ear left_eyeball right_eyeball teeth "
+        "forehead"
+    ).split()
     together = np.concatenate([masks[name] for name in apart])
     assert len(np.unique(together)) == len(together)
     assert set(masks["eye_region"]) == set(masks["left_eye_region"]) | set(masks["right_eye_region"])
@@ -209,24 +187,12 @@ def test_capture_is_complete(capture: Path) -> None:
     everything = json.loads((capture / "transforms.json").read_text())
     assert [len(splits[n]["frames"]) for n in ("train", "val", "test")] == [4, 2, 3]
     assert len(everything["frames"]) == 9
-    keys = {
-        "timestep_index",
-        "timestep_id",
-        "camera_index",
-        "camera_id",
-        "file_path",
-        "fg_mask_path",
-        "flame_param_path",
-        "w",
-        "h",
-        "fl_x",
-        "fl_y",
-        "cx",
-        "cy",
-        "transform_matrix",
-    }
+    keys = (
+        "timestep_index timestep_id camera_index camera_id file_path fg_mask_path flame_param_path w h fl_x fl_y cx cy "
+        "transform_matrix"
+    ).split()
     for frame in everything["frames"]:
-        assert keys <= set(frame)
+        assert set(keys) <= set(frame)
         with Image.open(capture / frame["file_path"]) as image, Image.open(capture / frame["fg_mask_path"]) as mask:
             assert image.mode == "RGB" and mask.mode == "L" and image.size == mask.size == SIZE
         rotation = np.array(frame["transform_matrix"])[:3, :3]
@@ -240,16 +206,8 @@ def test_capture_is_complete(capture: Path) -> None:
     )
     with open(capture / "head_model.pkl", "rb") as file:
         count = len(pickle.load(file)["v_template"])
-    shapes = {
-        "translation": (1, 3),
-        "rotation": (1, 3),
-        "neck_pose": (1, 3),
-        "jaw_pose": (1, 3),
-        "eyes_pose": (1, 6),
-        "expr": (1, 100),
-        "shape": (300,),
-        "static_offset": (1, count, 3),
-    }
+    shapes = {name: (1, width) for name, width in WIDTHS.items()}
+    shapes.update(shape=(300,), static_offset=(1, count, 3))
     for name in ("canonical_flame_param.npz", "flame_param/00002.npz", "true_flame_param/00002.npz"):
         with np.load(capture / name) as stored:
             assert {k: stored[k].shape for k in stored.files} == shapes

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
-import os
 import pickle
-import struct
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import plyfile
@@ -19,39 +16,23 @@ import torch
 from PIL import Image
 from scipy import sparse
 from torture import fuzz_mutations as spoil
+from torture.fuzz_mutations import ARRAYS, Format, Spoiler, saved_bytes
+from torture.fuzz_tensors import tensors
 from toy_capture import write_capture
+from toy_datasets import write_colmap
 from toy_head import toy_arrays, toy_head
 
-import evaluation.lpips
-from arguments import Options, parse_train, read_cfg_args, write_cfg_args
-from evaluation.lpips_weights import read_arrays
-from innovations.color_calibration import ColorCalibration
+from arguments import parse_train, read_cfg_args, write_cfg_args
 from scene.dataset import load_dataset
 from scene.dataset.blender import read_points
 from scene.dataset.common import image_size
 from scene.flame.head_model import load_head_model
-from scene.flame.parameters import FlameParameters
-from scene.gaussian_model import GaussianModel
+from scene.flame.parameters import MOTION, FlameParameters
 from scene.images import decode as image_decode
 from scene.ply import read_ply, write_ply
-from training import checkpoint
-from training.density_control import DensityControl, DensitySchedule, fixed_threshold
-from training.optimizers import GaussianOptimizer
-from training.sampler import ShuffledSampler
 from utils.errors import UserError
-from utils.tensor_files import save_tensors
 
 LARGEST_DECODED = 4_000_000  # pixels; larger ones are legal, but would take the time of all others
-Spoiler = Callable[[Random, bytes, bytes], bytes]
-
-
-class Format(NamedTuple):
-    """A format under test; it belongs to the folder that `formats` was given."""
-
-    place: Path  # where the spoilt file goes
-    seeds: list[bytes]  # valid files
-    spoil: Spoiler  # (random, a seed, another) -> a spoilt file
-    read: Callable[[Path], object]
 
 
 def formats(folder: Path) -> dict[str, Format]:
@@ -62,16 +43,11 @@ def formats(folder: Path) -> dict[str, Format]:
         **_arrays(folder),
         **_heads(folder),
         **_clouds(folder),
-        **_tensors(folder),
+        **tensors(folder),
         **_captures(folder),
         **_colmap(folder),
         "cfg_args": _options(folder),
     }
-
-
-def _saved(write: Callable[[Path], object], path: Path) -> bytes:
-    write(path)
-    return path.read_bytes()
 
 
 # ---- pictures -------------------------------------------------------------------
@@ -130,39 +106,11 @@ def _pictures(folder: Path) -> dict[str, Format]:
 
 # ---- arrays, head models ----------------------------------------------------------
 
-ARRAYS = (
-    *spoil.EXTREME_VALUES,
-    np.zeros(0),
-    np.zeros((1, 3)),
-    np.full((1, 3), np.nan),
-    np.full(3, 1e300),
-    np.ones(3, "O"),
-    np.zeros((2, 2, 2), "<f2"),
-    np.array(["x"]),
-    np.ones(3, bool),
-    np.ones((1, 6), ">f8"),
-    np.ones(2, "c8"),
-    np.arange(5),
-    np.array(7),
-    np.full((40, 3), 10**9),
-    np.array([2**64 - 1], "u8"),
-)
-
 
 def _arrays(folder: Path) -> dict[str, Format]:
     head = toy_head()
     rng = np.random.default_rng(0)
-    motion = {
-        name: rng.normal(size=(3, width)).astype(np.float32)
-        for name, width in (
-            ("expr", 6),
-            ("rotation", 3),
-            ("neck_pose", 3),
-            ("jaw_pose", 3),
-            ("eyes_pose", 6),
-            ("translation", 3),
-        )
-    }
+    motion = {name: rng.normal(size=(3, width)).astype(np.float32) for name, width in {"expr": 6, **MOTION}.items()}
     whole = {
         **motion,
         "shape": np.zeros(4, np.float32),
@@ -227,6 +175,23 @@ def _heads(folder: Path) -> dict[str, Format]:
 # ---- point clouds -----------------------------------------------------------------
 
 
+HEADER_LINES = (
+    b"element vertex 1000000000000\n",
+    b"element face 4000000\nproperty list uchar float a\n",
+    b"property list uint double q\n",
+    b"property list char int q\n",
+    b"property double x\n",
+    b"element x\n",
+    b"element\x0bvertex 99\n",
+    b"comment \r\n",
+    b"obj_info \xff\n",
+    b"format ascii 1.0\n",
+    b"element vertex 10\n",
+    b"property list float float q\n",
+    b"element e 2000000\n",
+)
+
+
 def _clouds(folder: Path) -> dict[str, Format]:
     fields = {
         "xyz": torch.randn(3, 3),
@@ -237,7 +202,7 @@ def _clouds(folder: Path) -> dict[str, Format]:
         "rotation": torch.randn(3, 4),
     }
     ours = [
-        _saved(lambda path: write_ply(path, {**fields, "binding": binding}), folder / "seed.ply")
+        saved_bytes(lambda path: write_ply(path, {**fields, "binding": binding}), folder / "seed.ply")
         for binding in (None, torch.arange(3))
     ]
     points = np.array(
@@ -275,26 +240,7 @@ def _clouds(folder: Path) -> dict[str, Format]:
         elif kind == 2:
             del lines[place]
         elif kind == 3:
-            lines.insert(
-                place,
-                random.choice(
-                    (
-                        b"element vertex 1000000000000\n",
-                        b"element face 4000000\nproperty list uchar float a\n",
-                        b"property list uint double q\n",
-                        b"property list char int q\n",
-                        b"property double x\n",
-                        b"element x\n",
-                        b"element\x0bvertex 99\n",
-                        b"comment \r\n",
-                        b"obj_info \xff\n",
-                        b"format ascii 1.0\n",
-                        b"element vertex 10\n",
-                        b"property list float float q\n",
-                        b"element e 2000000\n",
-                    )
-                ),
-            )
+            lines.insert(place, random.choice(HEADER_LINES))
         else:
             header = b"".join(lines).replace(b"\n", random.choice((b"\r\n", b"\r", b"\n\n")))
             return header + found + body
@@ -303,141 +249,6 @@ def _clouds(folder: Path) -> dict[str, Format]:
     return {
         "ply": Format(folder / "a.ply", [*ours, as_text(ours[1])], spoiler, read_ply),
         "points_ply": Format(folder / "points3d.ply", others, spoiler, read_points),
-    }
-
-
-# ---- tensors ----------------------------------------------------------------------
-
-TENSORS = (
-    *spoil.EXTREME_VALUES,
-    torch.zeros(0),
-    torch.zeros(3),
-    torch.full((3,), torch.nan),
-    torch.arange(5),
-    torch.zeros(1).expand(2**40),
-    torch.zeros(2, 2, dtype=torch.float64),
-    torch.zeros(6)[1:5:2],
-    torch.ones(2) > 0,
-    torch.eye(2).to_sparse(),
-    torch.zeros(3, device="meta"),
-    torch.zeros(2, dtype=torch.complex64),
-    b"bytes",
-    {1, 2},
-    np.float64(1),
-)
-
-
-def _spoil_tensors(original: dict[str, Any]) -> Spoiler:
-    def run(random: Random, data: bytes, other: bytes) -> bytes:
-        kind = random.random()
-        if kind < 0.2:
-            return spoil.spoil_bytes(random, data, other)
-        if kind < 0.6:
-            return spoil.spoil_zip(random, data, other)
-        stream = io.BytesIO()
-        torch.save(spoil.spoil_values(random, original, TENSORS), stream)
-        return stream.getvalue()
-
-    return run
-
-
-def _avatar() -> GaussianModel:
-    points = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    return GaussianModel.from_points(points, np.full_like(points, 0.5), sh_degree=1, device="cpu")
-
-
-def _parts(avatar: GaussianModel) -> dict[str, Any]:
-    optimizer = GaussianOptimizer(
-        avatar,
-        extent=1.0,
-        position_lr_init=1e-3,
-        position_lr_final=1e-4,
-        position_lr_max_steps=9,
-        feature_lr=1e-3,
-        opacity_lr=1e-3,
-        scaling_lr=1e-3,
-        rotation_lr=1e-3,
-    )
-    density = DensityControl(
-        avatar,
-        optimizer,
-        DensitySchedule(1, 9, 1, 9, 0.01, False),
-        fixed_threshold(1.0),
-        extent=1.0,
-        generator=torch.Generator().manual_seed(1),
-    )
-    color = ColorCalibration(["a", "b"], hidden_dim=4, num_layers=2, per_camera=True)
-    for parameter in (*avatar.parameters().values(), *color.parameters()):
-        parameter.grad = torch.ones_like(parameter)
-    return {"optimizer": optimizer, "density": density, "sampler": ShuffledSampler(5, seed=2), "color": color}
-
-
-def _go_on(path: Path, options: Options) -> None:
-    """What train.py does with a checkpoint, and one step on what came of it."""
-    resume = checkpoint.load(path)
-    checkpoint.check_resumable(resume, options)
-    with checkpoint.fitting("avatar"):
-        avatar = GaussianModel.from_state(resume["avatar"], flame=None, flame_parameters=None, device="cpu")
-    parts = _parts(avatar)
-    checkpoint.restore(parts, resume)
-    parts["optimizer"].set_step(resume["step"] + 1)
-    parts["optimizer"].step()
-    parts["color"].optimizer.step()
-    parts["sampler"].next()
-
-
-def _tensors(folder: Path) -> dict[str, Format]:
-    options = parse_train(["-s", str(folder), "-m", str(folder / "model"), "--sh_degree", "1"])
-    avatar = _avatar()
-    parts = _parts(avatar)
-    parts["optimizer"].step()
-    parts["color"].optimizer.step()
-    state = {
-        "format": checkpoint.FORMAT,
-        "version": checkpoint.VERSION,
-        "step": 7,
-        "avatar": avatar.state_dict(),
-        "options": dataclasses.asdict(options),
-        **{name: part.state_dict() for name, part in parts.items()},
-    }
-    path = folder / "chkpnt7.pth"
-    whole = _saved(lambda path: save_tensors(path, state), path)
-
-    color = ColorCalibration(["a", "b"], hidden_dim=4, num_layers=2, per_camera=True)
-    colors = _saved(color.save, folder / "color_calibration.pt")
-
-    layer = evaluation.lpips.Layer
-    evaluation.lpips.NETWORKS["tiny"] = (layer(2, 3, 1, 1, None, True), layer(3, 3, 1, 1, (2, 2), True))
-    os.environ["LPIPS_CACHE"] = str(folder)
-    weights = evaluation.lpips.LPIPS("tiny").state_dict()
-    jax = {"VGG16_0": {"Conv_0": {"kernel": np.zeros((3, 3, 3, 4), np.float32), "bias": np.zeros(4, np.float32)}}}
-    jax_values = (*ARRAYS, np.zeros(3, np.float32))
-
-    def spoil_jax(random: Random, data: bytes, other: bytes) -> bytes:
-        if random.random() < 0.7:
-            return spoil.spoil_pickle(random, data, other)
-        return spoil.dump_pickle(random, spoil.spoil_values(random, jax, jax_values))
-
-    return {
-        "checkpoint": Format(path, [whole], _spoil_tensors(state), lambda path: _go_on(path, options)),
-        "color_calibration": Format(
-            folder / "color_calibration.pt",
-            [colors],
-            _spoil_tensors(torch.load(io.BytesIO(colors), weights_only=True)),
-            ColorCalibration.load,
-        ),
-        "lpips_weights": Format(
-            folder / "tiny.pt",
-            [_saved(lambda path: save_tensors(path, weights), folder / "tiny.pt")],
-            _spoil_tensors(dict(weights)),
-            lambda path: evaluation.lpips.load("tiny"),
-        ),
-        "lpips_pickle": Format(
-            folder / "vgg16.ckpt",
-            [pickle.dumps(jax, protocol=p) for p in (3, 4)],
-            spoil_jax,
-            lambda path: read_arrays(path.read_bytes()),
-        ),
     }
 
 
@@ -480,50 +291,21 @@ def _captures(folder: Path) -> dict[str, Format]:
     found["flame_timestep_npz"] = Format(
         one, [one.read_bytes()], either, lambda path: load_dataset(capture, bind_to_mesh=True, **rest)
     )
-    for name, (place, values, _) in json_files.items():
+    for place, values, _ in json_files.values():
         (place / "transforms_train.json").write_text(json.dumps(values[0]))
     return found
 
 
 def _colmap(folder: Path) -> dict[str, Format]:
     """Each of the three files of a reconstruction, binary and text, while the other two are whole."""
-    cameras = {
-        "bin": struct.pack("<QiiQQ4diiQQ3d", 2, 1, 1, 16, 12, 20, 21, 8, 6, 2, 0, 16, 12, 20, 8, 6),
-        "txt": b"# cameras\n1 PINHOLE 16 12 20 21 8 6\n2 SIMPLE_PINHOLE 16 12 20 8 6\n",
-    }
-    images = {
-        "bin": struct.pack("<Q", 2)
-        + b"".join(
-            struct.pack("<i7di", index, 1, 0, 0, 0, index, 0, 2, 1 + index)
-            + b"%d.png\0" % index
-            + struct.pack("<Q", 1)
-            + struct.pack("<ddq", 1, 2, -1)
-            for index in range(2)
-        ),
-        "txt": b"# images\n1 1 0 0 0 0 0 2 1 0.png\n1 2 -1\n2 1 0 0 0 1 0 2 2 1.png\n\n",
-    }
-    points = {
-        "bin": struct.pack("<Q", 2)
-        + b"".join(struct.pack("<Q3d3BdQii", index, index, 1, 2, 9, 8, 7, 0.5, 1, 1, 0) for index in range(2)),
-        "txt": b"# points\n1 0 1 2 9 8 7 0.5 1 0\n2 1 1 2 3 4 5 0.5 1 1\n",
-    }
     found = {}
     for kind in ("bin", "txt"):
-        for name, content in (("cameras", cameras), ("images", images), ("points3D", points)):
-            source = folder / f"colmap_{kind}_{name}"
-            (source / "sparse" / "0").mkdir(parents=True)
-            (source / "images").mkdir()
-            for index in range(2):
-                Image.new("RGB", (16, 12)).save(source / "images" / f"{index}.png")
-            for other, whole in (("cameras", cameras), ("images", images), ("points3D", points)):
-                (source / "sparse" / "0" / f"{other}.{kind}").write_bytes(whole[kind])
+        for name in ("cameras", "images", "points3D"):
+            source = write_colmap(folder / f"colmap_{kind}_{name}", kind)
+            path = source / "sparse" / "0" / f"{name}.{kind}"
+            read = partial(load_dataset, source, bind_to_mesh=False, eval_split=False, white_background=False)
             found[f"colmap_{name}_{kind}"] = Format(
-                source / "sparse" / "0" / f"{name}.{kind}",
-                [content[kind]],
-                spoil.spoil_bytes,
-                lambda _, source=source: load_dataset(
-                    source, bind_to_mesh=False, eval_split=False, white_background=False
-                ),
+                path, [path.read_bytes()], spoil.spoil_bytes, lambda _, read=read: read()
             )
     return found
 
@@ -531,7 +313,7 @@ def _colmap(folder: Path) -> dict[str, Format]:
 def _options(folder: Path) -> Format:
     options = parse_train(["-s", str(folder), "-m", str(folder / "model"), "--bind_to_mesh", "--preset", "balanced"])
     path = folder / "cfg_args"
-    text = _saved(lambda path: write_cfg_args(path, options), path)
+    text = saved_bytes(lambda path: write_cfg_args(path, options), path)
     pieces = (
         b"__import__('os').system('exit 3')",
         b"[" * 90_000,

@@ -10,8 +10,12 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 EXTREME_NUMBERS = (
     b"0",
@@ -349,3 +353,41 @@ def spoil_values(random: Random, value: Any, values: tuple) -> Any:
 
 def dump_pickle(random: Random, value: Any) -> bytes:
     return pickle.dumps(value, protocol=random.choice((0, 2, 4, 5)))
+
+
+# ---- a format ----------------------------------------------------------------
+
+Spoiler = Callable[[Random, bytes, bytes], bytes]
+
+
+class Format(NamedTuple):
+    """A format under test; it belongs to the folder that `fuzz_formats.formats` was given."""
+
+    place: Path  # where the spoilt file goes
+    seeds: list[bytes]  # valid files
+    spoil: Spoiler  # (random, a seed, another) -> a spoilt file
+    read: Callable[[Path], object]
+
+
+def saved_bytes(write: Callable[[Path], object], path: Path) -> bytes:
+    write(path)
+    return path.read_bytes()
+
+
+ARRAYS = (
+    *EXTREME_VALUES,
+    np.zeros(0),
+    np.zeros((1, 3)),
+    np.full((1, 3), np.nan),
+    np.full(3, 1e300),
+    np.ones(3, "O"),
+    np.zeros((2, 2, 2), "<f2"),
+    np.array(["x"]),
+    np.ones(3, bool),
+    np.ones((1, 6), ">f8"),
+    np.ones(2, "c8"),
+    np.arange(5),
+    np.array(7),
+    np.full((40, 3), 10**9),
+    np.array([2**64 - 1], "u8"),
+)

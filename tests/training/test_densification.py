@@ -129,7 +129,7 @@ def test_native_statistics_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
         for control, native in zip(controls, (True, False)):
             with monkeypatch.context() as patch:
                 if not native:
-                    patch.setattr("training.density_control.native.available", lambda: False)
+                    patch.setattr("ops.kernels.available", lambda: False)
                 observe(control, gradient, radii)
     native, pytorchs = controls
     assert torch.allclose(native.gradient_sum, pytorchs.gradient_sum, rtol=1e-6, atol=0)
@@ -141,7 +141,7 @@ def test_native_statistics_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("native", [True, False])
 def test_radii_are_counted_in_pixels_of_the_full_image(native: bool, monkeypatch: pytest.MonkeyPatch):
     if not native:
-        monkeypatch.setattr("training.density_control.native.available", lambda: False)
+        monkeypatch.setattr("ops.kernels.available", lambda: False)
     control, _ = make_control(make_model(5))
     means2d = torch.zeros(5, 2, requires_grad=True)
     means2d.grad = torch.ones(5, 2)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ops import native
+from ops import kernels
+from ops.adam import Adam
 from scene.gaussian_model import GaussianModel
-from training import optimizers as module
-from training.optimizers import Adam, GaussianOptimizer
+from training.optimizers import GaussianOptimizer
 
 RATES = dict(
     position_lr_init=0.005,
@@ -26,7 +26,7 @@ RATES = dict(
 )
 SHAPES = [(1,), (16,), (5, 3), (37, 4), (701, 4, 3), (2100, 1)]  # below, at and above sixteen and a thread's block
 
-needs_native = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
+needs_native = pytest.mark.skipif(not kernels.available(), reason="needs a C++ compiler")
 
 
 def parameters(seed: int = 0) -> list[Parameter]:
@@ -161,7 +161,7 @@ def test_parameters_without_gradient_rest(no_fallback: None):
 
 @pytest.mark.parametrize("available", [pytest.param(True, marks=needs_native), False])
 def test_factors_are_rates_of_columns(monkeypatch: pytest.MonkeyPatch, available: bool):
-    monkeypatch.setattr(module.native, "available", lambda: available)
+    monkeypatch.setattr(kernels, "available", lambda: available)
     start = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(2))
     factors = [1.0, 1.0, 1.0] + [0.05] * 8 + [0.0]
     together = Adam([{"params": [Parameter(start.clone())], "lr": 0.01, "factors": torch.tensor(factors)}], eps=1e-15)
@@ -179,12 +179,12 @@ def test_state_is_pytorchs_and_survives_a_file(monkeypatch: pytest.MonkeyPatch, 
     """Half of the steps with one kernel, half with the other (after a change of device, say)."""
     start, rates, steps = parameters(), [0.01] * len(SHAPES), list(gradients(SHAPES, 40))
     expected = run(exact(start, rates), iter(steps))
-    monkeypatch.setattr(module.native, "available", lambda: first)
+    monkeypatch.setattr(kernels, "available", lambda: first)
     optimizer = ours(start, rates)
     halfway = run(optimizer, iter(steps[:20]))
     state = copy.deepcopy(optimizer.state_dict())
     assert set(state["state"][0]) == {"step", "exp_avg", "exp_avg_sq"} and state["state"][0]["step"] == 20
-    monkeypatch.setattr(module.native, "available", lambda: second)
+    monkeypatch.setattr(kernels, "available", lambda: second)
     resumed = ours([Parameter(value) for value in halfway], rates)
     resumed.load_state_dict(state)
     for value, wanted in zip(run(resumed, iter(steps[20:])), expected):
@@ -214,7 +214,7 @@ def test_other_types_and_layouts_fall_back():
 
 @pytest.mark.parametrize("available", [pytest.param(True, marks=needs_native), False])
 def test_a_closure_and_a_gradient_scaler_are_served(monkeypatch: pytest.MonkeyPatch, available: bool):
-    monkeypatch.setattr(module.native, "available", lambda: available)
+    monkeypatch.setattr(kernels, "available", lambda: available)
     value = Parameter(torch.ones(2, 2))
     optimizer = Adam([{"params": [value], "lr": 0.1, "factors": torch.tensor([1.0, 0.5])}], eps=1e-15)
 

@@ -117,9 +117,9 @@ def test_a_defect_keeps_its_traceback_and_tells_the_run(capture: Path, tmp_path:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr and "TypeError: image_terms()" in done.stderr
-    told = done.stderr[done.stderr.index("TypeError") :]
-    assert f"command: train.py -s {capture} -m '{model}' --eval" in told
-    assert f"options: {model / 'cfg_args'}" in told and f"last checkpoint: {model / 'chkpnt5.pth'}" in told
+    output = done.stderr[done.stderr.index("TypeError") :]
+    assert f"command: train.py -s {capture} -m '{model}' --eval" in output
+    assert f"options: {model / 'cfg_args'}" in output and f"last checkpoint: {model / 'chkpnt5.pth'}" in output
     assert (model / "cfg_args").is_file()
 
 
@@ -131,7 +131,7 @@ def test_a_mistake_in_the_data_is_not_a_defect(
 
 
 @pytest.mark.parametrize(
-    "error, status, told",
+    "error, status, output",
     [
         (UserError("no such\nfile"), 2, "error: no such file\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
@@ -140,14 +140,16 @@ def test_a_mistake_in_the_data_is_not_a_defect(
         (OSError(12, "Cannot allocate memory"), 2, "error: the memory of the computer ran out"),
     ],
 )
-def test_how_every_script_ends(error: BaseException, status: int, told: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_how_every_script_ends(
+    error: BaseException, status: int, output: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     def main() -> None:
         raise error
 
     with pytest.raises(SystemExit) as ended:
         run_script(main)
     err = capfd.readouterr().err
-    assert ended.value.code == status and err.startswith(told) and err.count("\n") == 1
+    assert ended.value.code == status and err.startswith(output) and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError(5, "Input/output error"), ValueError()])

@@ -135,19 +135,19 @@ def everything(step: int, candidates: Candidates) -> Selection:
 
 
 def test_growth_ends_where_memory_does_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    count, told = 1000, []
+    count, messages = 1000, []
     candidates = Candidates(*(torch.ones(count) for _ in range(4)))
     need = densification.MEMORY_RESERVE + densification.MEMORY_HELD * count + densification.MEMORY_MOVED * 2 * count
     free = {"bytes": need}
     monkeypatch.setattr(densification, "available_memory", lambda device: free["bytes"])
-    policy = while_memory_lasts(everything, torch.device("cpu"), told.append)
+    policy = while_memory_lasts(everything, torch.device("cpu"), messages.append)
     chosen = policy(10, candidates)
-    assert (chosen.clone | chosen.split).all() and not told
+    assert (chosen.clone | chosen.split).all() and not messages
     free["bytes"] = need - 1
     for step in (20, 30):
         chosen = policy(step, candidates)
         assert not chosen.clone.any() and not chosen.split.any() and chosen.name == "Everything"
-    assert len(told) == 1 and "iteration 20: 1,000 Gaussians are not added" in told[0]
+    assert len(messages) == 1 and "iteration 20: 1,000 Gaussians are not added" in messages[0]
     free["bytes"] = need
     assert policy(40, candidates).split.any()  # there is room again
 
