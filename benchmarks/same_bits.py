@@ -4,8 +4,8 @@
 
 OLD and NEW are folders of two checkouts, or revisions of this repository. Trains each configuration with
 each checkout's own `train.py`, and compares byte by byte what it leaves: the avatar's files and the metrics.
-Exit status 1 where anything differs. With --speed it compares iterations a second instead: short runs of
-both in turns, and the median of the rounds' ratios.
+Exit status 1 where anything differs. With --speed it compares iterations a second instead: both train in
+turns of 25 iterations (`timing.py`), as many times as said.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, interleaved, new_parser
+from benchmarks.common import ROOT, new_parser
 from benchmarks.static_scene import static_scene
+from benchmarks.timing import SLICE, ratio, slice_count, time_in_turns
 from utils.errors import UserError, run_script
 
 AVATAR = ["--bind_to_mesh", "--scale_schedule", "--densify_grad_threshold", "0.001", "--preset"]
 PRESETS = ("baseline", "ultra", "balanced", "quality")
 STATIC = "static"
+ALWAYS = ["--eval", "--white_background", "--seed", "0"]
+SIDES = ("old", "new")
 # The README's flags of a static scene; those that count iterations, for 600 of 30,000.
 STATIC_FLAGS = {
     "position_lr_init": 0.00016,
@@ -79,8 +81,7 @@ def train(code: Path, output: Path, flags: list[str], iterations: int) -> dict[s
         UserError: it failed; with what it wrote.
     """
     command = [sys.executable, str(code / "train.py"), *flags, "-m", str(output), "--iterations", str(iterations)]
-    command += ["--eval", "--white_background", "--seed", "0", "--quiet"]
-    run = subprocess.run(command, cwd=code, capture_output=True, text=True, check=False)
+    run = subprocess.run([*command, *ALWAYS, "--quiet"], cwd=code, capture_output=True, text=True, check=False)
     if run.returncode:
         raise UserError(f"{code / 'train.py'} {' '.join(flags)} ended with status {run.returncode}:\n{run.stderr}")
     return json.loads((output / "results.json").read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def compare(folders: tuple[Path, Path], names: list[str], capture: Path, work: P
     print(f"{'':<10} {'Gaussians':>9} {'PSNR':>7}  result")
     for name in names:
         flags = flags_of(name, capture, work / STATIC)
-        outputs = [work / f"{name}_{side}" for side in ("old", "new")]
+        outputs = [work / f"{name}_{side}" for side in SIDES]
         results = [train(code, output, flags, iterations) for code, output in zip(folders, outputs)]
         found = differences(*outputs)
         same = same and not found
@@ -133,18 +134,17 @@ def compare(folders: tuple[Path, Path], names: list[str], capture: Path, work: P
 
 def race(folders: tuple[Path, Path], names: list[str], capture: Path, work: Path, iterations: int, rounds: int) -> None:
     """Prints the iterations a second of both, and the new ones' ratio to the old: the median of the rounds'."""
+    slices = slice_count(iterations)
     print(f"{'':<10} {'old it/s':>9} {'new it/s':>9} {'ratio':>7}")
     for name in names:
-        flags = flags_of(name, capture, work / STATIC)
-
-        def speed(code: Path, output: Path, flags: list[str] = flags) -> float:
-            return train(code, output, flags, iterations)["iterations_per_second"]
-
-        works = {str(side): partial(speed, code, work / f"{name}_{side}") for side, code in enumerate(folders)}
-        old, new = interleaved(works, rounds).values()
-        ratio = statistics.median(after / before for before, after in zip(old, new))
-        print(f"{name:<10} {statistics.median(old):>9.1f} {statistics.median(new):>9.1f} {ratio:>7.3f}")
-        sys.stdout.flush()
+        flags = [*flags_of(name, capture, work / STATIC), *ALWAYS, "--iterations", str(iterations)]
+        speeds = []
+        for _ in range(rounds):
+            seconds = time_in_turns(dict.fromkeys(SIDES, flags), slices, checkouts=dict(zip(SIDES, folders)))
+            old, new = (SLICE / statistics.median(seconds[side]) for side in SIDES)
+            speeds.append((old, new, ratio(seconds["old"], seconds["new"])))
+        old, new, faster = (statistics.median(values) for values in zip(*speeds))
+        print(f"{name:<10} {old:>9.1f} {new:>9.1f} {faster:>7.3f}", flush=True)
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="same-bits-") as temporary, contextlib.ExitStack() as stack:
         work, capture = Path(temporary), options.source_path.resolve()
-        sides = (("old", options.old), ("new", options.new))
+        sides = zip(SIDES, (options.old, options.new))
         old, new = (stack.enter_context(checkout(name, work / f"code_{side}")) for side, name in sides)
         static_scene(capture, work / STATIC)
         if options.speed:

@@ -7,7 +7,8 @@
 The rows are the baseline, each innovation alone, each part of the warm start alone, and the presets. Two
 kinds of runs. *Quality*: every row of `ROWS` is trained once per seed, one `train.py` after the other; all
 rows of a seed come before the next seed, so that an interrupted ablation is a complete one with fewer seeds.
-*Timing*: rows and baseline are trained again, together and in turns (see `timing.py`), because the speed of a
+*Timing*: rows and baseline are trained again, together and in turns (see
+`benchmarks/timing.py`), because the speed of a
 machine drifts by more than what is to be told apart; `--timings 0` leaves them out.
 
 Everything lands in DIR: runs/<row>_seed<k>, timing/<row>_<k>.json, and the report: results.json (the tables,
@@ -36,8 +37,8 @@ from arguments import parse_train
 from benchmarks.ablation import BASELINE
 from benchmarks.ablation.measure import Judge
 from benchmarks.ablation.report import compare, draw_plots, tables_of, write_csv
-from benchmarks.ablation.timing import SLICE, ratio, slice_count, time_in_turns
 from benchmarks.common import HEAD, ROOT, Table, format_tables, new_parser, pyplot, typed_command, write_tables
+from benchmarks.timing import SLICE, ratio, slice_count, time_in_turns
 from utils.errors import UserError, run_script
 from utils.files import write_json
 
