@@ -153,7 +153,7 @@ def build_color(
     )
     if not extra.lambda_color_reg:
         return color, dict
-    return color, lambda: {"col_reg": extra.lambda_color_reg * color.regularizer()}
+    return color, lambda: {"col_reg": torch.as_tensor(extra.lambda_color_reg * color.regularizer())}
 
 
 def build_warm_start(extra: InnovationOptions) -> WarmStart:
