@@ -1,7 +1,4 @@
 #!/usr/bin/env bash
-# Runs the tests: ./tests/run.sh [pytest arguments]. Makes .venv when needed.
-set -euo pipefail
-CDPATH='' cd -- "$(dirname -- "$0")/.."
-source utils/environment.sh
-ensure_environment requirements.txt tests/requirements.txt
-exec "$PYTHON" -m pytest "$@"
+# Runs ruff, mypy and the tests, or pytest alone: ./tests/run.sh [pytest arguments]. Makes .venv when needed.
+CDPATH='' cd -- "$(dirname -- "$0")/.." || exit
+source utils/environment.sh -m scripts.run_tests "$@"
