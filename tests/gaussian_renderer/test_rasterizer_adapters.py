@@ -1,7 +1,7 @@
 """The adapters of the CUDA rasterizers against stand-ins with their documented interfaces.
 
-The real packages need a GPU; tests/test_rasterizer_contract.py runs them where
-there is one. Here only our side is checked: argument layout, units, hooks, radii.
+The real packages need a GPU; test_rasterizer_contract.py runs them where there
+is one. Here only our side is checked: argument layout, units, hooks, radii.
 """
 
 from __future__ import annotations
