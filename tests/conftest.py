@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,11 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _without_lpips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """LPIPS reads n/a, whatever this machine has installed."""
+def lpips_cache_of_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """LPIPS reads n/a, whatever this machine has installed; who asks learns what LPIPS_CACHE was."""
+    before = os.environ.get("LPIPS_CACHE", "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LPIPS_CACHE", str(tmp_path_factory.mktemp("lpips") / "no-weights"))
-        yield
+        yield before
 
 
 @pytest.fixture(scope="session")

