@@ -39,6 +39,8 @@ DEFAULTS = dict(
     dynamic_offset_lr=1e-5,
     sh_increase_interval=1000,
 )
+OPTIMIZED = "position_lr_init position_lr_final feature_lr opacity_lr scaling_lr rotation_lr"
+RATES = {name: DEFAULTS[name] for name in OPTIMIZED.split()} | {"position_lr_max_steps": 100}  # of `GaussianOptimizer`
 
 
 def train(line: str = "") -> Options:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import SCHEDULE, command
+from toy_capture import TIMESTEPS, write_capture
+
+from ops import kernels
 
 
 def pytest_sessionstart() -> None:
-    from ops import kernels
-
     kernels.available()  # built here, so that no test meets the line that says so
 
 
@@ -29,3 +33,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_lpips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """LPIPS reads n/a, whatever this machine has installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LPIPS_CACHE", str(tmp_path_factory.mktemp("lpips") / "no-weights"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training views, three of val, three of test; nobody writes into it."""
+    return write_capture(tmp_path_factory.mktemp("shared") / "capture", TIMESTEPS, size=(32, 48))
+
+
+@pytest.fixture(scope="session")
+def finished(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run by the command, never stopped: its folder and what it said; nobody writes into it."""
+    model = tmp_path_factory.mktemp("finished") / "model"
+    done = command(capture, model, SCHEDULE)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(model=model, stdout=done.stdout, stderr=done.stderr)
+
+
+@pytest.fixture(params=["torch", "native"])
+def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with the native kernels and with their twins in PyTorch."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    elif not kernels.available():
+        pytest.skip("no compiler")
+    return request.param

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from places import ROOT
-from toy_capture import rigged_flags, write_capture
+from runs import ending, flags, train_on
+from toy_capture import write_capture
 
 import scene.flame.head_model
-import train
-from arguments import parse_train
-from utils.errors import run_script
 
 
 @pytest.fixture
@@ -27,17 +25,10 @@ def capture(tmp_path: Path) -> Path:
     return write_capture(tmp_path / "capture", [3, 4], size=(32, 48))
 
 
-def command_line(capture: Path, model: Path, *more: object) -> list[str]:
-    return rigged_flags(capture, model, "--threads", 1, "--iterations", 2, "--quiet", *more)
-
-
 def error_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str]) -> str:
     """The one line that `train.py` with these arguments ends with; everything else fails the test."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    with pytest.raises(SystemExit) as ended:
-        run_script(train.main)
-    out, err = capfd.readouterr()
-    assert ended.value.code == 2 and out == ""
+    status, out, err = ending(monkeypatch, capfd, words)
+    assert status == 2 and out == ""
     return only_line(err)
 
 
@@ -153,38 +144,38 @@ def test_spoilt_captures(
 ) -> None:
     spoil, message = SPOILT[name]
     spoil(capture)
-    assert re.search(message, error_of(monkeypatch, capfd, command_line(capture, tmp_path / "model")))
+    assert re.search(message, error_of(monkeypatch, capfd, flags(capture, tmp_path / "model")))
     assert not list((tmp_path / "model").glob("chkpnt*"))
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--use_magic"], r"unrecognized arguments: --use_magic"),
-        (["--iteration", "7"], r"--iteration"),  # an abbreviation is not a flag
-        (["--iterations", "0"], r"--iterations must be at least 1, not 0"),
-        (["--iterations", "many"], r"--iterations.*'many'"),
-        (["--densify_grad_threshold", "nan"], r"--densify_grad_threshold must be a finite number, not nan"),
-        (["--sh_degree", "4"], r"--sh_degree must be at most 3, not 4"),
-        (["--resolution", "0"], r"--resolution must be -1 or positive"),
-        (["--rasterizer", "fast"], r"--rasterizer must be one of auto, native"),
-        (["--select_camera_id", "7"], r"--select_camera_id 7: .*no such camera_index, only 0, 1, 2"),
-        (["--head_model", "nowhere.pkl"], r"--head_model .*nowhere\.pkl does not exist"),
-        (["-t", "nowhere"], r"--target_path .*nowhere is not a folder"),
-        (["-s", "nowhere"], r"--source_path .*nowhere is not a folder"),
-        (["--start_checkpoint", "nowhere.pth"], r"nowhere\.pth"),
-        (["--rasterizer", "gsplat"], r"gsplat"),  # needs CUDA, and the device is the CPU
+        ("--use_magic", r"unrecognized arguments: --use_magic"),
+        ("--iteration 7", r"--iteration"),  # an abbreviation is not a flag
+        ("--iterations 0", r"--iterations must be at least 1, not 0"),
+        ("--iterations many", r"--iterations.*'many'"),
+        ("--densify_grad_threshold nan", r"--densify_grad_threshold must be a finite number, not nan"),
+        ("--sh_degree 4", r"--sh_degree must be at most 3, not 4"),
+        ("--resolution 0", r"--resolution must be -1 or positive"),
+        ("--rasterizer fast", r"--rasterizer must be one of auto, native"),
+        ("--select_camera_id 7", r"--select_camera_id 7: .*no such camera_index, only 0, 1, 2"),
+        ("--head_model nowhere.pkl", r"--head_model .*nowhere\.pkl does not exist"),
+        ("-t nowhere", r"--target_path .*nowhere is not a folder"),
+        ("-s nowhere", r"--source_path .*nowhere is not a folder"),
+        ("--start_checkpoint nowhere.pth", r"nowhere\.pth"),
+        ("--rasterizer gsplat", r"gsplat"),  # needs CUDA, and the device is the CPU
     ],
 )
 def test_bad_flags(
-    more: list[str],
+    more: str,
     message: str,
     capture: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert re.search(message, error_of(monkeypatch, capfd, command_line(capture, tmp_path / "model", *more)))
+    assert re.search(message, error_of(monkeypatch, capfd, flags(capture, tmp_path / "model", more)))
 
 
 def test_missing_flags(capture: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +186,7 @@ def test_missing_flags(capture: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
 def test_forgotten_bind_to_mesh(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = command_line(capture, tmp_path / "model")
+    words = flags(capture, tmp_path / "model")
     words.remove("--bind_to_mesh")
     assert "add --bind_to_mesh" in error_of(monkeypatch, capfd, words)
 
@@ -208,7 +199,7 @@ def test_output_that_cannot_be_written(
 ) -> None:
     occupied = tmp_path / "notes.txt"
     occupied.write_text("mine")
-    message = error_of(monkeypatch, capfd, command_line(capture, occupied / below))
+    message = error_of(monkeypatch, capfd, flags(capture, occupied / below))
     assert "cannot write" in message and str(occupied) in message
     assert occupied.read_text() == "mine"
 
@@ -218,7 +209,7 @@ def test_no_head_model(
 ) -> None:
     (capture / "head_model.pkl").unlink()
     monkeypatch.setattr(scene.flame.head_model, "ROOT", tmp_path)  # a developer may well have the licensed file
-    message = error_of(monkeypatch, capfd, command_line(capture, tmp_path / "model"))
+    message = error_of(monkeypatch, capfd, flags(capture, tmp_path / "model"))
     for part in (
         capture / "head_model.pkl",
         "flame2023.pkl",
@@ -233,7 +224,7 @@ def test_broken_checkpoint_by_name(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"
-    train.train(parse_train(command_line(capture, model)))
+    train_on(capture, model, "--iterations 2")
     whole = (model / "chkpnt2.pth").read_bytes()
     capfd.readouterr()
     path = tmp_path / "chkpnt1.pth"
@@ -245,7 +236,7 @@ def test_broken_checkpoint_by_name(
         b"PK\x03\x04 not an archive",
     ):
         path.write_bytes(content)
-        words = command_line(capture, tmp_path / "again", "--start_checkpoint", path)
+        words = flags(capture, tmp_path / "again", "--start_checkpoint", path)
         assert str(path) in error_of(monkeypatch, capfd, words)
     assert not (tmp_path / "again").exists()
 

@@ -18,28 +18,17 @@ from pathlib import Path
 import pytest
 import torch
 from places import ROOT
-from test_stopping import flags
-from toy_capture import write_capture
+from runs import flags, train_on
+from toy_datasets import load
 
 import render
 import train
 from arguments import parse_render, parse_train
 from ops import kernels
-from scene.dataset import load_dataset
 from scene.images.cache import SUFFIX, ImageCache
 from training import checkpoint, setup
 from utils.errors import UserError
 from utils.files import only_writer
-
-
-@pytest.fixture(autouse=True)
-def _without_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_capture(tmp_path_factory.mktemp("concurrency") / "capture", [0, 1, 2], size=(32, 48))
 
 
 class Processes:
@@ -101,7 +90,7 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
 
 def test_the_second_training_refuses_and_a_third_follows_a_dead_one(capture: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    words = flags(capture, model, "--checkpoint_every_minutes", 1e-3, "--keep_checkpoints", 2)
+    words = flags(capture, model, "--iterations 300 --checkpoint_every_minutes 1e-3 --keep_checkpoints 2")
     first = subprocess.Popen(
         [sys.executable, "train.py", *words, "--iterations", "1000000"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -130,23 +119,23 @@ def test_a_run_that_ended_while_this_one_was_loading_is_not_begun_anew(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
-    load = setup.load_dataset
+    plain = setup.load_dataset
 
     def meanwhile(*args: object, **named: object) -> object:
         with only_writer(model):
             checkpoint.save(model / "chkpnt7.pth", {"step": 7})
-        return load(*args, **named)
+        return plain(*args, **named)
 
     monkeypatch.setattr(setup, "load_dataset", meanwhile)
     with pytest.raises(UserError, match="another run has just saved checkpoints in .*start again"):
-        train.train(parse_train(flags(capture, model)))
+        train_on(capture, model, "--iterations 300")
     assert {path.name for path in model.iterdir()} == {".lock", "chkpnt7.pth"}
 
 
 def test_rendering_beside_a_training(capture: Path, tmp_path: Path) -> None:
     """The one reads what the other saves whole, and writes elsewhere; two renderings of the same pictures refuse."""
     model = tmp_path / "model"
-    train.train(parse_train(flags(capture, model, "--iterations", 3, "--interval", 3)))
+    train_on(capture, model, "--iterations 3")
     options = parse_render(["-m", str(model), "--skip_train", "--skip_test", "--quiet", "--device", "cpu"])
     with only_writer(model):
         measured = render.render_avatar(options)
@@ -180,7 +169,7 @@ def test_runs_that_share_an_image_cache(capture: Path, tmp_path: Path, processes
     for _ in range(2):
         processes.prepare(IMPORTS.format(capture=str(capture)), DECODE.format(folder=str(folder)))
     processes.start()
-    dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
+    dataset = load(capture)
     here = ImageCache(dataset.train, dataset.background, progress=False)
     assert here.where == "ram"
     expected = hashlib.sha256(here._bytes.numpy().tobytes() + here.at_scale(0.5)._bytes.numpy().tobytes()).hexdigest()
@@ -209,7 +198,7 @@ def test_a_cache_whose_writer_was_killed(capture: Path, tmp_path: Path, processe
     assert not list(folder.glob(f"[!.]*{SUFFIX}"))
     killed.kill()
     killed.communicate()
-    dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
+    dataset = load(capture)
     mapped = ImageCache(dataset.train, dataset.background, ram_share=0.0, folder=folder, progress=False)
     here = ImageCache(dataset.train, dataset.background, progress=False)
     assert mapped.where == "mmap" and torch.equal(mapped._bytes, here._bytes) and not left.exists()

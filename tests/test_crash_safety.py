@@ -19,12 +19,10 @@ import numpy as np
 import pytest
 import torch
 from places import ROOT
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_report import curves as event_curves
+from runs import curves
 from torture.faults import Faults
 from torture.full_disk import full_from, words
 from torture.kill_and_resume import accidents, check_readable, command, compare, suffer
-from toy_capture import write_capture
 
 import train
 from arguments import parse_train
@@ -41,16 +39,6 @@ from utils.files import atomic_path, only_writer, remove_leftovers
 STEPS = 60
 
 
-@pytest.fixture(autouse=True)
-def _without_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_capture(tmp_path_factory.mktemp("crash") / "capture", [3, 4, 7, 9], size=(32, 48))
-
-
 def run(capture: Path, model: Path) -> None:
     train.train(parse_train(words(capture, model, STEPS)))
 
@@ -60,7 +48,6 @@ def undisturbed(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A run that nothing happened to, and how often it did what can go wrong."""
     model = tmp_path_factory.mktemp("crash-whole") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LPIPS_CACHE", str(model / "no-weights"))
         counters = {where: Faults("count", model, where).install(patch.setattr) for where in ("operation", "write")}
         run(capture, model)
     return model, {where: counter.counted for where, counter in counters.items()}
@@ -154,7 +141,7 @@ def test_a_log_on_a_full_disk_costs_only_the_log(tmp_path: Path, monkeypatch: py
         monkeypatch.undo()
         with pytest.raises(OSError):
             full.close()
-    assert [e.value for e in event_curves(tmp_path).Scalars("loss/total")] == [5.5, 15.5]
+    assert [*curves(tmp_path)["loss/total"].values()] == [5.5, 15.5]
 
 
 @pytest.mark.parametrize("main", ["print('x' * 100000)", "print('x')", "raise UserError('no such thing')"])
@@ -282,12 +269,6 @@ class Disk:
         monkeypatch.setattr("training.event_file.os.pwrite", pwrite)
 
 
-def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
-
-
 @pytest.mark.parametrize("room", [0, 1, 13, 25])
 def test_curves_wait_for_room(
     tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -300,13 +281,13 @@ def test_curves_wait_for_room(
     events.scalar("a", 3.0, 3)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and "No space left on device" in told[0] and "wait in memory" in told[0]
-    assert scalars(tmp_path, "a") == [(1, 1.0)]  # and the half record hurts nobody
+    assert curves(tmp_path)["a"] == {1: 1.0}  # and the half record hurts nobody
     with pytest.raises(UserError, match="cannot write .*tfevents.*make room"):
         events.sync()
     disk.room = float("inf")
     events.scalar("a", 4.0, 4)
     events.close()
-    assert scalars(tmp_path, "a") == [(step, float(step)) for step in (1, 2, 3, 4)]
+    assert curves(tmp_path)["a"] == {step: float(step) for step in (1, 2, 3, 4)}
     events.close()
 
 
@@ -320,7 +301,7 @@ def test_event_files_are_read_in_the_order_of_the_runs_whatever_the_clock_says(
         for step in range(max(begin, 1), begin + 6):
             events.scalar("a", float(begin), step)
         events.close()
-    assert scalars(tmp_path, "a") == [(1, 0.0), (2, 0.0), (3, 3.0), (4, 3.0), *((step, 5.0) for step in range(5, 11))]
+    assert curves(tmp_path)["a"] == {1: 0.0, 2: 0.0, 3: 3.0, 4: 3.0, **{step: 5.0 for step in range(5, 11)}}
 
 
 @pytest.mark.parametrize("stop", [10, 13, 20])
@@ -344,9 +325,9 @@ def test_losses_between_two_readings_survive_a_resume(tmp_path: Path, stop: int)
     with Reporter(tmp_path / "torn", 25, start=stop, every=10, quiet=True) as resumed:
         resumed.load_state_dict(state)
         steps(resumed, stop + 1, 25)
+    one, other = (curves(tmp_path / name) for name in ("torn", "whole"))
     for name in ("loss/total", "loss/plain", "points/total"):
-        found = scalars(tmp_path / "torn", name)
-        assert found == scalars(tmp_path / "whole", name) and [step for step, _ in found] == [10, 20, 25]
+        assert one[name] == other[name] and list(one[name]) == [10, 20, 25]
 
 
 def test_the_end_measured_twice_is_shown_once(tmp_path: Path) -> None:
@@ -359,9 +340,10 @@ def test_the_end_measured_twice_is_shown_once(tmp_path: Path) -> None:
     with Reporter(tmp_path, 20, start=20, every=10, quiet=True) as resumed:
         resumed.load_state_dict(state)
         resumed.evaluation(20, "val", {"psnr": 2.0})
-    assert scalars(tmp_path, "val/psnr") == [(20, 2.0)]
-    assert scalars(tmp_path, "loss/total") == [(10, 5.5), (20, 15.5)]
-    assert scalars(tmp_path, "density/grown") == [(20, 3.0)]
+    found = curves(tmp_path)
+    assert found["val/psnr"] == {20: 2.0}
+    assert found["loss/total"] == {10: 5.5, 20: 15.5}
+    assert found["density/grown"] == {20: 3.0}
 
 
 # ---- checkpoints --------------------------------------------------------------------------

@@ -10,46 +10,26 @@ from typing import Any
 import pytest
 import torch
 from raster_scenes import make_scene
-from test_waiting import FLAGS_OF_LOSSES, watch_training
-from toy_capture import rigged_flags, write_capture
+from runs import gaussians, train_on
+from watching import FLAGS_OF_LOSSES, watch_training
 
 import render
-import train
-from arguments import parse_render, parse_train
+from arguments import parse_render
 from evaluation import lpips
 from gaussian_renderer import available_backends
 from gaussian_renderer.backends import gsplat as gsplat_backend
 from ops.types import Gaussians
 from scene.images.cache import ImageCache
-from scene.ply import read_ply
 from training import checkpoint, views
 
 pytestmark = pytest.mark.cuda
 
-TIMESTEPS = [3, 4, 7, 9]
 ITERATIONS = 30
 # Densifications at 10, 15, 20 and 25; checkpoints at 12, 24 and 30.
-SCHEDULE = [
-    "--iterations",
-    ITERATIONS,
-    "--interval",
-    12,
-    "--densify_from_iter",
-    5,
-    "--densification_interval",
-    5,
-    "--densify_until_iter",
-    28,
-    "--densify_grad_threshold",
-    0.0005,
-    "--sh_increase_interval",
-    10,
-]
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_capture(tmp_path_factory.mktemp("cuda") / "capture", TIMESTEPS, size=(32, 48))
+SCHEDULE = (
+    f"--iterations {ITERATIONS} --interval 12 --densify_from_iter 5 --densification_interval 5 "
+    "--densify_until_iter 28 --densify_grad_threshold 0.0005 --sh_increase_interval 10"
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,31 +38,16 @@ def rasterizer() -> str:
     return "gsplat" if "gsplat" in available_backends("cuda") else "reference"
 
 
-@pytest.fixture(autouse=True)
-def _without_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
-
-
 def run(capture: Path, model: Path, *more: object) -> dict[str, Any]:
     # The last --device on the command line holds.
-    return train.train(parse_train(rigged_flags(capture, model, "--threads", 1, "--quiet", *SCHEDULE, *more)))
+    return train_on(capture, model, SCHEDULE, *more)
 
 
 @contextlib.contextmanager
-def no_waiting() -> Iterator[None]:
-    """Makes every operation of PyTorch fail that would have the host wait for the GPU."""
+def waiting(mode: str) -> Iterator[None]:
+    """What happens where the host would wait for the GPU: "default", nothing, or "error"."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-@contextlib.contextmanager
-def waiting_allowed() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.set_sync_debug_mode(mode)
     try:
         yield
     finally:
@@ -90,7 +55,7 @@ def waiting_allowed() -> Iterator[None]:
 
 
 def points(model: Path, iteration: int) -> int:
-    return len(read_ply(model / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply")["xyz"])
+    return len(gaussians(model, iteration)["xyz"])
 
 
 def test_train_resume_and_render(
@@ -115,7 +80,7 @@ def test_train_resume_and_render(
     # The images went there once and never come back.
     (cache,) = caches
     assert cache.where == "cuda"
-    with no_waiting():
+    with waiting("error"):
         assert cache.image(0, torch.device("cuda")).device.type == "cuda"
 
     # The same pictures as the CPU's; backends differ in rounding, which densification may amplify.
@@ -147,11 +112,12 @@ def test_train_resume_and_render(
 
 
 @pytest.mark.parametrize("flags", FLAGS_OF_LOSSES)
-def test_training_does_not_wait(tmp_path: Path, rasterizer: str, flags: list[str]) -> None:
+def test_training_does_not_wait(capture: Path, tmp_path: Path, rasterizer: str, flags: str) -> None:
     names = {"data", "avatar", "loss", "optimizer", "density"}
     if rasterizer == "gsplat":
         names.add("backward")  # of the reference nobody asks it
-    watch_training(tmp_path, names, no_waiting, *flags, "--device", "cuda", "--rasterizer", rasterizer)
+    more = f"--device cuda --rasterizer {rasterizer}"
+    watch_training(capture, tmp_path, names, lambda: waiting("error"), flags, more)
 
 
 def test_the_gsplat_adapter_does_not_wait(rasterizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +127,7 @@ def test_the_gsplat_adapter_does_not_wait(rasterizer: str, monkeypatch: pytest.M
     original = gsplat.rasterization
 
     def rasterization(**arguments: Any) -> Any:
-        with waiting_allowed():
+        with waiting("default"):
             return original(**arguments)
 
     monkeypatch.setattr(gsplat, "rasterization", rasterization)
@@ -169,7 +135,7 @@ def test_the_gsplat_adapter_does_not_wait(rasterizer: str, monkeypatch: pytest.M
     camera, background = scene.camera.to("cuda"), scene.background.cuda()
     for settled in (False, True):
         leaves = Gaussians(*(field.cuda().requires_grad_() for field in scene.gaussians))
-        with no_waiting() if settled else contextlib.nullcontext():
+        with waiting("error") if settled else contextlib.nullcontext():
             out = gsplat_backend.rasterize(leaves, camera, background, sh_degree=3)
             (out.image.square().sum() + out.alpha.sum()).backward()
     assert out.means2d.grad.abs().sum() > 0 and out.image.device.type == "cuda"

@@ -21,8 +21,8 @@ from torture import fuzz_readers
 from torture.fuzz_formats import formats
 from torture.fuzz_mutations import Format
 from toy_capture import write_capture
+from toy_datasets import load
 
-from scene.dataset import load_dataset
 from scene.dataset.blender import read_points
 from scene.dataset.colmap import read_cameras, read_images
 from scene.dataset.colmap import read_points as read_colmap_points
@@ -121,13 +121,12 @@ def test_links_are_followed_and_texts_are_not(tmp_path: Path) -> None:
     capture.mkdir(parents=True)
     for name in ("images", "flame_param", "canonical_flame_param.npz", "transforms_train.json"):
         (capture / name).symlink_to(disk / name)
-    options = {"bind_to_mesh": True, "eval_split": True, "white_background": True}
-    assert len(load_dataset(capture, **options).train) == 2
+    assert len(load(capture).train) == 2
     (capture / "transforms_train.json").unlink()
     frames = json.loads((disk / "transforms_train.json").read_text())
     frames["frames"][0]["file_path"] = "images/../../../disk/deep/er/images/00003_00.png"
     (capture / "transforms_train.json").write_text(json.dumps(frames))
-    assert "points outside of" in refusal(lambda: load_dataset(capture, **options))
+    assert "points outside of" in refusal(lambda: load(capture))
 
 
 def test_results_stay_in_their_folder(tmp_path: Path) -> None:
@@ -284,7 +283,7 @@ def test_one_bomb_for_many_timesteps(tmp_path: Path) -> None:
     (capture / "transforms_train.json").write_text(json.dumps({"frames": many}))
     (capture / "transforms_test.json").unlink()
     (capture / "transforms_val.json").unlink()
-    text = refusal(lambda: load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True))
+    text = refusal(lambda: load(capture))
     assert "dynamic_offset" in text and "GiB" in text
 
 
@@ -327,7 +326,7 @@ def test_json_values(key: str, value: object, tmp_path: Path) -> None:
     content = json.loads((capture / "transforms_train.json").read_text())
     content["frames"][0][key] = value
     (capture / "transforms_train.json").write_text(json.dumps(content))
-    text = refusal(lambda: load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True))
+    text = refusal(lambda: load(capture))
     assert key in text
 
 
@@ -338,9 +337,7 @@ def test_the_narrowest_angle_is_no_division_by_zero(tmp_path: Path) -> None:
         del content["frames"][0][name]
     content["frames"][0]["camera_angle_x"] = 5e-324
     (capture / "transforms_train.json").write_text(json.dumps(content))
-    assert "camera_angle_x" in refusal(
-        lambda: load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
-    )
+    assert "camera_angle_x" in refusal(lambda: load(capture))
 
 
 @pytest.mark.parametrize("read", [read_cameras, read_images, read_colmap_points])

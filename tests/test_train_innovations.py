@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_train import assert_same_run, gaussians
-from toy_capture import rigged_flags, write_capture
+from runs import assert_same_run, flags, gaussians, train_on
+from toy_datasets import load
 
 import render
 import train
@@ -20,7 +19,6 @@ from arguments import parse_render, parse_train
 from gaussian_renderer import render as draw
 from gaussian_renderer.backends.native import rasterize
 from innovations.color_calibration import ColorCalibration
-from scene.dataset import load_dataset
 from scene.gaussian_model import GaussianModel
 from scene.images.cache import ImageCache
 from training import checkpoint, setup
@@ -28,63 +26,27 @@ from training.objective import Objective
 from training.setup import build_avatar, build_warm_start, warm_up
 from utils.errors import UserError
 
-TIMESTEPS = [3, 4, 7, 9]  # the last one is the test sequence
 STEPS = 90
 # Checkpoints at 30, 60 and 90; a switch of resolution and densifications on both sides of each.
 SCHEDULE = (
-    "--iterations",
-    STEPS,
-    "--interval",
-    30,
-    "--densify_from_iter",
-    5,
-    "--densification_interval",
-    10,
-    "--opacity_reset_interval",
-    50,
-    "--densify_until_iter",
-    85,
-    "--densify_grad_threshold",
-    1e-4,
-    "--sh_increase_interval",
-    20,
+    f"--iterations {STEPS} --interval 30 --densify_from_iter 5 --densification_interval 10 "
+    "--opacity_reset_interval 50 --densify_until_iter 85 --densify_grad_threshold 1e-4 --sh_increase_interval 20"
 )
 EVERYTHING = (
-    "--preset",
-    "balanced",
-    "--color_per_camera",
-    "--batch_views",
-    2,
-    "--max_gaussians",
-    500,
-    "--resolution_milestones",
-    "20,45",
-    "--lr_cooldown",
-    0.5,
+    "--preset balanced --color_per_camera --batch_views 2 --max_gaussians 500 --resolution_milestones 20,45 "
+    "--lr_cooldown 0.5"
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_lpips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LPIPS_CACHE", str(tmp_path_factory.mktemp("no-weights")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_capture(tmp_path_factory.mktemp("innovations") / "capture", TIMESTEPS, size=(32, 48))
-
-
-def run(capture: Path, model: Path, *more: object) -> dict[str, Any]:
-    return train.train(parse_train(rigged_flags(capture, model, "--threads", 1, *SCHEDULE, *more)))
+def run(capture: Path, model: Path, *more: object, quiet: bool = True) -> dict[str, Any]:
+    return train_on(capture, model, SCHEDULE, *more, quiet=quiet)
 
 
 @pytest.fixture(scope="module")
 def finished(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every innovation, never stopped."""
     model = tmp_path_factory.mktemp("everything") / "model"
-    run(capture, model, "--quiet", *EVERYTHING)
+    run(capture, model, EVERYTHING)
     return model
 
 
@@ -103,7 +65,7 @@ def test_resumed_with_everything_on_it_ends_bit_identical(
     finished: Path, capture: Path, tmp_path: Path, step: int
 ) -> None:
     model = until(finished, step, tmp_path / "model")
-    run(capture, model, "--quiet", *EVERYTHING, "--start_checkpoint", "auto")
+    run(capture, model, EVERYTHING, "--start_checkpoint auto")
     assert_same_run(finished, model, STEPS)
     first, second = (json.loads((folder / "results.json").read_text())["metrics"] for folder in (finished, model))
     assert first == second
@@ -111,12 +73,12 @@ def test_resumed_with_everything_on_it_ends_bit_identical(
 
 def test_the_saved_avatar_with_its_colors_is_the_measured_one(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "model")
-    flags = ["-m", str(tmp_path / "model"), "--skip_train", "--quiet", "--device", "cpu", "--threads", "1"]
-    measured = render.render_avatar(parse_render(flags))
+    words = ["-m", str(tmp_path / "model"), "--skip_train", "--quiet", "--device", "cpu", "--threads", "1"]
+    measured = render.render_avatar(parse_render(words))
     results = json.loads((finished / "results.json").read_text())["metrics"]
     for split in ("val", "test"):
         assert measured[split]["psnr"] == pytest.approx(results[split]["psnr"], rel=1e-5)
-    plain = render.render_avatar(parse_render([*flags, "--no_color_calibration"]))
+    plain = render.render_avatar(parse_render([*words, "--no_color_calibration"]))
     assert plain["val"]["psnr"] != measured["val"]["psnr"]
     file = finished / "point_cloud" / f"iteration_{STEPS}" / "color_calibration.pt"
     color = ColorCalibration.load(file)
@@ -125,19 +87,8 @@ def test_the_saved_avatar_with_its_colors_is_the_measured_one(finished: Path, tm
 
 
 def test_what_is_said_and_how_much_it_grows(capture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = run(
-        capture,
-        tmp_path / "model",
-        "--preset",
-        "ultra",
-        "--use_progressive_resolution",
-        "--resolution_milestones",
-        "20,45",
-        "--max_gaussians",
-        400,
-        "--densify_floor",
-        0,
-    )
+    more = "--use_progressive_resolution --resolution_milestones 20,45 --max_gaussians 400 --densify_floor 0"
+    results = run(capture, tmp_path / "model", "--preset ultra", more, quiet=False)
     told = capsys.readouterr().out
     assert "[ITER 20] Switching to resolution scale 0.75" in told
     assert "[ITER 45] Switching to resolution scale 1" in told
@@ -147,35 +98,24 @@ def test_what_is_said_and_how_much_it_grows(capture: Path, tmp_path: Path, capsy
 
 def test_switched_off_they_leave_no_trace(capture: Path, tmp_path: Path) -> None:
     """Every part of a preset switched off again is the plain run, bit for bit."""
-    run(capture, tmp_path / "plain", "--quiet")
-    run(
-        capture,
-        tmp_path / "off",
-        "--quiet",
-        "--preset",
-        "balanced",
-        "--no_region_adaptive_loss",
-        "--no_smart_densification",
-        "--no_progressive_resolution",
-        "--no_color_calibration",
-        "--no_amp",
-        "--no_warm_start",
-        "--lr_cooldown",
-        0,
+    run(capture, tmp_path / "plain")
+    off = (
+        "--preset balanced --no_region_adaptive_loss --no_smart_densification --no_progressive_resolution "
+        "--no_color_calibration --no_amp --no_warm_start --lr_cooldown 0"
     )
+    run(capture, tmp_path / "off", off)
     assert_same_run(tmp_path / "plain", tmp_path / "off", STEPS)
     assert not list(tmp_path.rglob("color_calibration.pt"))
 
 
 def test_looking_for_bad_steps_and_an_untrained_network_change_nothing(capture: Path, tmp_path: Path) -> None:
     """AMP on the CPU is a check, and a colour network that cannot learn is the identity."""
-    run(capture, tmp_path / "plain", "--quiet")
-    run(capture, tmp_path / "amp", "--quiet", "--use_amp")
+    run(capture, tmp_path / "plain")
+    run(capture, tmp_path / "amp", "--use_amp")
     for name, value in gaussians(tmp_path / "plain", STEPS).items():
         assert torch.equal(value, gaussians(tmp_path / "amp", STEPS)[name]), name
-    flags = ("--quiet", "--iterations", 3)
-    run(capture, tmp_path / "short", *flags)
-    run(capture, tmp_path / "color", *flags, "--use_color_calibration", "--color_lr", 0)
+    run(capture, tmp_path / "short", "--iterations 3")
+    run(capture, tmp_path / "color", "--iterations 3 --use_color_calibration --color_lr 0")
     # Not the rotations: of a ball their gradient is rounding, of which Adam sees the sign.
     for name in ("opacity", "features_dc"):
         torch.testing.assert_close(
@@ -185,15 +125,13 @@ def test_looking_for_bad_steps_and_an_untrained_network_change_nothing(capture: 
 
 def test_gradients_of_the_views_of_a_step_are_averaged(capture: Path, tmp_path: Path) -> None:
     """Adam's first moment after one step is a tenth of the gradient: against that of the mean loss, made by hand."""
-    options = parse_train(
-        rigged_flags(capture, tmp_path / "model", "--threads", 1, "--iterations", 1, "--quiet", "--batch_views", 3)
-    )
+    options = parse_train(flags(capture, tmp_path / "model", "--iterations 1 --batch_views 3"))
     train.train(options)
     state = checkpoint.load(tmp_path / "model" / "chkpnt1.pth")
     views = state["sampler"]["order"][:3].tolist()
     assert len(set(views)) == 3 and state["sampler"]["position"] == 3
 
-    dataset = load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True)
+    dataset = load(capture)
     avatar = build_avatar(options.model, dataset, None, seed=0, device=torch.device("cpu"))
     images = ImageCache(dataset.train, dataset.background, progress=False)
     total, statistic = 0.0, 0.0
@@ -217,72 +155,34 @@ def test_gradients_of_the_views_of_a_step_are_averaged(capture: Path, tmp_path: 
 def test_an_ultra_run_goes_on_under_quality_flags(capture: Path, tmp_path: Path) -> None:
     """New parts begin as the identity, region weights may change."""
     model = tmp_path / "model"
-    run(capture, model, "--quiet", "--preset", "ultra", "--iterations", 30)
-    run(
-        capture,
-        model,
-        "--quiet",
-        "--preset",
-        "quality",
-        "--iterations",
-        31,
-        "--color_lr",
-        0,
-        "--start_checkpoint",
-        "auto",
-    )
+    run(capture, model, "--preset ultra --iterations 30")
+    run(capture, model, "--preset quality --iterations 31 --color_lr 0 --start_checkpoint auto")
     color = ColorCalibration.load(model / "point_cloud" / "iteration_31" / "color_calibration.pt")
     image = torch.rand(3, 5, 6)
     torch.testing.assert_close(color(image, "00"), image)
-    results = run(
-        capture,
-        model,
-        "--quiet",
-        "--preset",
-        "quality",
-        "--region_weight_eyes",
-        3,
-        "--iterations",
-        40,
-        "--start_checkpoint",
-        "auto",
-    )
+    more = "--preset quality --region_weight_eyes 3 --iterations 40 --start_checkpoint auto"
+    results = run(capture, model, more)
     assert results["iterations"] == 40
 
 
 def test_poses_of_the_test_sequence_are_refined(capture: Path, tmp_path: Path) -> None:
-    cameras = sorted(
-        {
-            view.camera_index
-            for view in load_dataset(capture, bind_to_mesh=True, eval_split=True, white_background=True).test
-        }
-    )
-    results = run(
-        capture,
-        tmp_path / "model",
-        "--quiet",
-        "--preset",
-        "ultra",
-        "--refine_test_poses",
-        10,
-        "--refine_cameras",
-        cameras[0],
-    )
+    camera = min(view.camera_index for view in load(capture).test)
+    results = run(capture, tmp_path / "model", f"--preset ultra --refine_test_poses 10 --refine_cameras {camera}")
     assert list(results["metrics"]) == ["val", "test", "test_as_tracked", "test_refined"]
     with pytest.raises(UserError, match="--refine_cameras 77"):
-        run(capture, tmp_path / "other", "--quiet", "--refine_test_poses", 10, "--refine_cameras", 77)
+        run(capture, tmp_path / "other", "--refine_test_poses 10 --refine_cameras 77")
     assert not (tmp_path / "other" / "chkpnt30.pth").exists()  # said before the training, not after it
 
 
 def test_a_warm_start_begins_nearer(capture: Path, tmp_path: Path) -> None:
     """After one iteration, which moves next to nothing: what the start alone is worth."""
     first = [
-        run(capture, tmp_path / name, "--quiet", "--iterations", 1, *flags)["metrics"]["val"]["psnr"]
-        for name, flags in (("cold", ()), ("warm", ("--use_warm_start",)))
+        run(capture, tmp_path / name, "--iterations 1", more)["metrics"]["val"]["psnr"]
+        for name, more in (("cold", ""), ("warm", "--use_warm_start"))
     ]
     assert first[1] > first[0] + 1
     with pytest.raises(UserError, match="--use_warm_start"):
-        options = parse_train(rigged_flags(capture, tmp_path / "x", "--use_warm_start"))
+        options = parse_train(flags(capture, tmp_path / "x", "--use_warm_start"))
         warm_up(_unbound(), build_warm_start(options.innovations), None)
 
 
@@ -292,27 +192,31 @@ def _unbound() -> Any:
 
 def test_the_weighted_loss_is_what_trains(capture: Path, tmp_path: Path) -> None:
     """Region weights of 1 give the plain run up to rounding, others do not."""
-    flags = ("--quiet", "--iterations", 3, "--use_region_adaptive_loss")
-    even = [word for name in ("eyes", "mouth", "nose", "face") for word in (f"--region_weight_{name}", 1)]
-    run(capture, tmp_path / "plain", "--quiet", "--iterations", 3)
-    run(capture, tmp_path / "even", *flags, *even)
-    run(capture, tmp_path / "uneven", *flags, "--region_weight_face", 9, "--region_weight_nose", 9)
+    weighted = "--iterations 3 --use_region_adaptive_loss"
+    run(capture, tmp_path / "plain", "--iterations 3")
+    run(
+        capture,
+        tmp_path / "even",
+        weighted,
+        *(f"--region_weight_{name} 1" for name in ("eyes", "mouth", "nose", "face")),
+    )
+    run(capture, tmp_path / "uneven", weighted, "--region_weight_face 9 --region_weight_nose 9")
     plain, same, other = (gaussians(tmp_path / name, 3)["xyz"] for name in ("plain", "even", "uneven"))
     torch.testing.assert_close(same, plain, rtol=1e-3, atol=1e-4)
     assert not torch.equal(other, plain)
 
 
 @pytest.mark.parametrize(
-    "flags, faintest",
+    "more, faintest",
     [
-        ([], 0.005),
-        (["--use_warm_start"], 0.05),
-        (["--use_warm_start", "--warm_prune_opacity", "0.2"], 0.2),
-        (["--use_warm_start", "--no_warm_skip_resets"], 0.005),
+        ("", 0.005),
+        ("--use_warm_start", 0.05),
+        ("--use_warm_start --warm_prune_opacity 0.2", 0.2),
+        ("--use_warm_start --no_warm_skip_resets", 0.005),
     ],
 )
 def test_faint_gaussians_go_sooner_where_nothing_is_reset(
-    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], faintest: float
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, faintest: float
 ) -> None:
     """A reset lowers all opacities to 0.01: a higher limit would then empty the avatar."""
     seen: list[float] = []
@@ -323,5 +227,5 @@ def test_faint_gaussians_go_sooner_where_nothing_is_reset(
             return super()._densify(step, world_scales)
 
     monkeypatch.setattr(setup, "DensityControl", Watched)
-    run(capture, tmp_path / "model", "--quiet", "--iterations", 12, *flags)
+    run(capture, tmp_path / "model", "--iterations 12", more)
     assert seen == [faintest]

@@ -1,4 +1,4 @@
-"""An iteration on a GPU queues its work: nothing in it makes the host wait (defect 14 of the facts).
+"""An iteration on a GPU queues its work: nothing in it makes the host wait.
 
 Shown here without a GPU, by looking at every operation; tests/test_cuda.py has
 PyTorch itself watch it where there is one.
@@ -6,7 +6,6 @@ PyTorch itself watch it where there is one.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import types
 from collections.abc import Callable
@@ -15,14 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from fake_rasterizers import OLD_FIELDS, fake_dgr
 from raster_scenes import make_scene
-from test_rasterizer_adapters import OLD_FIELDS, fake_dgr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from toy_capture import rigged_flags, write_capture
+from watching import FLAGS_OF_LOSSES, watch_training
 
-import train
-from arguments import parse_train
 from gaussian_renderer.backends import dgr as dgr_backend
 from gaussian_renderer.backends import gsplat as gsplat_backend
 from innovations import amp
@@ -124,64 +121,12 @@ def test_rig_in_pytorch_does_not_wait() -> None:
 # ---- the training loop ----------------------------------------------------------
 
 
-class Watchman:
-    """Stands in for `training.stages.Stages`: once the caches are filled, the stages named run inside `watch()`."""
-
-    def __init__(self, names: set[str], settle: int, watch: Callable[[], Any]) -> None:
-        self.names = names
-        self.settle = settle  # iterations
-        self.watch = watch
-        self.watched = 0
-
-    def __call__(self, name: str) -> Any:
-        if self.settle > 0 or name not in self.names:
-            return contextlib.nullcontext()
-        self.watched += 1
-        return self.watch()
-
-    def end_iteration(self) -> None:
-        self.settle -= 1
-
-
-SETTLE, WATCHED = 8, 8  # iterations; there are six views
-FLAGS_OF_LOSSES = [
-    [],
-    ["--metric_xyz", "--metric_scale"],
-    ["--lambda_dynamic_offset", "1", "--lambda_dynamic_offset_std", "1", "--lambda_laplacian", "1"],
-]
-
-
-def watch_training(folder: Path, names: set[str], watch: Callable[[], Any], *flags: str) -> None:
-    """Trains for a few iterations, between two densifications, with the stages `names` watched."""
-    capture = write_capture(folder / "capture", [3, 4, 7, 9], size=(32, 48))
-    watchman = Watchman(names, SETTLE, watch)
-    train.train(
-        parse_train(
-            rigged_flags(
-                capture,
-                folder / "model",
-                "--threads",
-                1,
-                "--quiet",
-                "--iterations",
-                SETTLE + WATCHED,
-                "--densify_from_iter",
-                100,
-                "--densify_until_iter",
-                200,
-                *flags,
-            )
-        ),
-        watchman,
-    )
-    assert watchman.watched == WATCHED * len(names)
-
-
 @pytest.mark.parametrize("flags", FLAGS_OF_LOSSES)
-def test_training_in_pytorch_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+def test_training_in_pytorch_does_not_wait(
+    capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
     monkeypatch.setattr(kernels, "available", lambda: False)  # then all of it takes the way it takes on a GPU
     monkeypatch.setattr(amp, "not_finite", not_finite_flag)  # and this, which is a plain bool on a CPU
     # "forward" is the reference, which waits; the real backends do so too, for the number of tiles hit.
-    # "report" reads its means now and then: tests/test_report.py.
-    watch_training(tmp_path, {"data", "avatar", "loss", "backward", "optimizer", "density"}, NoWaiting, *flags)
+    # "report" reads its means now and then: tests/training/test_report.py.
+    watch_training(capture, tmp_path, {"data", "avatar", "loss", "backward", "optimizer", "density"}, NoWaiting, flags)

@@ -12,14 +12,8 @@ from PIL import Image
 
 WIDTH, HEIGHT = 41, 36  # odd on purpose
 BALL = trimesh.creation.icosphere(subdivisions=2, radius=0.1)  # 162 vertices, 320 faces
+TIMESTEPS = [3, 4, 7, 9]  # neither from 0 nor without gaps; the last one is the held-out sequence
 POSES = (("rotation", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eyes_pose", 6), ("translation", 3))
-
-
-def rigged_flags(capture: Path, model: Path, *more: object) -> list[str]:
-    """The command line of a training run on `write_capture`'s files."""
-    return [
-        str(word) for word in ("-s", capture, "-m", model, "--eval", "--bind_to_mesh", "-w", "--device", "cpu", *more)
-    ]
 
 
 def look_at(position: np.ndarray, target: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toy_capture import rigged_flags, write_capture
+from runs import train_on
 
-from arguments import parse_train
 from benchmarks.ablation import __main__ as ablation
 from benchmarks.ablation import measure, report
 from benchmarks.common import HEAD, format_tables
 from benchmarks.timing import ratio, time_in_turns
-from train import train
 from utils.errors import UserError
 
 FLAGS = ["-s", "/captures/somebody", "--iterations", "100", "--seed", "0"]
@@ -282,14 +280,9 @@ def test_regions_partition_the_error() -> None:
     assert summary["mouth"]["psnr"] is None
 
 
-def test_measuring_a_run(tmp_path: Path) -> None:
-    capture = write_capture(tmp_path / "capture", [0, 1, 2])
+def test_measuring_a_run(capture: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    results = train(
-        parse_train(
-            rigged_flags(capture, folder, "--iterations", 20, "--quiet", "--threads", 1, "--test_iterations", 10)
-        )
-    )
+    results = train_on(capture, folder, "--iterations 20 --test_iterations 10")
     measured = measure.Judge().measure(folder, results)
     view = measured["regions"]["val"]
     # Nothing of the ball is an eye or a nose: its outline and the rest are the picture.
@@ -341,8 +334,7 @@ def test_what_is_timed_already(tmp_path: Path) -> None:
         ablation.timing_is_done(options, "baseline", 1)
 
 
-def test_trainings_take_turns(tmp_path: Path) -> None:
-    capture = write_capture(tmp_path / "capture", [0, 1, 2])
+def test_trainings_take_turns(capture: Path) -> None:
     flags = ["-s", str(capture), *HEAD, "--iterations", "11", "--device", "cpu", "--threads", "1"]
     turns: list[None] = []
     seconds = time_in_turns(

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_capture import write_capture
+from toy_datasets import load
 
 from benchmarks import common, report, same_bits
 from benchmarks.static_scene import static_scene
-from scene.dataset import load_dataset
 
 
 def test_markdown_aligns_decimals() -> None:
@@ -41,12 +40,9 @@ def test_the_command_has_no_paths_of_the_machine(tmp_path: Path) -> None:
     assert command == "python -m benchmarks.ablation -s DATA --out DIR --head_model head.pkl"
 
 
-def test_a_static_scene_is_one_moment_of_the_capture(tmp_path: Path) -> None:
-    capture = write_capture(tmp_path / "capture", [3, 4, 5])
-    scene = load_dataset(
-        static_scene(capture, tmp_path / "scene"), bind_to_mesh=False, eval_split=False, white_background=True
-    )
-    whole = load_dataset(capture, bind_to_mesh=True, eval_split=False, white_background=True).train
+def test_a_static_scene_is_one_moment_of_the_capture(capture: Path, tmp_path: Path) -> None:
+    scene = load(static_scene(capture, tmp_path / "scene"), bind_to_mesh=False, eval_split=False)
+    whole = load(capture, eval_split=False).train
     known = {view.camera.name: view.camera for view in whole}
     assert len(scene.train) == 3 and {view.camera.name[:5] for view in scene.train} == {"00003"}
     for view in scene.train:

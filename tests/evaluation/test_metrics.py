@@ -14,12 +14,6 @@ from evaluation import metrics
 from utils.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def no_lpips_weights(tmp_path, monkeypatch):
-    """The tests do not depend on what is installed in the user's cache."""
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path))
-
-
 def pair(height: int = 24, width: int = 37) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(7)
     target = torch.rand(3, height, width, generator=generator)

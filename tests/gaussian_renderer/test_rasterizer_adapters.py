@@ -1,12 +1,11 @@
 """The adapters of the CUDA rasterizers against stand-ins with their documented interfaces.
 
-The real packages need a GPU; tests/test_rasterizer_contract.py runs them where
-there is one. Here only our side is checked: argument layout, units, hooks, radii.
+The real packages need a GPU; test_rasterizer_contract.py runs them where there
+is one. Here only our side is checked: argument layout, units, hooks, radii.
 """
 
 from __future__ import annotations
 
-import collections
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_rasterizers import OLD_FIELDS, fake_dgr
 from places import ROOT
 from raster_scenes import compare, gsplat_pipeline, make_scene
 from torch import Tensor
@@ -26,9 +26,7 @@ import gaussian_renderer
 from gaussian_renderer import choose_device_and_rasterizer, choose_rasterizer
 from gaussian_renderer.backends import dgr as dgr_backend
 from gaussian_renderer.backends import gsplat as gsplat_backend
-from gaussian_renderer.backends import reference
 from ops import kernels
-from ops import sh as harmonics
 from ops.types import Camera, Gaussians
 from utils.errors import UserError
 
@@ -91,59 +89,6 @@ def test_broken_rows_become_harmless() -> None:
     sum((field * field).sum() for field in safe).backward()
     assert all(torch.isfinite(field.grad).all() for field in leaves)
     assert (leaves.means.grad[~sound] == 0).all() and (leaves.quats.grad[~sound] == 0).all()
-
-
-OLD_FIELDS = (
-    "image_height",
-    "image_width",
-    "tanfovx",
-    "tanfovy",
-    "bg",
-    "scale_modifier",
-    "viewmatrix",
-    "projmatrix",
-    "sh_degree",
-    "campos",
-    "prefiltered",
-    "debug",
-)
-
-
-def fake_dgr(fields: tuple[str, ...], results: int) -> types.SimpleNamespace:
-    Settings = collections.namedtuple("GaussianRasterizationSettings", fields)
-
-    class Rasterizer:
-        def __init__(self, raster_settings: Any) -> None:
-            self.settings = raster_settings
-
-        def __call__(
-            self,
-            means3D: Tensor,
-            means2D: Tensor,
-            opacities: Tensor,
-            shs: Tensor | None = None,
-            colors_precomp: Tensor | None = None,
-            scales: Tensor | None = None,
-            rotations: Tensor | None = None,
-        ) -> tuple[Tensor, ...]:
-            s = self.settings
-            width, height = s.image_width, s.image_height
-            camera = Camera(
-                s.viewmatrix.T, width / (2 * s.tanfovx), height / (2 * s.tanfovy), width / 2, height / 2, width, height
-            )
-            # the two matrices must agree: clip coordinates to pixels, whose centres are whole numbers there
-            clip = torch.cat([means3D, torch.ones_like(means3D[:, :1])], dim=1) @ s.projmatrix
-            pixels = ((clip[:, :2] / clip[:, 3:] + 1) * torch.tensor([width, height]) - 1) / 2
-            point = means3D @ s.viewmatrix[:3, :3] + s.viewmatrix[3, :3]
-            assert torch.allclose(pixels[:, 0] + 0.5, camera.fx * point[:, 0] / point[:, 2] + camera.cx, atol=1e-3)
-            assert torch.allclose(camera.center, s.campos, atol=1e-6)
-            assert opacities.shape == (len(means3D), 1) and means2D.shape == (len(means3D), 3)
-            sh, degree = (shs, s.sh_degree) if shs is not None else (harmonics.from_colors(colors_precomp)[:, None], 0)
-            gaussians = Gaussians(means3D, rotations, scales, opacities[:, 0], sh)
-            out = reference._rasterize(gaussians, means2D[:, :2], camera, s.bg, degree, s.scale_modifier)
-            return (out.image, out.radii, torch.zeros(1))[:results]
-
-    return types.SimpleNamespace(GaussianRasterizationSettings=Settings, GaussianRasterizer=Rasterizer)
 
 
 @pytest.mark.parametrize("fields,results", [(OLD_FIELDS, 2), ((*OLD_FIELDS, "antialiasing"), 3)])

@@ -51,26 +51,16 @@ def move(color: ColorCalibration) -> None:
         optimizer.zero_grad()
 
 
-@pytest.fixture(params=["native", "torch"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both implementations of the network."""
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "available", lambda: False)
-    elif not kernels.available():
-        pytest.skip("no native library here")
-    return request.param
-
-
 @pytest.mark.parametrize("hidden_dim, num_layers", [(16, 3), (24, 3), (1, 2), (7, 4), (5, 1)])
 @pytest.mark.parametrize("shape", [(3, 9, 31), (2, 3, 70, 67), (1, 3, 1, 1)])
-def test_equals_linear_layers_per_pixel(kernel: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]) -> None:
+def test_equals_linear_layers_per_pixel(twin: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]) -> None:
     network, image = trained(hidden_dim, num_layers), picture(*shape, low=0.01, high=0.99)
     out = network(image)
     assert out.shape == image.shape
     torch.testing.assert_close(out, per_pixel(network, image), rtol=0, atol=1e-6)
 
 
-def test_starts_as_the_identity(kernel: str) -> None:
+def test_starts_as_the_identity(twin: str) -> None:
     """Inside to rounding, at black and white exactly, and clamped outside."""
     image = torch.cat([picture(3, 40, 50, low=-0.2, high=1.2), torch.ones(3, 40, 20), torch.zeros(3, 40, 20)], dim=2)
     out = ColorCalibrationNetwork()(image)
@@ -79,7 +69,7 @@ def test_starts_as_the_identity(kernel: str) -> None:
     assert torch.equal(out[image <= 0], torch.zeros(int((image <= 0).sum())))
 
 
-def test_white_and_black_stay_and_nothing_leaves_the_range(kernel: str) -> None:
+def test_white_and_black_stay_and_nothing_leaves_the_range(twin: str) -> None:
     network = trained()
     with torch.no_grad():
         network.convolutions[-1].weight *= 100  # residuals far beyond their limit
@@ -124,14 +114,14 @@ def test_native_gradients_equal_the_twin(hidden_dim: int, num_layers: int) -> No
     assert all(torch.equal(a, b) for a, b in zip(ours, gradients(network, torch.float32)))  # whatever the threads
 
 
-def test_a_color_outside_comes_back_but_goes_no_further(kernel: str) -> None:
+def test_a_color_outside_comes_back_but_goes_no_further(twin: str) -> None:
     image = torch.tensor([1.5, 1.5, -0.5, -0.5, 1.0, 0.0]).expand(3, 1, 6).clone().requires_grad_()
     ColorCalibrationNetwork()(image).backward(torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0, 1.0]).expand(3, 1, 6))
     expected = torch.tensor([1.0, 0.0, 0.0, -1.0, -1.0, 1.0]).expand(3, 1, 6)
     torch.testing.assert_close(image.grad, expected, rtol=0, atol=1e-6)
 
 
-def test_flat_groups_have_the_gradient_of_a_trained_network(kernel: str) -> None:
+def test_flat_groups_have_the_gradient_of_a_trained_network(twin: str) -> None:
     """16 white or black pixels in a row take a short cut in the kernel: e^-r on white, e^r on black."""
     network = trained()
     for value, sign in ((1.0, -1.0), (0.0, 1.0)):
@@ -141,7 +131,7 @@ def test_flat_groups_have_the_gradient_of_a_trained_network(kernel: str) -> None
         torch.testing.assert_close(image.grad, (sign * residual).exp().expand(3, 4, 32), rtol=1e-5, atol=0)
 
 
-def test_nan_is_not_hidden(kernel: str) -> None:
+def test_nan_is_not_hidden(twin: str) -> None:
     image = picture(3, 4, 40)
     image[1, 2, 3] = torch.nan
     assert trained()(image)[1, 2, 3].isnan()
@@ -190,7 +180,7 @@ def test_regularizer_is_the_mean_of_squares() -> None:
     [(16, 3, (3, 70, 131)), (24, 3, (2, 3, 37, 41)), (5, 2, (3, 17, 3)), (10, 4, (3, 64, 64)), (7, 1, (3, 9, 9))],
 )
 def test_gradient_of_the_picture_is_the_same_when_the_weights_stand_still(
-    kernel: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]
+    twin: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]
 ) -> None:
     network, image = trained(hidden_dim, num_layers), picture(*shape, low=-0.1, high=1.1)
     image[..., : shape[-2] // 3, :] = 1.0

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_visibility import front_camera, joined, patch
+from meshes import front_camera, joined, patch
 from torch import Tensor
 
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss

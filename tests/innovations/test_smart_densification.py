@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from command_line import RATES
 
 from innovations.smart_densification import SmartDensification, percentiles, strongest
 from ops.types import Candidates, RenderOut
@@ -145,28 +146,11 @@ def simulate(budget: int, steps: range, *, triangles: int = 40, seed: int = 0):
         binding=torch.arange(triangles),
     )
     model.flame = SimpleNamespace(faces=torch.zeros(triangles, 3, dtype=torch.int64))
-    optimizer = GaussianOptimizer(
-        model,
-        extent=1.0,
-        position_lr_init=0.005,
-        position_lr_final=0.0005,
-        position_lr_max_steps=100,
-        feature_lr=0.0025,
-        opacity_lr=0.05,
-        scaling_lr=0.017,
-        rotation_lr=0.001,
-    )
+    optimizer = GaussianOptimizer(model, extent=1.0, **{**RATES, "position_lr_final": 0.0005})
     control = DensityControl(
         model,
         optimizer,
-        DensitySchedule(
-            densify_from_iter=0,
-            densify_until_iter=1000,
-            densification_interval=10,
-            opacity_reset_interval=300,
-            percent_dense=0.01,
-            white_background=False,
-        ),
+        DensitySchedule(0, 1000, 10, 300, 0.01, False),
         policy(max_gaussians=budget),
         extent=1.0,
         generator=torch.Generator().manual_seed(1),

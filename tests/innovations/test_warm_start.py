@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_visibility import front_camera, joined, patch
+from meshes import front_camera, joined, patch
 from torch import Tensor
 
 from innovations.warm_start import CLASSICAL_START, spread_views, triangle_colors

@@ -7,21 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_capture import rigged_flags, write_capture
+from runs import train_on
+from toy_datasets import load
 
-import train
-from arguments import parse_train
 from scene import load_avatar
-from scene.dataset import load_dataset
 from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("avatar")
-    capture, model = write_capture(folder / "capture", [3, 4, 7], size=(32, 48)), folder / "model"
-    flags = ("--quiet", "--iterations", 4, "--interval", 2, "--use_color_calibration")
-    train.train(parse_train(rigged_flags(capture, model, *flags)))
+def output(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tmp_path_factory.mktemp("avatar") / "model"
+    train_on(capture, model, "--iterations 4 --interval 2 --use_color_calibration")
     return model
 
 
@@ -45,10 +41,7 @@ def test_the_newest_is_opened_and_poses_are_the_head_models(output: Path) -> Non
 
 def test_a_picture_is_that_of_the_saved_avatar(output: Path, tmp_path: Path) -> None:
     avatar = load_avatar(output, device="cpu", iteration=2)
-    dataset = load_dataset(
-        Path(avatar.options.model.source_path), bind_to_mesh=True, eval_split=True, white_background=False
-    )
-    camera = dataset.train[0].camera
+    camera = load(Path(avatar.options.model.source_path)).train[0].camera
     image = avatar.render(camera)
     assert image.shape == (3, camera.height, camera.width) and 0 <= image.min() <= image.max() <= 1
     assert not torch.equal(image, avatar.render(camera, background=torch.tensor([0.0, 1.0, 0.0])))

@@ -251,8 +251,8 @@ def test_killed_worker_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pyte
 
 
 def test_worker_does_not_import_torch() -> None:
-    code = "import sys; sys.argv = ['x']; import scene.images.decode; print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = f"import runpy, sys; runpy.run_path({module.image_decode.__file__!r}); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 

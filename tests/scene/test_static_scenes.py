@@ -134,10 +134,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> dict[int, DensityReport]:
 
 
 @pytest.mark.parametrize("kind", ["blender", "bin", "txt"])
-def test_static_scene(
-    kind: str, tmp_path: Path, reports: dict[int, DensityReport], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+def test_static_scene(kind: str, tmp_path: Path, reports: dict[int, DensityReport]) -> None:
     folder = write_blender(tmp_path / "scene") if kind == "blender" else write_colmap(tmp_path / "scene", kind)
     flags = [*FLAGS, *(["-w"] if kind == "blender" else [])]
     results = train.train(parse_train([str(word) for word in ("-s", folder, "-m", tmp_path / "model", *flags)]))
@@ -163,8 +160,7 @@ def test_static_scene(
     assert len(opaque) > 100 and torch.linalg.vector_norm(opaque, dim=1).max() < 1.3
 
 
-def test_an_unbound_run_resumes_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+def test_an_unbound_run_resumes_bit_identical(tmp_path: Path) -> None:
     folder = write_colmap(tmp_path / "scene", "bin")
     shorter = (
         "--iterations 30 --interval 16 --densify_from_iter 5 --densification_interval 10 --opacity_reset_interval 12"

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import pytest
 from torture.faults import Faults
 from torture.kill_and_resume import check_readable, command, compare, start
-from toy_capture import write_capture
+from toy_capture import TIMESTEPS, write_capture
 
 import train
 from arguments import parse_train
@@ -40,7 +40,7 @@ STEPS = 60
 
 def words(capture: Path, model: Path, steps: int = STEPS) -> list[str]:
     """A training whose operations on files are always the same ones: no checkpoints by the clock."""
-    return command(capture, model, steps, ("--checkpoint_every_minutes", 0, "--keep_checkpoints", 2))
+    return command(capture, model, steps, "--checkpoint_every_minutes 0 --keep_checkpoints 2")
 
 
 def full_from(number: int, where: str, run: Callable[[Path], Any], model: Path, patch: pytest.MonkeyPatch) -> str:
@@ -132,7 +132,7 @@ def main() -> None:
         folder = options.keep or Path(temporary)
         os.environ["LPIPS_CACHE"] = str(folder / "no-weights")
         begin = time.monotonic()
-        capture, whole = write_capture(folder / "capture", [3, 4, 7, 9], size=(32, 48)), folder / "whole"
+        capture, whole = write_capture(folder / "capture", TIMESTEPS, size=(32, 48)), folder / "whole"
         train.train(parse_train(words(capture, whole)))
         tried = {"real disk": 0}
         if not options.skip_real and can_mount(folder):

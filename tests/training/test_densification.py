@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command_line import RATES
 
 from ops.types import RenderOut
 from scene.gaussian_model import GaussianModel
@@ -23,15 +25,6 @@ from training.optimizers import GaussianOptimizer, log_linear
 from training.row_surgery import gather_rows, overwrite
 from training.sampler import ShuffledSampler
 
-RATES = dict(
-    position_lr_init=0.005,
-    position_lr_final=0.00005,
-    position_lr_max_steps=100,
-    feature_lr=0.0025,
-    opacity_lr=0.05,
-    scaling_lr=0.017,
-    rotation_lr=0.001,
-)
 SCHEDULE = DensitySchedule(
     densify_from_iter=0,
     densify_until_iter=100,
@@ -246,14 +239,7 @@ def test_size_pruning_waits_for_the_first_reset():
 
 
 def test_opacity_reset_caps_and_comes_when_due():
-    schedule = DensitySchedule(
-        densify_from_iter=30,
-        densify_until_iter=100,
-        densification_interval=10,
-        opacity_reset_interval=50,
-        percent_dense=0.01,
-        white_background=True,
-    )
+    schedule = dataclasses.replace(SCHEDULE, densify_from_iter=30, white_background=True)
     model = make_model(3)
     control, _ = make_control(model, schedule=schedule)
     assert [s for s in range(1, 121) if control.reset_due(s)] == [30, 50]

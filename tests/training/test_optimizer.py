@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from command_line import RATES
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -15,15 +16,6 @@ from ops.adam import Adam
 from scene.gaussian_model import GaussianModel
 from training.optimizers import GaussianOptimizer
 
-RATES = dict(
-    position_lr_init=0.005,
-    position_lr_final=0.00005,
-    position_lr_max_steps=100,
-    feature_lr=0.0025,
-    opacity_lr=0.05,
-    scaling_lr=0.017,
-    rotation_lr=0.001,
-)
 SHAPES = [(1,), (16,), (5, 3), (37, 4), (701, 4, 3), (2100, 1)]  # below, at and above sixteen and a thread's block
 
 needs_native = pytest.mark.skipif(not kernels.available(), reason="needs a C++ compiler")

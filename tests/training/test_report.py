@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from PIL import Image
+from runs import curves
 
 from evaluation import results
 from training import reporter as report
@@ -16,22 +18,16 @@ from training import stages
 from training.reporter import Reporter
 
 
-def curves(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
-    events.Reload()
-    return events
-
-
 def test_curves_hold_the_means_under_the_names_of_the_losses(tmp_path: Path) -> None:
     with Reporter(tmp_path, 25, every=10, quiet=True) as reporter:
         for iteration in range(1, 26):
             reporter.step(iteration, {"total": torch.tensor(float(iteration)), "xyz": 2.0}, points=iteration)
-    events = curves(tmp_path)
-    assert set(events.Tags()["scalars"]) == {"loss/total", "loss/xyz", "points/total", "time/iteration_ms"}
+    found = curves(tmp_path)
+    assert set(found) == {"loss/total", "loss/xyz", "points/total", "time/iteration_ms"}
     # Means of 1..10, 11..20, 21..25: the last iteration is read although it is no multiple.
-    assert [(e.step, e.value) for e in events.Scalars("loss/total")] == [(10, 5.5), (20, 15.5), (25, 23.0)]
-    assert [e.value for e in events.Scalars("loss/xyz")] == [2.0, 2.0, 2.0]
-    assert [e.value for e in events.Scalars("points/total")] == [10, 20, 25]
+    assert found["loss/total"] == {10: 5.5, 20: 15.5, 25: 23.0}
+    assert [*found["loss/xyz"].values()] == [2.0, 2.0, 2.0]
+    assert [*found["points/total"].values()] == [10, 20, 25]
 
 
 def test_a_killed_and_resumed_run_has_every_step_once(tmp_path: Path) -> None:
@@ -49,11 +45,9 @@ def test_a_killed_and_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     with Reporter(tmp_path, 100, start=40, every=10, quiet=True) as resumed:
         steps(resumed, 41, 100, 3.0)
         resumed.evaluation(60, "val", {"psnr": 22.0})
-    events = curves(tmp_path)
-    found = [(e.step, e.value) for e in events.Scalars("loss/total")]
-    assert found == [(step, 1.0 if step <= 40 else 3.0) for step in range(10, 101, 10)]
-    assert [(e.step, e.value) for e in events.Scalars("val/psnr")] == [(40, 20.0), (60, 22.0)]
-    assert "val/lpips_vgg" not in events.Tags()["scalars"]
+    found = curves(tmp_path)
+    assert found["loss/total"] == {step: 1.0 if step <= 40 else 3.0 for step in range(10, 101, 10)}
+    assert found["val/psnr"] == {40: 20.0, 60: 22.0} and "val/lpips_vgg" not in found
 
 
 def test_losses_stay_on_the_device_between_readings(tmp_path: Path) -> None:
@@ -119,8 +113,7 @@ def test_iteration_time_leaves_out_pauses_and_survives_a_resume(
         run(resumed, 21, 30, 0.04)
         assert resumed.seconds == pytest.approx(0.8)
         assert resumed.iterations_per_second == pytest.approx(50.0)  # the median of 20, 20 and 40 ms
-    times = [e.value for e in curves(tmp_path).Scalars("time/iteration_ms")]
-    assert times == pytest.approx([20.0, 20.0, 40.0], rel=1e-4)
+    assert [*curves(tmp_path)["time/iteration_ms"].values()] == pytest.approx([20.0, 20.0, 40.0], rel=1e-4)
 
 
 def test_pictures_show_the_ground_truth_once(tmp_path: Path) -> None:
@@ -128,10 +121,10 @@ def test_pictures_show_the_ground_truth_once(tmp_path: Path) -> None:
     with Reporter(tmp_path, 100, quiet=True) as reporter:
         reporter.picture(10, "val/0003", image, target)
         reporter.picture(20, "val/0003", image, target)
-    events = curves(tmp_path)
-    assert [e.step for e in events.Images("val/0003/render")] == [10, 20]
-    assert [e.step for e in events.Images("val/0003/error")] == [10, 20]
-    assert [(e.step, e.width, e.height) for e in events.Images("val/0003/ground_truth")] == [(10, 6, 8)]
+    found = curves(tmp_path)
+    assert list(found["val/0003/render"]) == list(found["val/0003/error"]) == [10, 20]
+    (ground_truth,) = found["val/0003/ground_truth"].items()
+    assert ground_truth[0] == 10 and Image.open(io.BytesIO(ground_truth[1])).size == (6, 8)
 
 
 def test_the_bar_shows_losses_and_quiet_shows_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

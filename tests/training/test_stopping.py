@@ -11,27 +11,15 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from test_train import assert_same_run
-from toy_capture import rigged_flags, write_capture
+from runs import assert_same_run, flags, in_each_iteration, train_on
 
-import train
-from arguments import parse_train
-from training import listeners, objective, setup
+from training import listeners, setup
 from utils.errors import UserError
 from utils.files import only_writer
 from utils.interrupt import Alarm, StopSignals
 
 STEPS = 300
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_capture(tmp_path_factory.mktemp("stopping") / "capture", [0, 1, 2], size=(32, 48))
-
-
-@pytest.fixture(autouse=True)
-def _without_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
+SCHEDULE = f"--iterations {STEPS} --interval {STEPS} --densify_from_iter 50 --densification_interval 50"
 
 
 @pytest.fixture(autouse=True)
@@ -52,34 +40,13 @@ def _as_in_a_terminal() -> Iterator[None]:
 def whole(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody stops."""
     model = tmp_path_factory.mktemp("stopping-whole") / "model"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LPIPS_CACHE", str(model / "no-weights"))
-        train.train(parse_train(flags(capture, model)))
+    train_on(capture, model, SCHEDULE)
     return model
-
-
-def flags(capture: Path, model: Path, *more: object) -> list[str]:
-    return rigged_flags(
-        capture,
-        model,
-        "--threads",
-        1,
-        "--quiet",
-        "--iterations",
-        STEPS,
-        "--interval",
-        STEPS,
-        "--densify_from_iter",
-        50,
-        "--densification_interval",
-        50,
-        *more,
-    )
 
 
 def test_a_signal_saves_and_the_run_goes_on_bit_identical(whole: Path, capture: Path, tmp_path: Path) -> None:
     stopped = tmp_path / "stopped"
-    words = flags(capture, stopped, "--checkpoint_every_minutes", 1e-4)
+    words = flags(capture, stopped, SCHEDULE, "--checkpoint_every_minutes 1e-4")
     process = subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(stopped.glob("chkpnt*.pth")):  # it is in its loop
         assert process.poll() is None
@@ -90,7 +57,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_identical(whole: Path, capture: 
     reached = max(int(path.stem.removeprefix("chkpnt")) for path in stopped.glob("chkpnt*.pth"))
     assert f"stopped by SIGTERM after iteration {reached}" in told and "--start_checkpoint auto" in told
     assert reached < STEPS and not (stopped / "results.json").exists()
-    train.train(parse_train(flags(capture, stopped, "--start_checkpoint", "auto")))
+    train_on(capture, stopped, SCHEDULE, "--start_checkpoint auto")
     assert_same_run(whole, stopped, STEPS)
 
 
@@ -104,28 +71,27 @@ def test_the_iteration_is_finished(
     number: signal.Signals,
     status: int,
 ) -> None:
-    stopped, losses, calls = tmp_path / "stopped", objective.image_terms, []
+    stopped = tmp_path / "stopped"
 
-    def interrupted(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 123:
+    def interrupted(step: int, terms: object) -> object:
+        if step == 123:
             signal.raise_signal(number)
-        return losses(*args)
+        return terms
 
     with monkeypatch.context() as patch:
-        patch.setattr(objective, "image_terms", interrupted)
+        in_each_iteration(patch, interrupted)
         with pytest.raises(SystemExit) as end:
-            train.train(parse_train(flags(capture, stopped)))
+            train_on(capture, stopped, SCHEDULE)
     assert end.value.code == status and f"stopped by {number.name} after iteration 123" in capsys.readouterr().err
     assert [path.name for path in stopped.glob("chkpnt*.pth")] == ["chkpnt123.pth"]
-    train.train(parse_train(flags(capture, stopped, "--start_checkpoint", "auto")))
+    train_on(capture, stopped, SCHEDULE, "--start_checkpoint auto")
     assert_same_run(whole, stopped, STEPS)
 
 
 def test_stopped_in_the_last_iteration_it_only_measures_when_resumed(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, words = tmp_path / "model", ("--iterations", 9)
+    model = tmp_path / "model"
     save = listeners.save_avatar
 
     def interrupted(*args: object) -> None:
@@ -134,11 +100,10 @@ def test_stopped_in_the_last_iteration_it_only_measures_when_resumed(
 
     monkeypatch.setattr(listeners, "save_avatar", interrupted)
     with pytest.raises(SystemExit) as stopped:
-        train.train(parse_train(flags(capture, model, *words)))
+        train_on(capture, model, "--iterations 9")
     assert stopped.value.code == 143 and "after iteration 9" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
-    assert train.train(parse_train(flags(capture, model, *words, "--start_checkpoint", "auto")))["metrics"]["val"]
+    assert train_on(capture, model, "--iterations 9 --start_checkpoint auto")["metrics"]["val"]
 
 
 def test_signals_act_at_once_while_nothing_can_be_lost(
@@ -153,27 +118,13 @@ def test_signals_act_at_once_while_nothing_can_be_lost(
         with monkeypatch.context() as patch:
             patch.setattr(place, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                train.train(parse_train(flags(capture, tmp_path / "model", "--iterations", 9)))
+                train_on(capture, tmp_path / "model", "--iterations 9")
         assert [path.name for path in (tmp_path / "model").glob("chkpnt*.pth")] == kept
 
 
 def test_checkpoints_by_the_clock_and_only_the_newest(capture: Path, tmp_path: Path) -> None:
-    train.train(
-        parse_train(
-            flags(
-                capture,
-                tmp_path / "model",
-                "--iterations",
-                9,
-                "--interval",
-                100,
-                "--checkpoint_every_minutes",
-                1e-9,
-                "--keep_checkpoints",
-                3,
-            )
-        )
-    )
+    clock = "--iterations 9 --interval 100 --checkpoint_every_minutes 1e-9 --keep_checkpoints 3"
+    train_on(capture, tmp_path / "model", clock)
     assert {path.name for path in (tmp_path / "model").glob("chkpnt*.pth")} == {
         "chkpnt7.pth",
         "chkpnt8.pth",
@@ -186,7 +137,7 @@ def test_a_folder_takes_one_run_at_a_time(capture: Path, tmp_path: Path) -> None
     model = tmp_path / "model"
     with only_writer(model):
         with pytest.raises(UserError, match="another run is writing into .*model"):
-            train.train(parse_train(flags(capture, model)))
+            train_on(capture, model, "--iterations 9")
         assert [path.name for path in model.iterdir()] == [".lock"]
     program = (
         "import time\nfrom utils.files import only_writer\n"

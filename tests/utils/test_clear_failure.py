@@ -6,27 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from places import ROOT
-from toy_capture import rigged_flags, write_capture
+from runs import ending, flags, in_each_iteration
 
-import train
-from training import checkpoint, objective
+from training import checkpoint
 from utils.errors import UserError, run_script, short_of_memory
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ...")
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_capture(tmp_path_factory.mktemp("failure") / "capture", [0, 1, 2], size=(32, 48))
-
-
-def flags(capture: Path, model: Path, *more: object) -> list[str]:
-    return rigged_flags(capture, model, "--threads", 1, "--quiet", "--iterations", 20, "--interval", 5, *more)
+SCHEDULE = "--iterations 20 --interval 5"
 
 
 def host_allocation() -> Exception:
@@ -40,23 +30,13 @@ def host_allocation() -> Exception:
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
     """`error` comes up in the middle of iteration `step`."""
-    original, steps = objective.image_terms, []
 
-    def broken(*arguments: Any) -> dict[str, torch.Tensor]:
-        steps.append(1)
-        if len(steps) == step:
+    def broken(iteration: int, terms: object) -> object:
+        if iteration == step:
             raise error
-        return original(*arguments)
+        return terms
 
-    monkeypatch.setattr(objective, "image_terms", broken)
-
-
-def ending(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str]) -> tuple[int, str]:
-    """Exit status and standard error of `train.py` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    with pytest.raises(SystemExit) as ended:
-        run_script(train.main)
-    return ended.value.code, capfd.readouterr().err
+    in_each_iteration(monkeypatch, broken)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +67,7 @@ def test_too_little_memory_names_three_options(
 ) -> None:
     model = tmp_path / "model"
     fail_at(monkeypatch, 13, error)
-    status, err = ending(monkeypatch, capfd, flags(capture, model, *more))
+    status, _, err = ending(monkeypatch, capfd, flags(capture, model, SCHEDULE, *more))
     assert status == 2 and re.fullmatch(rf"error: the memory of the {place} ran out [^\n]+\n", err)
     assert all(option in err for option in options)
     assert f"{model / 'chkpnt10.pth'} and all before it are kept" in err and "--start_checkpoint auto" in err
@@ -99,14 +79,14 @@ def test_too_little_memory_before_the_first_checkpoint(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fail_at(monkeypatch, 2, MemoryError())
-    status, err = ending(monkeypatch, capfd, flags(capture, tmp_path / "model"))
+    status, _, err = ending(monkeypatch, capfd, flags(capture, tmp_path / "model", SCHEDULE))
     assert status == 2 and "no checkpoint was written yet" in err and err.count("\n") == 1
 
 
 def test_a_defect_keeps_its_traceback_and_tells_the_run(capture: Path, tmp_path: Path) -> None:
     """In a process of its own: this is what a user sees."""
     model = tmp_path / "my model"
-    words = flags(capture, model)
+    words = flags(capture, model, SCHEDULE)
     program = (
         "import sys, train\nfrom training import objective\nfrom utils.errors import run_script\n"
         "original, steps = objective.image_terms, []\n"
@@ -126,7 +106,7 @@ def test_a_defect_keeps_its_traceback_and_tells_the_run(capture: Path, tmp_path:
 def test_a_mistake_in_the_data_is_not_a_defect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    status, err = ending(monkeypatch, capfd, flags(tmp_path / "gone", tmp_path / "model"))
+    status, _, err = ending(monkeypatch, capfd, flags(tmp_path / "gone", tmp_path / "model", SCHEDULE))
     assert status == 2 and "defect" not in err and err.count("\n") == 1
 
 

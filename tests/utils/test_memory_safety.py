@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from places import ROOT
-from toy_capture import rigged_flags, write_capture
+from runs import train_on
 
-import train
-from arguments import parse_train
 from ops.types import Candidates, Selection
 from training import density_control as densification
 from training.density_control import while_memory_lasts
@@ -153,16 +151,12 @@ def test_growth_ends_where_memory_does_with_one_warning(monkeypatch: pytest.Monk
 
 
 def test_a_run_without_room_trains_with_what_it_has(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LPIPS_CACHE", str(tmp_path / "no-weights"))
-    capture = write_capture(tmp_path / "capture", [0, 1, 2], size=(32, 48))
     schedule = "--iterations 40 --densify_from_iter 5 --densification_interval 10 --densify_grad_threshold 1e-6"
-    words = rigged_flags(capture, tmp_path / "model", "--threads", 1, "--quiet", *schedule.split())
-    grown = train.train(parse_train(words))["points"]
+    grown = train_on(capture, tmp_path / "model", schedule)["points"]
     assert grown > 400 and "not added" not in capfd.readouterr().err
     monkeypatch.setattr(densification, "available_memory", lambda device: 200 * MB)
-    words[words.index(str(tmp_path / "model"))] = str(tmp_path / "small")
-    results = train.train(parse_train(words))
+    results = train_on(capture, tmp_path / "small", schedule)
     assert results["points"] <= 320 and results["peak_memory"]["host_bytes"] > 50 * MB
     assert capfd.readouterr().err.count("Gaussians are not added, because only 210 MB of memory are free") == 1
