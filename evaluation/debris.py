@@ -60,7 +60,7 @@ def speck_share(model: GaussianModel, background: Tensor) -> float | None:
 def cameras_around(vertices: Tensor, size: int = 256) -> list[Camera]:
     """Ten views of a head with `vertices` [V, 3] (y up, facing +z): eight around it, from above, from above behind."""
     low, high = vertices.detach().cpu().amin(dim=0), vertices.detach().cpu().amax(dim=0)
-    distance, focal = 2.3 * float((high - low).norm()), 1.8 * size
+    distance, focal = 2.3 * float((high - low).norm()), 2.8 * size
     turns = [2 * math.pi * k / 8 for k in range(8)]
     directions = [(math.sin(turn), 0.1, math.cos(turn)) for turn in turns] + [(0.0, 1.0, 0.05), (0.0, 0.8, -0.8)]
     return [_looking((low + high) / 2, direction, distance, focal, size) for direction in directions]
