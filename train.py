@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from arguments import Options, milestones, notes, parse_train
+from evaluation.debris import speck_share
 from evaluation.evaluate import calibrated
 from evaluation.metrics import format_table
 from evaluation.pose_refinement import SplitViews
@@ -83,7 +84,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
     if not resume:
         setup.warm_up(avatar, warm, views)
 
-    objective = Objective(optim, avatar, color_terms)
+    objective = Objective(optim, avatar, color_terms, extra.lambda_alpha)
     optimizer = setup.build_optimizer(optim, extra, avatar, warm, dataset.extent)
     flame_optimizer = setup.build_flame_optimizer(optim, avatar.flame_parameters, warm)
     optimizers = [optimizer, *flame_optimizer.values(), *color.optimizers]
@@ -133,7 +134,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
         for _ in range(extra.batch_views):
             with stages("data"):
                 index = sampler.next()
-                camera, ground_truth = views.training(index, scale)
+                camera, ground_truth, alpha = views.training(index, scale)
             with stages("avatar"):
                 gaussians, vertices = avatar(camera.timestep)
             with stages("forward"):
@@ -142,7 +143,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
                 with amp.autocast():
                     image = color(out.image, camera.camera_id, out.alpha)
                 weights = region.weights(index, camera, vertices)
-                batch.append(objective(gaussians, vertices, out, image, ground_truth, weights, camera.timestep))
+                batch.append(objective(gaussians, vertices, out, image, ground_truth, alpha, weights, camera.timestep))
                 rendered.append(out)
                 names.append(camera.name)
         with stages("backward"):
@@ -188,6 +189,9 @@ def finish(
         saved.folder(iterations), flame=trained.flame, flame_parameters=trained.flame_parameters, device=trained.device
     )
     measured, remarks = evaluation.final(avatar, refinable, options.innovations.refine_test_poses)
+    specks = speck_share(avatar, evaluation.views.background)
+    if specks is not None:
+        remarks.add(f"specks in the background's color: {specks:.4%} of the avatar's area")
     left_out = bad_steps.summary()
     if left_out["count"]:
         remarks.add(f"{left_out['count']} steps were left out because the loss or a gradient was not finite")
@@ -203,6 +207,7 @@ def finish(
         backend=backend,
         device=avatar.device,
         steps_left_out=left_out,
+        specks=specks,
     )
     if not options.run.quiet:
         print(format_table(measured), *sorted(remarks), sep="\n")

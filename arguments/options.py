@@ -344,6 +344,10 @@ class InnovationOptions:
     warm_trans_lr_factor: float = _factor(10.0, "--flame_trans_lr")
     warm_pose_lr_factor: float = _factor(10.0, "--flame_pose_lr")
 
+    lambda_alpha: float = option(
+        0.0, "weight of the error of the silhouette, where masks or alpha are known: no debris over it", at_least=0
+    )
+
     lr_cooldown: float = option(
         0.0,
         "at the end of the run the learning rates of colour, opacity, size and rotation fall to a tenth over this "

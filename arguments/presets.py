@@ -17,6 +17,7 @@ _PARTS = {
     "use_amp": True,
     "use_warm_start": True,
     "lr_cooldown": 0.2,
+    "lambda_alpha": 0.2,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ops.types import Camera
@@ -22,6 +23,7 @@ from ops.visibility import grid_size, see
 MAX_VIEWS = 48  # more of them change the colors by less than a gray level
 GRID_CELLS = 64  # along the longer side; only the speed depends on it
 GRAY = 0.5  # where nothing at all is known
+NEIGHBORS = 8  # that give a triangle which nobody sees its color
 BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's color is background
 COLOR_SCALE = 0.1  # residuals larger than this (highlights, a strand of hair, tracking errors) count little
 # Where a triangle is sampled, as weights of its corners: the centroid and the middles of its three thirds.
@@ -96,12 +98,12 @@ def triangle_colors(
     A robust mean over the views that see the triangle, weighted with the square
     of the cosine under which they do: the median first, then a mean that counts what is far from it
     little. Samples of the background's color are left out: there the mesh
-    stands over. Triangles never seen get the mean color of the foreground:
-    the pixels unlike the background, or without one, the triangles seen.
+    stands over. Triangles never seen get the mean of the nearest that were, or, if there
+    are none, the mean color of the foreground: the pixels unlike the background.
 
     All views are kept in memory as [F, 3]; choose some 50 with `spread_views`. Deterministic.
     """
-    colors, weights = [], []
+    colors, weights, centers = [], [], None
     total = torch.zeros(3, dtype=torch.float64, device=faces.device)
     pixels = torch.zeros((), dtype=torch.int64, device=faces.device)
     for camera, image, vertices in views:
@@ -113,19 +115,29 @@ def triangle_colors(
             total += (image * foreground).sum(dim=(1, 2), dtype=torch.float64)
             pixels = pixels + foreground.sum()
         seen = see(camera, vertices, faces, *grid_size(camera.width, camera.height, GRID_CELLS))
-        color, covered = _sample(camera, image, vertices[faces], behind)
+        corners = vertices[faces]
+        centers = corners.mean(dim=1) if centers is None else centers
+        color, covered = _sample(camera, image, corners, behind)
         weight = torch.where(seen.visible & covered, seen.facing, 0.0) ** 2
         colors.append(torch.where(weight[:, None] > 0, color, 0.0))
         weights.append(weight)
-    if not colors:
+    if centers is None:
         return torch.full((len(faces), 3), GRAY, device=faces.device), torch.zeros_like(faces[:, 0], dtype=torch.bool)
 
     mean, sums = _robust_mean(torch.stack(colors), torch.stack(weights))
     seen_at_all = sums > 0
-    if background is None:
-        total, pixels = mean[seen_at_all].sum(dim=0, dtype=torch.float64), seen_at_all.sum()
-    elsewhere = total / pixels if pixels else torch.full_like(total, GRAY)
-    return torch.where(seen_at_all[:, None], mean, elsewhere.float()).clamp(0, 1), seen_at_all
+    if seen_at_all.any():
+        mean[~seen_at_all] = _nearest(centers[seen_at_all], mean[seen_at_all], centers[~seen_at_all])
+    else:
+        mean = (total / pixels if pixels else torch.full_like(total, GRAY)).float().expand_as(mean)
+    return mean.clamp(0, 1), seen_at_all
+
+
+def _nearest(known: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
+    """[M, 3] at the points `wanted` [M, 3]: the mean of the `values` [N, 3] at the nearest of `known` [N, 3], N > 0."""
+    count = min(NEIGHBORS, len(known))
+    nearest = cKDTree(known.cpu().numpy()).query(wanted.cpu().numpy(), k=list(range(1, count + 1)))[1]
+    return values[torch.from_numpy(nearest).to(values.device)].mean(dim=1)
 
 
 def _sample(camera: Camera, image: Tensor, corners: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -162,7 +162,7 @@ def test_regularizers_in_triangle_units_and_in_meters(finished: SimpleNamespace,
         optim = parse_train(flags(capture, finished.model, *words)).optimization
         return {
             name: term.item()
-            for name, term in Objective(optim, avatar)(world, vertices, out, out.image, target, None, 1).items()
+            for name, term in Objective(optim, avatar)(world, vertices, out, out.image, target, None, None, 1).items()
             if name != "total"
         }
 

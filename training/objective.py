@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import OptimizationOptions
@@ -20,9 +21,15 @@ Terms = dict[str, Tensor]  # the weighted terms of the loss by name, and their s
 class Objective:
     """The loss of one view. It trains the per-timestep vertex offsets where one of their weights is above 0."""
 
-    def __init__(self, optim: OptimizationOptions, avatar: GaussianModel, color_terms: Callable[[], Terms] = dict):
-        """`color_terms` gives what the color calibration adds."""
-        self.optim, self.avatar, self.color_terms = optim, avatar, color_terms
+    def __init__(
+        self,
+        optim: OptimizationOptions,
+        avatar: GaussianModel,
+        color_terms: Callable[[], Terms] = dict,
+        lambda_alpha: float = 0.0,
+    ) -> None:
+        """`color_terms` gives what the color calibration adds; `lambda_alpha` is the weight of the silhouette."""
+        self.optim, self.avatar, self.color_terms, self.lambda_alpha = optim, avatar, color_terms, lambda_alpha
         self.offset_terms: Callable[[int], Terms] = lambda timestep: {}
         weights = (optim.lambda_dynamic_offset, optim.lambda_dynamic_offset_std, optim.lambda_laplacian)
         if avatar.flame is not None and avatar.flame_parameters is not None and any(weights):
@@ -37,6 +44,7 @@ class Objective:
         out: RenderOut,
         image: Tensor,  # [3, H, W] the picture of `out` in calibrated colors
         ground_truth: Tensor,  # [3, H, W]
+        alpha: Tensor | None,  # [1, H, W] of the ground truth, if it is known
         weights: Tensor | None,  # [1, H, W] of the regions; None weights evenly
         timestep: int,
     ) -> Terms:
@@ -44,6 +52,7 @@ class Objective:
         terms = {
             **image_terms(self.optim, image, ground_truth, weights),
             **local_terms(self.optim, self.avatar, gaussians, vertices, out.radii > 0),
+            **alpha_terms(self.lambda_alpha, out.alpha, alpha),
             **self.color_terms(),
             **self.offset_terms(timestep),
         }
@@ -54,6 +63,19 @@ def image_terms(optim: OptimizationOptions, image: Tensor, ground_truth: Tensor,
     """L1 and 1 - SSIM."""
     l1, ssim = losses.photometric(image, ground_truth, weights)
     return {"l1": (1.0 - optim.lambda_dssim) * l1, "ssim": optim.lambda_dssim * (1.0 - ssim)}
+
+
+def alpha_terms(weight: float, alpha: Tensor, ground_truth: Tensor | None) -> Terms:
+    """L1 between the alpha [1, H, W] of a rendering and of its ground truth; 0 where that is not known.
+
+    Over one background alone, what has its color costs nothing: without this term white Gaussians gather along the
+    outline of a head that is photographed over white. Color and alpha together fix the picture over any background.
+    """
+    if not weight:
+        return {}
+    if ground_truth is None:
+        return {"alpha": torch.zeros((), device=alpha.device)}
+    return {"alpha": weight * F.l1_loss(alpha, ground_truth)}
 
 
 def local_terms(

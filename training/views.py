@@ -45,6 +45,7 @@ class Views:
             ram_share=run.ram_share,
             folder=Path(model.model_path) / "cache",
             progress=not run.quiet,
+            alpha=options.innovations.lambda_alpha > 0,
         )
         start = {"train": 0, "val": len(dataset.train), "test": len(dataset.train) + len(dataset.val)}
         self.ground_truth: dict[str, Images] = {
@@ -53,8 +54,12 @@ class Views:
         }
         self.measured = [name for name in ("val", "test") if self.cameras[name]] or ["train"]
         self._scaled = ScaledImages(cache, len(dataset.train))
-        self._device = device
+        self._device, self._alpha = device, options.innovations.lambda_alpha > 0
 
-    def training(self, index: int, scale: float) -> tuple[Camera, Tensor]:
-        """A training view at `scale` times its resolution: the camera, and the ground truth [3, h, w]."""
-        return self.cameras["train"][index].scaled(scale), self._scaled.image(index, scale, self._device)
+    def training(self, index: int, scale: float) -> tuple[Camera, Tensor, Tensor | None]:
+        """A training view at `scale` times its resolution: the camera, the ground truth [3, h, w], and its alpha.
+
+        The alpha [1, h, w] is None where the capture has none, or nobody wants it.
+        """
+        alpha = self._scaled.alpha(index, scale, self._device) if self._alpha else None
+        return self.cameras["train"][index].scaled(scale), self._scaled.image(index, scale, self._device), alpha

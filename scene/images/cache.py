@@ -58,8 +58,8 @@ class ImageCache:
     start together wait for the first to write it. It may be deleted whenever
     no run uses it.
 
-    Stored planar, [3, H, W] per image: converting to the float image that the
-    loss wants then is one pass over contiguous memory.
+    Stored planar, [3, H, W] per image, with `alpha` [4, H, W]: converting to the
+    float image that the loss wants then is one pass over contiguous memory.
 
     Attributes:
         where: "ram", "mmap" or "cuda".
@@ -76,6 +76,7 @@ class ImageCache:
         folder: Path | None = None,
         workers: int | None = None,
         progress: bool = True,
+        alpha: bool = False,
     ) -> None:
         """Decodes, or reuses the file of an earlier run.
 
@@ -84,6 +85,7 @@ class ImageCache:
             device: where the images are to stay.
             folder: for the memory-mapped file; None = only memory will do.
             workers: number of decoding processes; None = one per usable core, at most 32.
+            alpha: whether `alpha` will be asked for, which takes a third more memory.
 
         Raises:
             UserError: an image is missing, broken or of the wrong size, there is no room, or no such device.
@@ -91,7 +93,9 @@ class ImageCache:
         self._device = _device(device)
         self._ram_share, self._folder, self._progress = ram_share, folder, progress
         self._cameras = [view.camera for view in views]
-        self._jobs = _jobs(views, background)
+        self._planes = 4 if alpha else 3
+        self._opaque: dict[int, bool] = {}  # by index, whether the alpha says nothing; found when asked for
+        self._jobs = _jobs(views, background, alpha)
         count = workers or min(MAX_WORKERS, usable_cores(), max(1, len(views) // 8))
         self._store(lambda file: _decode(self._jobs, file, count, progress), lambda: _key(self._jobs))
 
@@ -113,6 +117,7 @@ class ImageCache:
         if scale == 1.0:
             return self
         scaled = copy.copy(self)
+        scaled._opaque = {}
         scaled._cameras = [camera.scaled(scale) for camera in self._cameras[:count]]
         scaled._jobs = self._jobs[:count]
 
@@ -139,7 +144,7 @@ class ImageCache:
 
     def _store(self, fill: Callable[[int], None], key: Callable[[], str]) -> None:
         """Finds a place for the images and has `fill` write them into a file there, unless the file `key` is there."""
-        self._offsets = _offsets(self._cameras)
+        self._offsets = _offsets(self._cameras, self._planes)
         self.nbytes = self._offsets[-1]
         count = len(self._cameras)
         if self.nbytes <= self._ram_share * available_memory():
@@ -163,17 +168,25 @@ class ImageCache:
 
     def __getitem__(self, index: int) -> Tensor:
         """[H, W, 3] uint8, a view into the cache: do not write to it."""
-        return self._planar(index).permute(1, 2, 0)
+        return self._planar(index)[:3].permute(1, 2, 0)
 
     def image(self, index: int, device: torch.device | str) -> Tensor:
         """[3, H, W] float32, 0..1, contiguous, on `device`; a new tensor."""
         # Bytes travel to the device, a quarter of the floats.
-        return self._planar(index).to(device).float().div_(255.0)
+        return self._planar(index)[:3].to(device).float().div_(255.0)
+
+    def alpha(self, index: int, device: torch.device | str) -> Tensor | None:
+        """[1, H, W] float32, 0..1, on `device`, a new tensor; None where neither image nor mask says what is behind."""
+        plane = self._planar(index)[3:]
+        if index not in self._opaque:
+            self._opaque[index] = bool((plane == 255).all())
+        return None if self._opaque[index] else plane.to(device).float().div_(255.0)
 
     def _planar(self, index: int) -> Tensor:
-        camera = self._cameras[index]  # an IndexError ends iteration over the cache
+        camera, planes = self._cameras[index], self._planes  # an IndexError ends iteration over the cache
         start = self._offsets[index % len(self._cameras)]
-        return self._bytes[start : start + 3 * camera.height * camera.width].view(3, camera.height, camera.width)
+        stop = start + planes * camera.height * camera.width
+        return self._bytes[start:stop].view(planes, camera.height, camera.width)
 
 
 def _device(name: torch.device | str) -> torch.device:
@@ -186,18 +199,19 @@ def _device(name: torch.device | str) -> torch.device:
     return device
 
 
-def _jobs(views: Sequence[View], background: tuple[float, float, float]) -> list[dict[str, Any]]:
+def _jobs(views: Sequence[View], background: tuple[float, float, float], alpha: bool) -> list[dict[str, Any]]:
     """What the workers are to do."""
-    offsets = _offsets([view.camera for view in views])
+    offsets = _offsets([view.camera for view in views], 4 if alpha else 3)
+    common = {"background": background, **({"alpha": True} if alpha else {})}
     return [
-        {**view.job(), "size": (view.camera.width, view.camera.height), "background": background, "offset": offset}
+        {**view.job(), "size": (view.camera.width, view.camera.height), **common, "offset": offset}
         for view, offset in zip(views, offsets)
     ]
 
 
-def _offsets(cameras: Sequence[Camera]) -> list[int]:
+def _offsets(cameras: Sequence[Camera], planes: int) -> list[int]:
     """Where each image starts, in bytes; one more than there are: the last is the size of all."""
-    return list(itertools.accumulate((3 * camera.height * camera.width for camera in cameras), initial=0))
+    return list(itertools.accumulate((planes * camera.height * camera.width for camera in cameras), initial=0))
 
 
 def _in_memory(nbytes: int, fill: Callable[[int], None]) -> Tensor:

@@ -73,7 +73,8 @@ def decode(job: dict[str, Any]) -> np.ndarray:
 
     Keys of `job`: `image`, `mask` (path or None), `source_size` (width, height
     that the file must have, or None), `size` (width, height of the result),
-    `background` (RGB 0..1).
+    `background` (RGB 0..1), and where true `alpha`: then a fourth plane holds the
+    alpha, 255 everywhere for an image that has none and no mask.
 
     Raises:
         DecodeError: missing, truncated, no image, or of another size.
@@ -88,9 +89,12 @@ def decode(job: dict[str, Any]) -> np.ndarray:
     elif alpha is not None:
         rgb = composite(rgb, alpha, job["background"])
     width, height = job["size"]
+    planes = [rgb]
+    if job.get("alpha"):
+        planes.append(np.full(rgb.shape[:2], 255, np.uint8) if alpha is None else alpha)
     if (width, height) != (rgb.shape[1], rgb.shape[0]):
-        rgb = resize(rgb, width, height)
-    return np.ascontiguousarray(rgb.transpose(2, 0, 1))
+        planes = [resize(plane, width, height) for plane in planes]
+    return np.ascontiguousarray(np.dstack(planes).transpose(2, 0, 1))
 
 
 def composite(rgb: np.ndarray, alpha: np.ndarray, background: list[float]) -> np.ndarray:
@@ -134,7 +138,7 @@ def recomposite(rgb: np.ndarray, alpha: np.ndarray, background: list[float]) -> 
 
 
 def resize(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
-    """[H, W, 3] uint8 to [height, width, 3].
+    """[H, W, 3] or [H, W] uint8 to [height, width, 3] or [height, width].
 
     Whole factors take the mean of the pixels that fall together, which is what
     the renderer's coarser pixel sees. For others, averaging whole pixels would

@@ -29,8 +29,15 @@ class ScaledImages:
         Raises:
             UserError: there is no room for the images of this scale.
         """
+        return self._at(scale).image(index, device)
+
+    def alpha(self, index: int, scale: float, device: torch.device | str) -> Tensor | None:
+        """[1, h, w] float32, 0..1, as `ImageCache.alpha`; errors as above."""
+        return self._at(scale).alpha(index, device)
+
+    def _at(self, scale: float) -> ImageCache:
         if scale != self._scale:
             del self._scaled  # the old one is freed before room for the new one is looked for
             self._scaled = self._images.at_scale(scale, self._count)
             self._scale = scale
-        return self._scaled.image(index, device)
+        return self._scaled

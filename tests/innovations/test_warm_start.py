@@ -59,17 +59,26 @@ def test_a_single_bad_view_counts_little() -> None:
     assert (colors[left] - RED).abs().max() < 0.01
 
 
-def test_unseen_triangles_get_the_mean_of_the_foreground() -> None:
+def test_unseen_triangles_get_the_color_of_the_nearest_that_are_seen() -> None:
     front, back = patch(2.0, half=1.0, pieces=10), patch(3.0, half=1.0, pieces=4)
+    back = (back[0] + torch.tensor([0.0132, 0.0271, 0.0]), back[1])  # so that no two are equally near
     mesh, faces = joined(front, back)
     camera = front_camera()
-    image = painted(camera)
-    colors, seen = triangle_colors([(camera, image, mesh)], faces, (1.0, 1.0, 1.0))
-    assert not seen[-32:].any()
-    assert torch.allclose(colors[-32:], ((RED + BLUE) / 2).expand(32, 3), atol=1e-5)
-    without, seen = triangle_colors([(camera, image, mesh)], faces)
-    assert not seen[-32:].any()
-    assert torch.allclose(without[-32:], without[seen].mean(dim=0).expand(32, 3), atol=1e-5)
+    colors, seen = triangle_colors([(camera, painted(camera), mesh)], faces, (1.0, 1.0, 1.0))
+    assert seen[:-32].all() and not seen[-32:].any()
+    centers = mesh[faces].mean(dim=1)
+    for triangle in range(len(faces) - 32, len(faces)):
+        nearest = (centers[:-32] - centers[triangle]).norm(dim=1).argsort()[:8]
+        torch.testing.assert_close(colors[triangle], colors[nearest].mean(dim=0))
+    assert len(colors[-32:].unique(dim=0)) > 1
+
+
+def test_where_no_triangle_is_seen_all_get_the_mean_of_the_foreground() -> None:
+    mesh, faces = patch(2.0, half=1.0, pieces=4)
+    camera = front_camera()
+    colors, seen = triangle_colors([(camera, painted(camera), mesh)], faces.flip(1), (1.0, 1.0, 1.0))
+    assert not seen.any()
+    assert torch.allclose(colors, ((RED + BLUE) / 2).expand(32, 3), atol=1e-5)
 
 
 def test_triangles_that_stand_over_the_background_are_not_white() -> None:

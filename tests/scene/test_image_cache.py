@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import subprocess
@@ -60,6 +61,27 @@ def test_pixels_of_images_of_different_sizes(tmp_path: Path) -> None:
         cache[9]
     assert len(list(cache)) == 9
     assert len(cached([])) == 0
+
+
+def test_alpha_of_masks_and_of_transparent_images(tmp_path: Path) -> None:
+    rgb, alpha = noise(8, 12, 3), noise(8, 12, 1, 1)[..., 0]
+    alpha[0, 0] = 0
+    masked = dataclasses.replace(view(save(tmp_path / "a.png", rgb), 12, 8), mask_path=save(tmp_path / "m.png", alpha))
+    transparent = view(save(tmp_path / "b.png", np.dstack([rgb, alpha])), 12, 8)
+    opaque = view(save(tmp_path / "c.png", rgb), 12, 8)
+    views = [masked, transparent, opaque]
+    cache, plain = cached(views, alpha=True), cached(views)
+    for index in range(3):
+        assert torch.equal(cache[index], plain[index]) and cache.image(index, "cpu").shape == (3, 8, 12)
+    for index in range(2):
+        np.testing.assert_array_equal(cache.alpha(index, "cpu")[0].numpy(), alpha.astype(np.float32) / np.float32(255))
+    assert cache.alpha(2, "cpu") is None
+    halved = cache.at_scale(0.5)
+    means = alpha.reshape(4, 2, 6, 2).astype(np.float64).mean(axis=(1, 3)) / 255
+    assert np.abs(halved.alpha(1, "cpu")[0].numpy() - means).max() < 0.6 / 255
+    assert halved.alpha(2, "cpu") is None and torch.equal(halved[2], plain.at_scale(0.5)[2])
+    mapped = cached(views, alpha=True, ram_share=0.0, folder=tmp_path / "cache")
+    assert torch.equal(mapped.alpha(0, "cpu"), cache.alpha(0, "cpu"))
 
 
 def test_memory_mapped_file_equals_memory_and_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
