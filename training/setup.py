@@ -46,6 +46,7 @@ def load_capture(options: Options) -> Dataset:
         select_camera_id=model.select_camera_id,
         skip_bad_frames=model.skip_bad_frames,
         seed=options.run.seed,
+        vertices=lambda: load_head_model(find_head_model(model.head_model, Path(model.source_path))).n_vertices,
     )
     if not dataset.train:
         raise UserError(

@@ -37,6 +37,7 @@ from ops.area import area_reduce
 from ops.types import Camera
 from scene.dataset.common import View
 from scene.images import decode as image_decode
+from scene.images.workers import affordable
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, locked, remove_leftovers
@@ -83,7 +84,8 @@ class ImageCache:
             background: RGB 0..1.
             device: where the images are to stay.
             folder: for the memory-mapped file; None = only memory will do.
-            workers: number of decoding processes; None = one per usable core, at most 32.
+            workers: number of decoding processes; None = one per usable core, at most 32. Fewer where the largest
+                picture is large for the free memory.
 
         Raises:
             UserError: an image is missing, broken or of the wrong size, there is no room, or no such device.
@@ -92,7 +94,7 @@ class ImageCache:
         self._ram_share, self._folder, self._progress = ram_share, folder, progress
         self._cameras = [view.camera for view in views]
         self._jobs = _jobs(views, background)
-        count = workers or min(MAX_WORKERS, usable_cores(), max(1, len(views) // 8))
+        count = affordable(views, workers or min(MAX_WORKERS, usable_cores(), max(1, len(views) // 8)))
         self._store(lambda file: _decode(self._jobs, file, count, progress), lambda: _key(self._jobs))
 
     def at_scale(self, scale: float, count: int | None = None) -> ImageCache:
