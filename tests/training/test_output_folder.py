@@ -11,7 +11,9 @@ from toy_capture import rigged_flags, write_capture
 
 import train
 from arguments import parse_train
+from training import listeners
 from utils.errors import UserError
+from utils.files import only_writer, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +107,8 @@ def test_overwrite_starts_over_and_keeps_what_was_rendered(finished: Path, captu
     (model / "val" / "ours_6").mkdir(parents=True)
     (model / "chkpnt_best.pth").write_bytes(b"mine")
     (model / "chkpnt9.pth").write_bytes(b"x")
-    curves = {path.name for path in model.glob("events*")}
+    (curves,) = model.glob("events*")
+    curves.rename(model / "events.out.tfevents.1.before")
     before = content(model)
     with pytest.raises(UserError, match="--overwrite.*--start_checkpoint.*one of them"):
         run(capture, model, "--overwrite", "--start_checkpoint", "auto")
@@ -115,5 +118,53 @@ def test_overwrite_starts_over_and_keeps_what_was_rendered(finished: Path, captu
     assert run(capture, model, "--overwrite", "--iterations", 2)["iterations"] == 2
     assert {path.name for path in model.glob("*.pth")} == {"chkpnt2.pth", "chkpnt_best.pth"}
     assert [path.name for path in (model / "point_cloud").iterdir()] == ["iteration_2"]
-    assert len(list(model.glob("events*"))) == 1 and not curves & {path.name for path in model.glob("events*")}
+    assert len(list(model.glob("events*"))) == 1 and not (model / "events.out.tfevents.1.before").exists()
     assert (model / "val" / "ours_6").is_dir()
+
+
+@pytest.mark.parametrize("what", ["lock", "folder", "replaced"])
+@pytest.mark.parametrize("moment", ["avatar", "checkpoint", "end"])
+def test_a_run_whose_folder_was_taken_away_writes_nothing_more(
+    what: str, moment: str, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    left: list[dict[Path, tuple[int, bytes]]] = []
+    cls, name = {
+        "avatar": (listeners.SavedAvatars, "before_density"),
+        "checkpoint": (listeners.Checkpoints, "end_of_step"),
+        "end": (listeners.Evaluation, "final"),
+    }[moment]
+    plain = getattr(cls, name)
+
+    def strike(listener: Any, *more: Any) -> Any:
+        if moment == "end" or more[0] == 3:
+            if what == "folder":
+                shutil.rmtree(model)
+            else:
+                (model / ".lock").unlink()
+            if what == "replaced":
+                (model / ".lock").touch()  # another run got in, and ended
+                (model / "chkpnt2.pth").write_bytes(b"another's")
+                (model / "point_cloud/iteration_3").mkdir(parents=True, exist_ok=True)
+                (model / "point_cloud/iteration_3/point_cloud.ply").write_bytes(b"another's")
+            left.append(content(model))
+        return plain(listener, *more)
+
+    monkeypatch.setattr(cls, name, strike)
+    with pytest.raises(UserError, match=r"\.lock, which kept other runs out, was removed or replaced"):
+        run(capture, model)
+    grown = {path: entry for path, entry in content(model).items() if "tfevents" not in path.name}
+    assert grown == {path: entry for path, entry in left[0].items() if "tfevents" not in path.name}
+    assert what != "folder" or not model.exists()
+
+
+def test_the_lock_is_asked_for_below_a_link_too(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real").mkdir()
+    with only_writer(tmp_path / "link"):
+        write_json(tmp_path / "link" / "a" / "b.json", 1)
+        (tmp_path / "real" / ".lock").unlink()
+        with pytest.raises(UserError, match="was removed"):
+            write_json(tmp_path / "link" / "a" / "b.json", 2)
+        write_json(tmp_path / "elsewhere.json", 3)
+    write_json(tmp_path / "link" / "a" / "b.json", 4)
