@@ -65,7 +65,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
 
     # ---- build: nothing is written before all of the input is known to be good --------------------
     refuse_escaping_links(output)
-    present = checkpoint.newest_first(output)
+    present = checkpoint.saved_in(output)
     resume = checkpoint.to_resume(output, options)  # None: from the start
     dataset = setup.load_capture(options)
     refinable = setup.refinable(dataset, extra)

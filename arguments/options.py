@@ -188,6 +188,7 @@ class RunOptions:
     start_checkpoint: str | None = option(
         None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True
     )
+    overwrite: bool = option(False, "start over where --model_path holds a run, which is removed")
     quiet: bool = _quiet()
     seed: int = option(0, "seed of every random choice", at_least=0, at_most=2**32 - 1)
     device: str = _device()

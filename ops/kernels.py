@@ -17,6 +17,8 @@ Environment:
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -24,9 +26,14 @@ import os
 import platform
 import re
 import shutil
+import signal
+import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +66,51 @@ def cache_folder() -> Path:
     return base / "efficient-gaussian-avatars" / "native"
 
 
+def _trusted(path: Path, *, shared: bool = False) -> bool:
+    """Whether nobody but this user and root can change what is at `path`.
+
+    Args:
+        shared: others may add to the folder `path`, as to /tmp, but not remove or rename what is there.
+    """
+    if not hasattr(os, "getuid"):  # Windows
+        return True
+    status = path.stat()
+    others = status.st_mode & 0o002 or status.st_mode & 0o020 and not _private_group(status.st_gid)
+    return status.st_uid in (os.getuid(), 0) and not (others and not (shared and status.st_mode & stat.S_ISVTX))
+
+
+def _private_group(number: int) -> bool:
+    """Whether a group has this user as its only member, as the first group of each user often has."""
+    try:
+        import grp
+        import pwd
+
+        user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(number)
+    except (ImportError, KeyError):
+        return False
+    return group.gr_name == user and set(group.gr_mem) <= {user}
+
+
+def _safe_folder(folder: Path, name: str) -> Path:
+    """`folder`, made where it is missing, if the library `name` in it can only be ours; else a folder of this process.
+
+    A library runs as soon as it is loaded: one that somebody else can exchange is a program of theirs.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = Path(os.path.realpath(folder))
+    trusted = _trusted(place) and all(_trusted(parent, shared=True) for parent in place.parents)
+    if trusted and (not (place / name).exists() or _trusted(place / name)):
+        return folder
+    print(
+        f"note: {folder} or what is in it can be changed by others, so the native CPU library is built for this "
+        "process alone; name a folder of your own in NATIVE_CACHE (chmod go-w)",
+        file=sys.stderr,
+    )
+    private = tempfile.mkdtemp(prefix="native-")
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    return Path(private)
+
+
 def _compiler() -> str:
     named = os.environ.get("CXX")
     candidates = [named] if named else ["c++", "g++", "clang++"]
@@ -89,14 +141,27 @@ def _cpu_identity() -> str:
         return platform.processor()
 
 
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends the program as an exception, so that compiler and half a library go with it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _build(compiler: str, flags: list[str], path: Path) -> None:
     """Makes the library `path`, unless another process has meanwhile: of runs that start at once, one builds.
 
     It appears whole under its name or not at all, whenever the process or the machine dies.
     """
     sources = sorted(str(source) for source in SOURCES.glob("*.cpp"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".lock"):  # let go of when the process dies, however it does
+    with _ended_in_order(), FileLock(path.parent / ".lock"):  # let go of when the process dies, however it does
         if path.exists():
             return
         print("Building the native CPU library (once) ...", file=sys.stderr)
@@ -127,11 +192,12 @@ def library() -> ctypes.CDLL:
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         key.update(source.name.encode() + b"\0" + source.read_bytes())
     path = cache_folder() / f"native-{key.hexdigest()[:20]}.so"
-    if not path.exists():
-        try:
+    try:
+        path = _safe_folder(path.parent, path.name) / path.name
+        if not path.exists():
             _build(compiler, flags, path)
-        except OSError as error:
-            raise KernelsUnavailable(f"cannot write to {path.parent}: {error.strerror or error}") from error
+    except OSError as error:
+        raise KernelsUnavailable(f"cannot write to {path.parent}: {error.strerror or error}") from error
     # PyTorch is imported above, so its OpenMP runtime is already loaded and,
     # having the same soname, is the one that this library binds to: one thread
     # pool for both instead of two that spin against each other.

@@ -271,7 +271,7 @@ def test_one_bomb_for_many_timesteps(tmp_path: Path) -> None:
     capture = write_capture(tmp_path / "capture", [0, 1], size=(8, 6))
     arrays = dict(np.load(capture / "flame_param/00000.npz"))
     np.savez_compressed(
-        capture / "flame_param/00000.npz", **{**arrays, "dynamic_offset": np.zeros((1, 300_000, 3), np.float32)}
+        capture / "flame_param/00000.npz", **{**arrays, "dynamic_offset": np.ones((1, 300_000, 3), np.float32)}
     )
     frames = json.loads((capture / "transforms_train.json").read_text())["frames"]
     many = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from arguments import Options
 from evaluation.results import measured_iterations
-from utils.errors import UserError, one_line
+from scene.gaussian_model import PLY_NAME
+from utils.errors import UserError, one_line, short_of_memory
+from utils.files import remove
 from utils.tensor_files import save_tensors
 from utils.tensor_reader import load_tensors
 
@@ -60,6 +63,8 @@ def load(path: str | Path) -> State:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     # A damaged or hostile file can fail in any way; whichever it is, it is not a checkpoint of ours.
     except Exception as error:
+        if short_of_memory(error):
+            raise
         reason = one_line(error)[:200] or type(error).__name__
         raise UserError(
             f"{path} is cut short, damaged or not a checkpoint ({reason}); name another checkpoint"
@@ -92,20 +97,31 @@ def to_resume(output: Path, options: Options) -> State | None:
     """The checkpoint that the run is to go on from, or None for a run from the start.
 
     Raises:
-        UserError: it cannot be read or contradicts the options, nothing is left to do, or without --start_checkpoint
-            `output` holds a run already.
+        UserError: it cannot be read or contradicts the options, nothing is left to do, or a run from the start would
+            replace what `output` holds already and --overwrite was not given.
     """
-    wanted = options.run.start_checkpoint
-    found = newest(output) if wanted in (None, "auto") else None
-    if wanted is None and found is not None:
-        raise UserError(
-            f"{output} already holds a run ({found.name}); continue it with --start_checkpoint auto, "
-            "or choose another --model_path"
-        )
-    path = found if wanted == "auto" else wanted
-    if not path:
+    wanted, present = options.run.start_checkpoint, saved_in(output)
+    if options.run.overwrite:
+        if wanted is not None:
+            raise UserError("--overwrite starts over and --start_checkpoint goes on: give one of them")
         return None
-    state = load(Path(path))
+    if wanted is None:
+        if not present:
+            return None
+        raise UserError(
+            f"{output} already holds a run ({present[0].relative_to(output)}); continue it with --start_checkpoint "
+            "auto, start over with --overwrite, which removes it, or choose another --model_path"
+        )
+    path = newest(output) if wanted == "auto" else Path(wanted)
+    if path is None:
+        # An avatar alone can be of a run that was killed before its first checkpoint; with results it is a whole one.
+        if present and measured_iterations(output / "results.json"):
+            raise UserError(
+                f"{output} holds a finished avatar ({present[0].relative_to(output)}) but no checkpoint to go on from: "
+                "start over with --overwrite, which removes it, or choose another --model_path"
+            )
+        return None
+    state = load(path)
     check_resumable(state, options)
     if min(state["step"], measured_iterations(output / "results.json")) >= options.optimization.iterations:
         raise UserError(
@@ -153,16 +169,28 @@ def restore(parts: Mapping[str, Any], state: State | None) -> int:
 
 
 def newest(folder: str | Path) -> Path | None:
-    """The complete checkpoint `chkpnt<N>.pth` with the highest N in `folder`, or None.
+    """The complete checkpoint `chkpnt<N>.pth` with the highest N in `folder`, or None where there is none at all.
 
     Complete means that it loads; one that does not is passed over with a line on stderr.
+
+    Raises:
+        UserError: there are some, but none that loads.
     """
+    problems = []
     for path in newest_first(folder):
         try:
             load(path)
-            return path
         except UserError as error:
-            print(f"warning: checkpoint passed over: {one_line(error)}", file=sys.stderr)
+            problems.append(one_line(error))
+            continue
+        for problem in problems:
+            print(f"warning: checkpoint passed over: {problem}", file=sys.stderr)
+        return path
+    if problems:
+        raise UserError(
+            f"no checkpoint in {folder} can be read, of the newest: {problems[0]}, or start over with --overwrite, "
+            "which removes what was saved there"
+        )
     return None
 
 
@@ -190,6 +218,29 @@ def newest_first(folder: str | Path) -> list[Path]:
         if match:
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def saved_in(output: Path) -> list[Path]:
+    """What of a run in `output` a new one must not replace unasked: checkpoints, newest first, and saved avatars."""
+    numbered = newest_first(output)
+    named = sorted(path for path in output.glob("chkpnt*.pth") if path not in numbered)
+    return numbered + named + sorted(output.glob(f"point_cloud/iteration_*/{PLY_NAME}"))
+
+
+def remove_run(output: Path) -> None:
+    """Removes what a run left in `output`: numbered checkpoints, saved avatars, curves and results; not what was
+    rendered there, nor checkpoints under names that somebody gave them.
+
+    Raises:
+        UserError: something cannot be removed.
+    """
+    for path in [*output.glob("results.json"), *newest_first(output), *output.glob("events.out.tfevents.*")]:
+        remove(path)
+    for folder in {path.parent for path in output.glob(f"point_cloud/iteration_*/{PLY_NAME}")}:
+        try:
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+        except OSError as error:
+            raise UserError(f"cannot remove {folder}: {error.strerror or error}") from error
 
 
 def _plain(value: Any, name: str, done: dict[int, Any] | None = None) -> Any:

@@ -46,6 +46,7 @@ def load_capture(options: Options) -> Dataset:
         select_camera_id=model.select_camera_id,
         skip_bad_frames=model.skip_bad_frames,
         seed=options.run.seed,
+        vertices=lambda: load_head_model(find_head_model(model.head_model, Path(model.source_path))).n_vertices,
     )
     if not dataset.train:
         raise UserError(
@@ -106,11 +107,13 @@ def claim_output(stack: ExitStack, output: Path, options: Options, dataset: Data
     """Keeps other runs out of `output` until `stack` ends, and writes there what the run is.
 
     Raises:
-        UserError: another run holds it, or has saved something since the checkpoints `present` were found.
+        UserError: another run holds it, or has saved something since `present` was found there.
     """
     stack.enter_context(only_writer(output))
-    if checkpoint.newest_first(output) != present:
+    if checkpoint.saved_in(output) != present:
         raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
+    if options.run.overwrite:
+        checkpoint.remove_run(output)
     write_cfg_args(output, options)
     write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
 

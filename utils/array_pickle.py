@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.plain_pickle import PlainUnpickler, Refused, StandIn
+from utils.plain_pickle import ANY_PROTOCOL, PlainUnpickler, Refused, StandIn
 
 # A number is written as a list only where it stands alone; everything large is an array.
 _MOST_LISTED = 1_000_000
+_MOST_AXES = 8
 # Files of head models nest expressions once. One that names another twice doubles the work.
 _DEEPEST = 6
 
@@ -81,10 +82,10 @@ class _Scalar(_FromBuffer):
 class _Encode(StandIn):
     """Stands for `_codecs.encode`, with which Python 3 writes bytes into protocol-2 pickles."""
 
-    def __new__(cls, text: Any = "", encoding: Any = "latin1", *_: Any) -> Any:
+    def __init__(self, text: Any = "", encoding: Any = "latin1", *_: Any) -> None:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "ascii"):
             raise Refused(f"_codecs.encode with encoding {reprlib.repr(encoding)}")
-        return text.encode(encoding)
+        self.text = text  # not encoded yet: a short pickle can ask for that any number of times
 
 
 class _EmptyBytes(StandIn):
@@ -114,6 +115,7 @@ class ArrayUnpickler(PlainUnpickler):
     Even NumPy's own functions are replaced: what a pickle names is looked up here, not imported.
     """
 
+    allowed = ANY_PROTOCOL
     globals = {
         ("numpy", "ndarray"): Array,
         ("numpy", "dtype"): Dtype,
@@ -160,12 +162,14 @@ def resolve(value: Any, depth: int = 0) -> np.ndarray:
 
 def _array(dtype: Any, shape: Any, fortran: bool, data: Any) -> np.ndarray:
     """Builds an array from its bytes; never larger than the bytes that the file holds."""
+    if isinstance(data, _Encode):
+        data = data.text
     if isinstance(data, str):  # a Python-2 str arrives decoded as latin1
         data = data.encode("latin1")
     if not isinstance(dtype, Dtype) or not isinstance(data, (bytes, bytearray)):
         raise ValueError("array of objects, not of numbers")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not all(isinstance(n, int) and n >= 0 for n in shape):
+    if len(shape) > _MOST_AXES or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ValueError(f"array of impossible shape {reprlib.repr(shape)}")
     number = dtype.number()
     if math.prod(shape) * number.itemsize != len(data):

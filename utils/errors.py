@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -58,6 +59,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
     Other exceptions pass through with their traceback (exit status 1).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: names of files can be any bytes
     try:
         main()
         sys.stdout.flush()

@@ -39,11 +39,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     from one that a killed process left behind.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: the folder cannot be written, the disk is full, or a lock that this process held on a folder around
+            it is gone.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
+        _check_locks(path)
         _make_folder(path.parent)
         # Same suffix as the target: savers (Pillow, NumPy) choose by it.
         handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=path.suffix, dir=path.parent)
@@ -135,6 +137,25 @@ def locked(folder: str | Path, *, wait: bool) -> Iterator[bool]:
         yield supported
 
 
+# The folders of which this process is the only writer, and the file that its lock belongs to.
+_only_ours: dict[Path, os.stat_result] = {}
+
+
+def _check_locks(path: Path) -> None:
+    """Raises UserError if a folder around `path` was this process's alone and no longer is.
+
+    Whoever removes `.lock`, or the folder, lets another run in, whose files would be replaced.
+    """
+    for folder in _only_ours.keys() & {*map(Path, map(os.path.abspath, path.parents))}:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.stat(folder / ".lock"), _only_ours[folder]):
+                continue
+        raise UserError(
+            f"{folder / '.lock'}, which kept other runs out, was removed or replaced, so {path} is left alone: what "
+            "was saved before is as it was; look for another run there before you go on"
+        )
+
+
 @contextlib.contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Keeps other processes out of a folder of results, and clears up what dead ones left half written in it.
@@ -150,6 +171,9 @@ def only_writer(folder: str | Path) -> Iterator[None]:
                 f"another run is writing into {folder}: wait for its end, or give each its own output folder"
             ) from error
         remove_leftovers(folder)
+        place = Path(os.path.abspath(folder))
+        _only_ours[place] = os.stat(place / ".lock")
+        stack.callback(_only_ours.pop, place, None)
         yield
 
 
@@ -194,8 +218,9 @@ def remove(path: Path) -> None:
     """Removes a file, if it is there.
 
     Raises:
-        UserError: it cannot be removed.
+        UserError: it cannot be removed, or a lock that this process held on a folder around it is gone.
     """
+    _check_locks(path)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
+from utils.memory import available_memory
 from utils.untrusted import open_archive, read_entry
 
 # A FLAME file holds about 70 KB, its largest relatives a few MB.
@@ -41,6 +42,8 @@ def read_npz(path: Path, names: tuple[str, ...], limit: int = MAX_FILE_BYTES) ->
                         f"{path}: with '{name}' its arrays are larger than {limit >> 20} MiB: "
                         "not a file of FLAME parameters"
                     )
+            if total > 8 << 20 and 2 * total > available_memory():  # as bytes, and as numbers
+                raise UserError(f"{path}: its arrays take {total >> 20} MiB, for which there is too little memory")
             return {name: _parse(read_entry(archive, entry)) for name, entry in wanted.items()}
     except UserError:
         raise

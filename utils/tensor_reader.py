@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.plain_pickle import PlainUnpickler, Refused, StandIn
+from utils.plain_pickle import PLAIN, PlainUnpickler, Refused, StandIn, opcodes
 from utils.untrusted import open_archive, read_entry
 
 _DTYPES = {
@@ -34,7 +34,6 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _SCALARS = (bool, int, float, str, type(None))
-_LARGEST_INTEGER = 1 << 256  # states of random generators have 128 bits
 _MOST_VALUES = 2_000_000  # shared ones counted each time
 _LARGEST_PICKLE = 64 << 20  # bytes; the tensors are outside of it
 
@@ -73,8 +72,8 @@ def load_tensors(path: str | Path) -> Any:
         )
         value, _ = _plain(reader.load(), {})
         # What no tensor asked for was not read above; a flipped bit there is damage as well.
-        for entry in entries.values():
-            if entry not in reader.read_entries:
+        for name, entry in entries.items():
+            if name not in reader.read_entries:
                 read_entry(archive, entry)
         return value
 
@@ -86,25 +85,21 @@ class _Storage(StandIn):
         self.values = values  # [n]
 
 
-class _Dict(dict):
+class _Dict(StandIn, dict):
     """Stands for `collections.OrderedDict`; attributes set on one are dropped."""
 
     def __init__(self) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+        dict.__init__(self)
 
 
 class _Tensor(StandIn):
     """Stands for the functions that rebuild a tensor from (storage, offset, size, stride, ...)."""
 
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
-        numbers = [offset, *size, *stride]
         if not (
             isinstance(storage, _Storage)
             and len(size) == len(stride) <= 64
-            and all(type(number) is int and number >= 0 for number in numbers)
+            and all(type(number) is int and 0 <= number < 1 << 63 for number in (offset, *size, *stride))
         ):
             raise Refused("a tensor of an unusual kind")
         available = storage.values.numel()
@@ -128,6 +123,7 @@ class _Parameter(StandIn):
 class _Reader(PlainUnpickler):
     """Unpickles `content`; the tensors' numbers are in the entries `data` of `archive`."""
 
+    allowed = PLAIN | opcodes("BINPERSID")
     globals = {
         ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
         ("torch._utils", "_rebuild_parameter"): _Parameter,
@@ -137,8 +133,8 @@ class _Reader(PlainUnpickler):
     def __init__(self, archive: zipfile.ZipFile, data: dict[str, zipfile.ZipInfo], content: bytearray) -> None:
         super().__init__(content)
         self.archive, self.data = archive, data
-        self.storages: dict[tuple[str, torch.dtype], _Storage] = {}
-        self.read_entries: list[zipfile.ZipInfo] = []
+        self.storages: dict[str, tuple[torch.dtype, _Storage]] = {}
+        self.read_entries: set[str] = set()
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
@@ -154,16 +150,17 @@ class _Reader(PlainUnpickler):
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise Refused("a reference to something that is no storage of numbers")
-        if (key, dtype) not in self.storages:
-            if any(key == known for known, _ in self.storages):
-                raise Refused("one storage of two types")
+        if key not in self.storages:
             content = read_entry(self.archive, self.data[key])
-            self.read_entries.append(self.data[key])
+            self.read_entries.add(self.data[key].filename)
             if type(count) is not int or count * dtype.itemsize != len(content):
                 raise Refused("a storage that claims more bytes than it holds, or fewer")
             values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-            self.storages[key, dtype] = _Storage(values)
-        return self.storages[key, dtype]
+            self.storages[key] = dtype, _Storage(values)
+        known, storage = self.storages[key]
+        if known is not dtype:
+            raise Refused("one storage of two types")
+        return storage
 
 
 def _plain(value: Any, done: dict[int, tuple[Any, int]]) -> tuple[Any, int]:
@@ -172,8 +169,6 @@ def _plain(value: Any, done: dict[int, tuple[Any, int]]) -> tuple[Any, int]:
     A pickle of a few bytes can nest references to one list so that whoever walks, compares or prints
     it never ends; values that are shared count each time.
     """
-    if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
-        raise Refused("an integer of thousands of digits")
     if type(value) in _SCALARS:
         return value, 1
     if id(value) not in done:
@@ -185,7 +180,7 @@ def _plain(value: Any, done: dict[int, tuple[Any, int]]) -> tuple[Any, int]:
                 raise Refused("a dict with unusual keys")
             result = {}
             for key, item in value.items():
-                result[_plain(key, done)[0]], more = _plain(item, done)
+                result[key], more = _plain(item, done)
                 count += more
         elif type(value) in (list, tuple):
             parts = [_plain(item, done) for item in value]

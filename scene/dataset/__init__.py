@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from scene.dataset.blender import read_blender
@@ -30,6 +31,7 @@ def load_dataset(
     select_camera_id: int = -1,
     skip_bad_frames: bool = False,
     seed: int = 0,
+    vertices: Callable[[], int] | None = None,
 ) -> Dataset:
     """Reads the cameras, splits, motion and start points of a capture; decodes no image.
 
@@ -45,6 +47,8 @@ def load_dataset(
             stays that of all training cameras. -1 keeps all.
         skip_bad_frames: leave out what of a rigged capture cannot be used, up to half of it.
         seed: of the random start points of a Blender scene without a point cloud.
+        vertices: gives the number of the head model's, where it is known: dynamic offsets of another number are
+            refused before they take any room.
 
     Raises:
         UserError: anything in the input that is not as it must be, naming the file and the field.
@@ -64,6 +68,7 @@ def load_dataset(
             resolution=resolution,
             select_camera_id=select_camera_id,
             skip_bad_frames=skip_bad_frames,
+            vertices=vertices,
         )
     if target is not None:
         raise UserError("--target_path replaces the motion of a rigged avatar: it needs --bind_to_mesh")

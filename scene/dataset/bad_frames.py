@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scene.dataset.common import View
 from scene.images import decode as image_decode
+from scene.images.workers import affordable
 from utils.cores import usable_cores
 from utils.errors import UserError
 
@@ -46,7 +47,7 @@ class BadFrames:
         """
         if not self.skip:
             return list(views)
-        with ThreadPoolExecutor(usable_cores()) as pool:
+        with ThreadPoolExecutor(affordable(views, usable_cores())) as pool:
             problems = list(pool.map(_image_problem, views))
         self.problems.update({view.image_path.name: problem for view, problem in zip(views, problems) if problem})
         return [view for view, problem in zip(views, problems) if not problem]

@@ -28,6 +28,7 @@ from scene.dataset.common import (
     find_image,
     image_size,
     locate,
+    printable,
     scene_extent,
     short,
     training_size,
@@ -129,7 +130,7 @@ def _view(pose: Pose, cameras: dict[int, Intrinsics], poses_file: Path, image_fo
             "use the images that the reconstruction was made from"
         )
     intrinsics = (known.fx, known.fy, known.cx, known.cy, known.width, known.height)
-    camera = Camera(_matrix(pose, where), *intrinsics, camera_id=str(pose.camera), name=path.stem)
+    camera = Camera(_matrix(pose, where), *intrinsics, camera_id=str(pose.camera), name=printable(path.stem))
     camera = camera.resized(*training_size(width, height, resolution))
     return View(camera, path, camera_index=pose.camera, source_size=(width, height))
 

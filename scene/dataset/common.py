@@ -17,13 +17,17 @@ from PIL import Image
 from ops.types import Camera
 from scene.images.decode import IMAGE_FORMATS
 from utils.errors import UserError, one_line
+from utils.memory import available_memory
 from utils.untrusted import names_file, open_regular, read_regular
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".PNG", ".JPG", ".JPEG")
 DEFAULT_MAX_WIDTH = 1600  # pixels; wider images are reduced to this unless -r says otherwise
 MAX_PIXELS = 178_956_970  # per image, Pillow's own limit against decompression bombs
 MAX_JSON_BYTES = 256 << 20  # 15,000 frames take about 30 MB
-MAX_JSON_VALUES = 10_000_000  # a frame has about 40
+# What the values of a JSON file take in memory, by the characters that begin or divide them. A file of frames comes to
+# nine times its own size; three bytes make an object of sixty, seven one of four hundred.
+JSON_COSTS = {b"{": 250, b"[": 60, b",": 60, b":": 100}
+MAX_JSON_MEMORY = 512 << 20, 12  # bytes, and more for each byte of the file
 LARGEST_POSITION = 1e15  # scene units; its square still fits float32
 
 
@@ -66,6 +70,11 @@ class Dataset:
 def short(value: object) -> str:
     """`repr(value)` cut to a length that fits a one-line message."""
     return reprlib.repr(value)
+
+
+def printable(text: str) -> str:
+    """`text` with what is no UTF-8, such as a byte of a file's name, written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def training_size(width: int, height: int, resolution: float) -> tuple[int, int]:
@@ -130,9 +139,11 @@ def read_json(path: Path) -> dict[str, Any]:
         content = read_regular(path, MAX_JSON_BYTES)
         if content is None:
             raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not a data set's JSON file")
-        # Three bytes make an object of sixty, so the values are counted, roughly, before they are made.
-        if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
-            raise UserError(f"{path} holds more than {MAX_JSON_VALUES:,} values: not a data set's JSON file")
+        needed = sum(cost * content.count(character) for character, cost in JSON_COSTS.items())
+        if needed > MAX_JSON_MEMORY[0] + MAX_JSON_MEMORY[1] * len(content):
+            raise UserError(f"{path} would take {needed / 1e9:.1f} GB of memory: not a data set's JSON file")
+        if needed > 64 << 20 and needed > available_memory() // 2:
+            raise UserError(f"{path} would take {needed / 1e9:.1f} GB of memory, more than half of what is free")
         value = json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: JSON syntax error: {error.msg}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from scene.dataset.bad_frames import BadFrames
 from scene.dataset.common import Dataset, View, locate, scene_extent, training_splits
 from scene.dataset.transforms import Frame, read_frames
-from scene.flame.parameters import MOTION
+from scene.flame.parameters import MOTION, check_vertices
 from utils.errors import UserError
+from utils.memory import available_memory
 from utils.npz import read_npz
 
 CANONICAL = "canonical_flame_param.npz"
@@ -21,6 +23,7 @@ SPLITS = ("train", "val", "test")
 IDENTITY = ("shape", "static_offset")
 FIELDS = (*MOTION, "expr", *IDENTITY, "dynamic_offset")
 MAX_MOTION_BYTES = 4 << 30  # 65,000 timesteps with a dynamic offset of FLAME's 5143 vertices
+MAX_COEFFICIENTS = 10_000  # FLAME has 300 of identity and 100 of expression
 
 
 def read_flame_file(path: Path, timestep: int | None = None) -> dict[str, np.ndarray]:
@@ -40,6 +43,8 @@ def read_flame_file(path: Path, timestep: int | None = None) -> dict[str, np.nda
         if value.ndim != axes or value.size == 0 or (last is not None and value.shape[-1] != last):
             expected = f"(1, V, {last})" if axes == 2 else f"(1, {last or 'n'})"
             raise UserError(f"{path}: '{name}' has the shape {array.shape} instead of {expected}")
+        if axes == 1 and value.size > MAX_COEFFICIENTS:
+            raise UserError(f"{path}: '{name}' has {value.size} coefficients, more than any head model")
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, reported below
             value = np.ascontiguousarray(value, dtype=np.float32)
         if not np.isfinite(value).all():
@@ -97,35 +102,49 @@ def flame_files(frames: dict[str, list[Frame]], source: Path) -> dict[int, Path]
     return dict(sorted(files.items()))
 
 
-def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict[str, np.ndarray]]:
+def read_motion(
+    files: dict[int, Path], bad: BadFrames, vertices: Callable[[], int] | None = None
+) -> tuple[list[int], dict[str, np.ndarray]]:
     """The timesteps that can be used, and their parameters stacked: poses, `expr` and, where there is one,
     `dynamic_offset`, and the `shape` and `static_offset` of the first file that has them.
 
     Each file is read once, however many cameras share it. A timestep without a
     dynamic offset, in a capture where others have one, has zero.
 
+    Args:
+        vertices: gives the number of the head model's, where it is known; asked only when there is a dynamic offset.
+
     Raises:
-        UserError: a field is missing, or its length differs between timesteps.
+        UserError: a field is missing, its length differs between timesteps, or there is no memory for all of them.
     """
     rows: dict[int, dict[str, np.ndarray]] = {}
+    read: dict[Path, dict[str, np.ndarray]] = {}
     first_path = None
-    size = 0
+    size, limit = 0, min(MAX_MOTION_BYTES, available_memory() // 4)  # it is held twice when it is stacked
+    too_large = f"take more than {limit / (1 << 30):.1f} GiB: leave dynamic_offset out of the files"
+    expected = None
     for timestep, path in files.items():
         with bad.instead_of(f"timestep {timestep}"):
-            rows[timestep] = _complete(read_flame_file(path, timestep), path)
+            if path not in read:  # any number of timesteps may name one file
+                fields = _complete(read_flame_file(path, timestep), path)
+                offset = fields.get("dynamic_offset")
+                if offset is not None and not offset.any():  # as good as none, and takes no room
+                    del fields["dynamic_offset"]
+                elif offset is not None and vertices is not None:
+                    expected = vertices() if expected is None else expected
+                    check_vertices(len(offset), expected, f"{path}: 'dynamic_offset'")
+                if read:  # of the person, and not of the moment: as large as all the rest
+                    for name in IDENTITY:
+                        fields.pop(name, None)
+                read[path] = fields
+            rows[timestep] = read[path]
         if timestep not in rows:
             continue
         first_path = first_path or path
-        if path != first_path:  # of the person, and not of the moment: as large as all the rest
-            for name in IDENTITY:
-                rows[timestep].pop(name, None)
         # Compressed, a file of zeros is a thousand times smaller, and any number of timesteps may name one file.
         size += sum(field.nbytes for field in rows[timestep].values())
-        if size > MAX_MOTION_BYTES:
-            raise UserError(
-                f"{path}: up to this timestep the FLAME parameters take more than "
-                f"{MAX_MOTION_BYTES >> 30} GiB: leave dynamic_offset out of the files"
-            )
+        if size > limit:
+            raise UserError(f"{path}: up to this timestep the FLAME parameters {too_large}")
     if not rows:
         raise UserError(next(iter(bad.problems.values())))
     motion = {}
@@ -147,11 +166,8 @@ def read_motion(files: dict[int, Path], bad: BadFrames) -> tuple[list[int], dict
                 raise UserError(
                     f"{files[timestep]}: 'dynamic_offset' has {offset.shape[0]} vertices, but {known} has {shape[0]}"
                 )
-        if len(rows) * math.prod(shape) * 4 > MAX_MOTION_BYTES:  # a single file may have one
-            raise UserError(
-                f"{known}: 'dynamic_offset' for {len(rows)} timesteps takes more than "
-                f"{MAX_MOTION_BYTES >> 30} GiB: leave it out of the files"
-            )
+        if len(rows) * math.prod(shape) * 4 > limit:  # a single file may have one
+            raise UserError(f"{known}: the 'dynamic_offset' of {len(rows)} timesteps would {too_large}")
         zero = np.zeros(shape, dtype=np.float32)
         motion["dynamic_offset"] = np.stack([offsets.get(timestep, zero) for timestep in rows])
     first = next(iter(rows.values()))
@@ -191,11 +207,14 @@ def read_rigged(
     resolution: float,
     select_camera_id: int,
     skip_bad_frames: bool = False,
+    vertices: Callable[[], int] | None = None,
 ) -> Dataset:
     """The rigged capture in `source`; with `target`, moved and seen as that capture is.
 
     With `skip_bad_frames` a view whose image or camera cannot be used is left out, and so are all views of a timestep
     whose FLAME parameters cannot; one line on stderr names them.
+
+    `vertices` gives the number of the head model's, where it is known.
 
     `source` and `target` are absolute and free of symbolic links.
 
@@ -206,7 +225,7 @@ def read_rigged(
     frames = split_frames(moving)
     files = flame_files(frames, moving)
     bad = BadFrames(skip_bad_frames)
-    timesteps, motion = read_motion(files, bad)
+    timesteps, motion = read_motion(files, bad, vertices)
     first_path = files[timesteps[0]]
     if target is None:
         person = identity(source, motion)

@@ -18,6 +18,7 @@ from scene.dataset.common import (
     find_image,
     image_size,
     locate,
+    printable,
     read_json,
     short,
     training_size,
@@ -160,8 +161,9 @@ class Frame:
         camera_id = self.own.get("camera_id")
         if not isinstance(camera_id, (str, int, float, type(None))):
             raise UserError(f"{self.where('camera_id')} must be a name, not {short(camera_id)}")
-        label = str(camera_index if camera_id is None else camera_id)
-        camera = Camera(self.world_to_camera(), *intrinsics, width, height, camera_id=label, name=image_path.stem)
+        label = printable(str(camera_index if camera_id is None else camera_id))
+        name = printable(image_path.stem)
+        camera = Camera(self.world_to_camera(), *intrinsics, width, height, camera_id=label, name=name)
         camera = camera.resized(*training_size(width, height, resolution))
         view = View(camera, image_path, mask_path, timestep_index, camera_index, (width, height))
         return view, mask is not None and mask_path is None

@@ -63,16 +63,21 @@ def fit_offset(offset: np.ndarray, vertices: int, label: str) -> np.ndarray:
     Raises:
         UserError: another number of vertices.
     """
-    count = offset.shape[-2]
-    if count == teeth.FLAME_VERTICES and vertices == teeth.FLAME_VERTICES + teeth.TEETH_VERTICES:
+    check_vertices(offset.shape[-2], vertices, label)
+    if offset.shape[-2] != vertices:
         padding = np.zeros((*offset.shape[:-2], teeth.TEETH_VERTICES, 3), dtype=offset.dtype)
         offset = np.concatenate([offset, padding], axis=-2)
-    elif count != vertices:
+    return np.ascontiguousarray(offset, dtype=np.float32)
+
+
+def check_vertices(count: int, vertices: int, label: str) -> None:
+    """Raises UserError unless offsets of `count` vertices fit a head model of `vertices`, as they are or with teeth."""
+    with_teeth = count == teeth.FLAME_VERTICES and vertices == teeth.FLAME_VERTICES + teeth.TEETH_VERTICES
+    if count != vertices and not with_teeth:
         raise UserError(
             f"{label} has {count} vertices, but the head model has {vertices}: "
             "use the head model that the capture was tracked with"
         )
-    return np.ascontiguousarray(offset, dtype=np.float32)
 
 
 class FlameParameters:

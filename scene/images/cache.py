@@ -37,6 +37,7 @@ from ops.area import area_reduce
 from ops.types import Camera
 from scene.dataset.common import View
 from scene.images import decode as image_decode
+from scene.images.workers import affordable
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, locked, remove_leftovers
@@ -84,7 +85,8 @@ class ImageCache:
             background: RGB 0..1.
             device: where the images are to stay.
             folder: for the memory-mapped file; None = only memory will do.
-            workers: number of decoding processes; None = one per usable core, at most 32.
+            workers: number of decoding processes; None = one per usable core, at most 32. Fewer where the largest
+                picture is large for the free memory.
             alpha: whether `alpha` will be asked for, which takes a third more memory.
 
         Raises:
@@ -96,7 +98,7 @@ class ImageCache:
         self._planes = 4 if alpha else 3
         self._opaque: dict[int, bool] = {}  # by index, whether the alpha says nothing; found when asked for
         self._jobs = _jobs(views, background, alpha)
-        count = workers or min(MAX_WORKERS, usable_cores(), max(1, len(views) // 8))
+        count = affordable(views, workers or min(MAX_WORKERS, usable_cores(), max(1, len(views) // 8)))
         self._store(lambda file: _decode(self._jobs, file, count, progress), lambda: _key(self._jobs))
 
     def at_scale(self, scale: float, count: int | None = None) -> ImageCache:

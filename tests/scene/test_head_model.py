@@ -153,7 +153,7 @@ def test_attributes_cannot_be_planted(tmp_path: Path) -> None:
     """BUILD on a stand-in class would change it for every later file."""
     path = tmp_path / "x.pkl"
     path.write_bytes(b"cnumpy\nndarray\n(N(dVresolve\nI1\nstb.")
-    with pytest.raises(UserError, match="not a readable pickle"):
+    with pytest.raises(UserError, match="a state for something that has none"):
         read_pickle(path)
     np.testing.assert_array_equal(resolve(read_pickle(write_pickle(path, {"a": np.ones(2)}))["a"]), np.ones(2))
 
@@ -161,7 +161,8 @@ def test_attributes_cannot_be_planted(tmp_path: Path) -> None:
 def test_a_file_cannot_ask_for_more_memory_than_its_size(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\xff.")  # the C unpickler would make a table of 2^33 entries
-    assert read_pickle(path) == {}
+    with pytest.raises(UserError, match="a reference of too large a number"):
+        read_pickle(path)
     path.write_bytes(b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little") + b"abc.")
     with pytest.raises(UserError, match="not a readable pickle"):
         read_pickle(path)
