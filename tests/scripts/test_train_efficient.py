@@ -71,6 +71,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(environment, "ROOT", repository)
     monkeypatch.setattr(environment, "call", call)
     monkeypatch.setattr(environment, "ensure", lambda *files: "python")
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python")
     return start
 
 
@@ -194,6 +195,7 @@ def test_the_demo_twice(run: Run, capsys: Capture) -> None:
     place = f"{root}/model/val/ours_4000"
     pictures = f"Pictures:   {place}/renders (photographs: gt beside it)\n"
     assert out.endswith(f"{pictures}Comparison: {place}/comparison.png\nVideo:      {place}/renders.mp4\n")
+    assert "activate" not in out  # the Python that runs is the one of the shell
     # What is shown can be pasted where the command was typed.
     shown = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("+ ")]
     assert shown == [["cd", str(environment.ROOT)], *commands]
@@ -203,6 +205,15 @@ def test_the_demo_twice(run: Run, capsys: Capture) -> None:
     assert "Training is skipped" in out and "to train anew: remove" in out
     run("demo", "--seed", "3")
     assert "to train anew with --seed 3: remove" in capsys.readouterr().out
+
+
+def test_the_demo_tells_how_to_go_on_in_an_environment_of_its_own(
+    run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "ensure", lambda *files: ".venv/bin/python")
+    run("demo")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f": source {shlex.quote(f'{environment.VENV}/bin/activate')}")
 
 
 @pytest.mark.parametrize("name", ["my demo", "/an absolute place"])
