@@ -11,6 +11,7 @@ from arguments.options import (
     PipelineOptions,
     RenderOptions,
     RunOptions,
+    flatten,
 )
 from arguments.parser import notes, parse_render, parse_train
 from arguments.presets import PRESETS
@@ -25,6 +26,7 @@ __all__ = [
     "PipelineOptions",
     "RenderOptions",
     "RunOptions",
+    "flatten",
     "milestones",
     "notes",
     "parse_render",

@@ -171,7 +171,8 @@ class RunOptions:
     detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
     interval: int = option(
         60_000,
-        "time between evaluations, saved avatars and checkpoints; the last iteration always gets all three",
+        "time between evaluations (one more comes at 1 % of the run), saved avatars and checkpoints; the last "
+        "iteration always gets all three",
         unit="iterations",
         at_least=1,
     )
@@ -184,7 +185,9 @@ class RunOptions:
         unit="minutes",
         at_least=0,
     )
-    keep_checkpoints: int = option(0, "keep only so many checkpoints, the newest; 0: all", at_least=0)
+    keep_checkpoints: int = option(
+        3, "keep so many checkpoints, the newest, and those of --checkpoint_iterations; 0: all", at_least=0
+    )
     start_checkpoint: str | None = option(
         None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True
     )

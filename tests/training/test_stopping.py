@@ -158,28 +158,21 @@ def test_signals_act_at_once_while_nothing_can_be_lost(
 
 
 def test_checkpoints_by_the_clock_and_only_the_newest(capture: Path, tmp_path: Path) -> None:
-    train.train(
-        parse_train(
-            flags(
-                capture,
-                tmp_path / "model",
-                "--iterations",
-                9,
-                "--interval",
-                100,
-                "--checkpoint_every_minutes",
-                1e-9,
-                "--keep_checkpoints",
-                3,
-            )
-        )
-    )
-    assert {path.name for path in (tmp_path / "model").glob("chkpnt*.pth")} == {
-        "chkpnt7.pth",
-        "chkpnt8.pth",
-        "chkpnt9.pth",
-    }
+    words = ("--iterations", 9, "--interval", 100, "--checkpoint_every_minutes", 1e-9, "--checkpoint_iterations", 2)
+    train.train(parse_train(flags(capture, tmp_path / "model", *words)))
+    # Three, and those that were typed.
+    assert {path.stem for path in (tmp_path / "model").glob("chkpnt*")} == {f"chkpnt{step}" for step in (2, 7, 8, 9)}
     assert [path.name for path in (tmp_path / "model" / "point_cloud").iterdir()] == ["iteration_9"]
+
+
+def test_the_early_evaluation_moves_no_bit(capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, more in (("with", ()), ("without", ("--test_iterations", 1000))):
+        words = parse_train(
+            [word for word in flags(capture, tmp_path / name, "--iterations", 100, *more) if word != "--quiet"]
+        )
+        train.train(words)
+        assert ("[1] val: psnr " in capfd.readouterr().out) == (name == "with")
+    assert_same_run(tmp_path / "with", tmp_path / "without", 100)
 
 
 def test_a_folder_takes_one_run_at_a_time(capture: Path, tmp_path: Path) -> None:
