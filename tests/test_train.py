@@ -521,11 +521,11 @@ def test_one_camera(capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
         run_here(capture, tmp_path / "other", "--select_camera_id", 1)
 
 
-def test_half_the_size(capture: Path, tmp_path: Path) -> None:
-    run_here(capture, tmp_path, "-r", 2)
+def test_half_the_size(tmp_path: Path) -> None:
+    run_here(write_capture(tmp_path / "capture", [3, 4, 9], size=(64, 96)), tmp_path, "-r", 2)
     cameras = json.loads((tmp_path / "cameras.json").read_text())
     assert {(camera["width"], camera["height"], camera["fx"], camera["fy"]) for camera in cameras} == {
-        (16, 24, 30.0, 31.0)
+        (32, 48, 30.0, 31.0)
     }
 
 
