@@ -40,6 +40,7 @@ from scene.images.cache import ImageCache
 from scene.ply import export_world
 from utils.errors import UserError, run_script
 from utils.files import only_writer, refuse_escaping_links
+from utils.progress import progress_bar
 
 REFINED_NAME = "flame_param_refined.npz"
 
@@ -215,7 +216,7 @@ def render_refined(
     as_tracked = mean_metrics((figures[i] for i in parts.measured), suite.names)
     count = len({renderer.cameras[index].timestep for index in parts.looked_at})
     assert renderer.ground_truth is not None  # not with -t
-    with tqdm(total=count, desc="Refining test poses", unit="timestep", disable=options.quiet) as bar:
+    with progress_bar(count, "Refining test poses", "timestep", quiet=options.quiet) as bar:
         fits = refine_motion(
             avatar.model,
             renderer.cameras,

@@ -33,7 +33,6 @@ from training import checkpoint, setup
 from training.guards import BadSteps, check_finite, explain_failure
 from training.listeners import Checkpoints, Evaluation, SavedAvatars
 from training.objective import Objective, Terms, mean_terms
-from training.reporter import Reporter
 from training.sampler import ShuffledSampler
 from training.stages import NO_STAGES, Stages
 from training.views import Views
@@ -88,7 +87,8 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
     optimizer = setup.build_optimizer(optim, extra, avatar, warm, dataset.extent)
     flame_optimizer = setup.build_flame_optimizer(optim, avatar.flame_parameters, warm)
     optimizers = [optimizer, *flame_optimizer.values(), *color.optimizers]
-    reporter = Reporter(output, optim.iterations, start=resume["step"] if resume else 0, quiet=run.quiet)
+    reporter = setup.build_reporter(options, output, resume, views.measured)
+    reporter.gauges = partial(setup.gauges, optimizer, progressive)
     density = setup.build_density(options, avatar, optimizer, warm, dataset.extent, reporter.warn)
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
     bad_steps = BadSteps(reporter, partial(checkpoint.latest, output))
@@ -110,7 +110,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
 
     draw = setup.build_draw(options, views.background, rasterize)
     debug_from = 0 if options.pipeline.debug else run.debug_from
-    due = milestones(options)
+    due, shown = milestones(options), setup.shown_densifications(optim)
     stop = stack.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing
     state = {"avatar": avatar, **({"flame": avatar.flame_parameters} if avatar.flame_parameters else {}), **parts}
     evaluation = Evaluation(avatar, views, calibrated(draw, color), region, reporter, due.test)
@@ -165,7 +165,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
                 density.observe(out, scale, views=extra.batch_views, skip=amp.bad)
             grown = density.step(step, gaussians.scales)
         if grown and grown.line:
-            reporter.say(grown.line)
+            reporter.say(grown.line, shown=step in shown)
             reporter.scalars(step, grown.scalars)
         for listener in listeners:
             listener.end_of_step(step)
@@ -209,12 +209,11 @@ def finish(
         steps_left_out=left_out,
         specks=specks,
     )
-    if not options.run.quiet:
-        print(format_table(measured), *sorted(remarks), sep="\n")
-        print(
-            f"{results['iterations_per_second']:.1f} iterations/s (median), {len(avatar):,} Gaussians, "
-            f"{results['peak_memory']['host_bytes'] / 1e9:.2f} GB of memory; results in {path}"
-        )
+    reporter.say("\n".join([format_table(measured), *sorted(remarks)]))
+    reporter.say(
+        f"{results['iterations_per_second']:.1f} iterations/s (median), {len(avatar):,} Gaussians, "
+        f"{results['peak_memory']['host_bytes'] / 1e9:.2f} GB of memory; results in {path}"
+    )
     return results
 
 

@@ -9,11 +9,12 @@ from arguments.options import (
     OptimizationOptions,
     Options,
     PipelineOptions,
-    RenderOptions,
     RunOptions,
+    flatten,
 )
 from arguments.parser import notes, parse_render, parse_train
 from arguments.presets import PRESETS
+from arguments.render_options import RenderOptions
 from arguments.schedule import milestones, scale_schedule
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PipelineOptions",
     "RenderOptions",
     "RunOptions",
+    "flatten",
     "milestones",
     "notes",
     "parse_render",

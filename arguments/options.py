@@ -25,13 +25,13 @@ MAX_RATE = 1e6
 
 _rate = partial(option, at_most=MAX_RATE)
 # What both programs have.
-_camera = partial(option, -1, "use this camera only; -1: all of them", at_least=-1)
-_rasterizer = partial(
+camera_choice = partial(option, -1, "use this camera only; -1: all of them", at_least=-1)
+rasterizer_choice = partial(
     option, "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS
 )
-_device = partial(option, "auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
-_threads = partial(option, 0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
-_quiet = partial(option, False, "print no progress")
+device_choice = partial(option, "auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
+threads_choice = partial(option, 0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
+quiet_choice = partial(option, False, "print no progress")
 # Parts of what a switch turns on.
 _density_part = partial(option, part_of="use_smart_densification")
 _resolution_part = partial(option, part_of="use_progressive_resolution")
@@ -69,7 +69,7 @@ class ModelOptions:
     data_device: str = option("auto", "where the decoded images live; auto: on the GPU when they fit", choices=DEVICES)
     disable_flame_static_offset: bool = option(False, "ignore the per-vertex static offset of the tracking")
     not_finetune_flame_params: bool = option(False, "keep the tracked FLAME parameters as they are")
-    select_camera_id: int = _camera()
+    select_camera_id: int = camera_choice()
     skip_bad_frames: bool = option(
         False,
         "leave out frames of a rigged capture that cannot be used (NaN in the tracking or the camera, a broken "
@@ -156,7 +156,7 @@ class PipelineOptions:
         False, "accepted for existing scripts, without effect: the kernels compute the same covariances themselves"
     )
     debug: bool = option(False, "stop at the first NaN or infinite value (slower)")
-    rasterizer: str = _rasterizer()
+    rasterizer: str = rasterizer_choice()
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ class RunOptions:
     detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
     interval: int = option(
         60_000,
-        "time between evaluations, saved avatars and checkpoints; the last iteration always gets all three",
+        "time between evaluations (one more comes at 1 % of the run), saved avatars and checkpoints; the last "
+        "iteration always gets all three",
         unit="iterations",
         at_least=1,
     )
@@ -184,15 +185,17 @@ class RunOptions:
         unit="minutes",
         at_least=0,
     )
-    keep_checkpoints: int = option(0, "keep only so many checkpoints, the newest; 0: all", at_least=0)
+    keep_checkpoints: int = option(
+        3, "keep so many checkpoints, the newest, and those of --checkpoint_iterations; 0: all", at_least=0
+    )
     start_checkpoint: str | None = option(
         None, "continue from this checkpoint; auto: the newest complete one in --model_path, if any", path=True
     )
     overwrite: bool = option(False, "start over where --model_path holds a run, which is removed")
-    quiet: bool = _quiet()
+    quiet: bool = quiet_choice()
     seed: int = option(0, "seed of every random choice", at_least=0, at_most=2**32 - 1)
-    device: str = _device()
-    threads: int = _threads()
+    device: str = device_choice()
+    threads: int = threads_choice()
     scale_schedule: bool = option(
         False,
         f"scale every iteration-valued default by iterations / {DEFAULT_ITERATIONS}, so that a short run is a "
@@ -216,15 +219,15 @@ def _factor(default: float, flag: str) -> Any:
     return _warm_part(default, f"its factor on {flag}; 1 leaves it", at_least=0)
 
 
-def _refine_steps(help: str) -> Any:
+def refine_steps(help: str) -> Any:
     return option(0, help, unit="steps", at_least=0)
 
 
-def _refine_cameras(steps: str) -> Any:
+def refined_cameras(steps: str) -> Any:
     return option((), f"camera_index of the cameras that --{steps} may look at; the others are measured", at_least=0)
 
 
-def _refinement_conflict(name: str, steps: int, cameras: tuple[int, ...]) -> str | None:
+def refinement_conflict(name: str, steps: int, cameras: tuple[int, ...]) -> str | None:
     """What is missing for a refinement: the fit and the measurement must not see the same pictures."""
     if steps and not cameras:
         return f"--{name} needs --refine_cameras: the cameras that it may look at (the others are measured)"
@@ -359,11 +362,11 @@ class InnovationOptions:
     )
 
     batch_views: int = option(1, "views per step, whose gradients are averaged", unit="views", at_least=1, at_most=4096)
-    refine_test_poses: int = _refine_steps(
+    refine_test_poses: int = refine_steps(
         "at the end, also measure the test split with FLAME parameters fitted to the views of --refine_cameras in so "
         "many steps; 0: as tracked only"
     )
-    refine_cameras: tuple[int, ...] = _refine_cameras("refine_test_poses")
+    refine_cameras: tuple[int, ...] = refined_cameras("refine_test_poses")
 
     def conflict(self) -> str | None:
         """What is wrong between the values, as a sentence; None when they fit together."""
@@ -384,7 +387,7 @@ class InnovationOptions:
             )
         if any(after <= before for before, after in zip(milestones, milestones[1:])):
             return f"--resolution_milestones must increase from one to the next, not {typed}"
-        return _refinement_conflict("refine_test_poses", self.refine_test_poses, self.refine_cameras)
+        return refinement_conflict("refine_test_poses", self.refine_test_poses, self.refine_cameras)
 
 
 @dataclass(frozen=True)
@@ -396,46 +399,6 @@ class Options:
     pipeline: PipelineOptions = PipelineOptions()
     run: RunOptions = RunOptions()
     innovations: InnovationOptions = InnovationOptions()
-
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """Everything `render.py` needs besides the avatar's `cfg_args`."""
-
-    model_path: str = option("", "folder of the avatar", short="-m", path=True)
-    iteration: int = option(-1, "saved iteration to render; -1: the newest", unit="iterations", at_least=-1)
-    skip_train: bool = option(False, "leave out the train split")
-    skip_val: bool = option(False, "leave out the val split (held-out cameras)")
-    skip_test: bool = option(False, "leave out the test split (held-out sequences)")
-    select_camera_id: int = _camera()
-    source_path: str | None = option(
-        None, "folder of the capture, if it is not where it was during training", short="-s", path=True
-    )
-    target_path: str | None = option(None, "capture whose cameras and motion the avatar follows", short="-t", path=True)
-    head_model: str | None = option(
-        None, "FLAME-format head model, if it is not where it was during training", path=True
-    )
-    render_mesh: bool = option(False, "also draw the head mesh over the pictures")
-    no_color_calibration: bool = option(False, "the colours without the calibration that was trained with them")
-    refine_flame: int = _refine_steps(
-        "fit the FLAME parameters of frames that were not trained on to the views of --refine_cameras, in so many "
-        "steps; 0: as tracked"
-    )
-    refine_cameras: tuple[int, ...] = _refine_cameras("refine_flame")
-    export_world: int | None = option(
-        None,
-        "write an ordinary world-space 3DGS PLY of this timestep, which any splat viewer opens",
-        unit="timestep",
-        at_least=0,
-    )
-    rasterizer: str = _rasterizer()
-    device: str = _device()
-    threads: int = _threads()
-    quiet: bool = _quiet()
-
-    def conflict(self) -> str | None:
-        """What is wrong between the values, as a sentence; None when they fit together."""
-        return _refinement_conflict("refine_flame", self.refine_flame, self.refine_cameras)
 
 
 def groups(options: Options) -> Iterator[tuple[str, Any]]:

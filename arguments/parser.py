@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from arguments.fields import comma_list, field_types, off_flag, validate
-from arguments.options import InnovationOptions, Options, RenderOptions, groups
+from arguments.options import InnovationOptions, Options, groups
 from arguments.presets import PRESETS
+from arguments.render_options import RenderOptions
 from arguments.schedule import scale_schedule
 from utils.errors import UserError
 
@@ -19,7 +21,11 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ours: one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        unknown = flags if message.startswith("unrecognized") else []
+        meant = [name for flag in unknown for name in difflib.get_close_matches(flag, self._option_string_actions, 1)]
+        hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+        raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
 
 def _new_parser(program: str, description: str) -> _Parser:

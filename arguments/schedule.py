@@ -65,13 +65,19 @@ class DueIterations:
     last: int  # iterations of the run
     interval: int  # used where nothing is listed
     listed: frozenset[int]  # replaces the interval where not empty
+    early: int = 0  # also at this one, unless something is listed
 
     def __call__(self, iteration: int) -> bool:
         # The last one is always due: a run that ends between two multiples of
         # the interval must not lose its result.
         if iteration == self.last:
             return True
-        return iteration in self.listed if self.listed else iteration % self.interval == 0
+        return iteration in self.listed if self.listed else iteration % self.interval == 0 or iteration == self.early
+
+    def after(self, iteration: int) -> int:
+        """The first one that comes after `iteration`; the last of the run where none does."""
+        next_multiple = (iteration // self.interval + 1) * self.interval
+        return min([i for i in self.listed or (self.early, next_multiple) if i > iteration] + [self.last])
 
 
 class Milestones(NamedTuple):
@@ -87,13 +93,14 @@ def milestones(options: Options) -> Milestones:
 
     Each is every multiple of `--interval` up to the actual number of
     iterations, or the explicit list where one was given, and always the last
-    iteration. Listed iterations beyond the run never come, so that a script
-    with `--test_iterations 7000 30000` also works for a short run.
+    iteration. Without a list the first evaluation comes already at 1 % of the
+    run: whoever waits for hours wants to see early that it goes well. Listed
+    iterations beyond the run never come, so that a script with
+    `--test_iterations 7000 30000` also works for a short run.
     """
     run, last = options.run, options.optimization.iterations
     return Milestones(
-        *(
-            DueIterations(last, run.interval, frozenset(listed))
-            for listed in (run.test_iterations, run.save_iterations, run.checkpoint_iterations)
-        )
+        DueIterations(last, run.interval, frozenset(run.test_iterations), early=last // 100),
+        DueIterations(last, run.interval, frozenset(run.save_iterations)),
+        DueIterations(last, run.interval, frozenset(run.checkpoint_iterations)),
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from evaluation.evaluate import Evaluated, evaluate, evenly_spaced, mean_metrics
 from evaluation.metrics import Suite
@@ -22,6 +21,7 @@ from scene.dataset import View
 from scene.gaussian_model import GaussianModel
 from utils.files import write_json
 from utils.images import PngWriter, error_map, side_by_side, to_bytes, write_png
+from utils.progress import progress_bar
 from utils.video import video_writer
 
 COMPARED_VIEWS = 4
@@ -86,7 +86,7 @@ class SplitRenderer:
         columns: list[np.ndarray] = []
         records: dict[int, dict[str, Any]] = {}
         with ExitStack() as stack:
-            bar = stack.enter_context(tqdm(total=len(order), desc=f"Rendering {name}", unit="view", disable=self.quiet))
+            bar = stack.enter_context(progress_bar(len(order), f"Rendering {name}", "view", quiet=self.quiet))
             pngs = stack.enter_context(PngWriter())
             width, height = self.cameras[order[0]].width, self.cameras[order[0]].height
             videos = {kind: stack.enter_context(video_writer(folder / f"{kind}.mp4", width, height)) for kind in kinds}

@@ -54,6 +54,9 @@ def demo(data: str, model: str, iterations: str, flags: list[str], anew: str) ->
     ):
         for path in sorted(map(str, Path(model).glob(f"**/ours_{iterations}/{pattern}"))):
             print(line.format(path))
+    if python != os.path.basename(sys.executable):
+        activate = shlex.quote(f"{environment.VENV}/bin/activate")
+        print(f"To go on with train.py and render.py in this shell: source {activate}")
 
 
 def _measured(model: str, iterations: str) -> bool:

@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import pickle
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from synthetic.model import Head, build_head, hair_offset
 from synthetic.motion import make_motion, make_views, tracked
@@ -26,6 +24,7 @@ from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, remove_leftovers, write_json
 from utils.npz import write_npz
+from utils.progress import progress_bar
 
 MARKER = "synthetic.json"  # names the settings of a folder that this module writes
 VERSION = 1  # of what the same settings produce
@@ -226,9 +225,7 @@ def _render_missing(
     assets = make_assets(head, seed)
     workers = min(usable_cores() if workers is None else workers, len(missing))
     count = sum(len(c) for c in missing.values())
-    with tqdm(
-        total=count, desc="rendering the procedural head", unit="image", disable=not progress, file=sys.stderr
-    ) as bar:
+    with progress_bar(count, "Rendering the procedural head", "image", quiet=not progress) as bar:
         if workers <= 1:
             for t, chosen in missing.items():
                 bar.update(_render_timestep(assets, out, t, motion[t], chosen, views, samples))

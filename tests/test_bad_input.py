@@ -152,6 +152,7 @@ def test_spoilt_captures(
     "more, message",
     [
         ("--use_magic", r"unrecognized arguments: --use_magic"),
+        ("--lamda-dssim=0.3", r"unrecognized arguments: --lamda-dssim=0.3; did you mean --lambda_dssim\?"),
         ("--iteration 7", r"--iteration"),  # an abbreviation is not a flag
         ("--iterations 0", r"--iterations must be at least 1, not 0"),
         ("--iterations many", r"--iterations.*'many'"),

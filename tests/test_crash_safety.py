@@ -126,7 +126,7 @@ def test_the_order_on_the_disk(capture: Path, tmp_path: Path, monkeypatch: pytes
             curves = [entry for entry in done[:index] if "tfevents" in entry[-1]]
             assert curves[-1][0] == "fsync"
     named = {path for path in (tmp_path / "model").rglob("*") if path.is_file()}
-    assert {path.name for path in named if "tfevents" not in path.name} - targets == {".lock"}
+    assert {path.name for path in named if "tfevents" not in path.name} - targets == {".lock", "train.log"}
     assert any(entry[0] == "unlink" and "chkpnt" in entry[1] for entry in done)
 
 
@@ -341,7 +341,7 @@ def test_the_end_measured_twice_is_shown_once(tmp_path: Path) -> None:
         resumed.load_state_dict(state)
         resumed.evaluation(20, "val", {"psnr": 2.0})
     found = curves(tmp_path)
-    assert found["val/psnr"] == {20: 2.0}
+    assert found["1_val/psnr"] == {20: 2.0}
     assert found["loss/total"] == {10: 5.5, 20: 15.5}
     assert found["density/grown"] == {20: 3.0}
 
@@ -353,12 +353,11 @@ def test_taken_up_further_back_a_run_keeps_its_own_checkpoints(tmp_path: Path) -
     for step in (10, 20, 30, 40, 25):
         checkpoint.save(tmp_path / f"chkpnt{step}.pth", {"step": step})
     checkpoint.remove_old(tmp_path, 2, step=25)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "chkpnt40.pth",
-        "chkpnt30.pth",
-        "chkpnt25.pth",
-        "chkpnt20.pth",
-    }
+    assert {path.stem for path in tmp_path.iterdir()} == {"chkpnt40", "chkpnt30", "chkpnt25", "chkpnt20"}
+    checkpoint.remove_old(tmp_path, 1, step=40, spared={20})  # typed in --checkpoint_iterations
+    assert {path.stem for path in tmp_path.iterdir()} == {"chkpnt40", "chkpnt20"}
+    checkpoint.remove_old(tmp_path, 0, step=40)
+    assert {path.stem for path in tmp_path.iterdir()} == {"chkpnt40", "chkpnt20"}
 
 
 def test_results_of_a_shorter_run_do_not_end_a_longer_one(whole: Path, capture: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from hostile import refusal
 from PIL import Image
 from places import ROOT
+from runs import flags
 from test_hostile_files import png
-from toy_capture import rigged_flags, write_capture
+from toy_capture import write_capture
 
 import scene.dataset.common
 import scene.dataset.rigged
@@ -63,7 +64,7 @@ def test_offsets_are_compared_with_the_head_model_first(tmp_path: Path) -> None:
     offsets = np.ones((1, 5_000_000, 3), np.float32)
     capture = capture_with(tmp_path, 60, dynamic_offset=offsets)
     assert (capture / "flame_param/00001.npz").stat().st_size < 100_000
-    words = rigged_flags(capture, tmp_path / "model", "--iterations", "1", "--quiet")
+    words = flags(capture, tmp_path / "model", "--iterations", "1", "--quiet")
     text = refusal(lambda: train.train(parse_train(words)))
     assert "'dynamic_offset' has 5000000 vertices, but the head model has 162" in text
     assert peak(f"train.train(parse_train({words!r}))") < SMALL

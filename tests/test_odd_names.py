@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from toy_capture import rigged_flags, write_capture
+from runs import flags
+from toy_capture import write_capture
 from toy_datasets import write_colmap
 
 from scene.dataset import load_dataset
@@ -36,7 +37,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
             frame.update(file_path=name, camera_id=frame["camera_id"] + "\ud800")
         path.write_text(json.dumps(content))
     model = tmp_path / "model\udcff"
-    words = rigged_flags(capture, model, *STEPS, "--use_color_calibration", "--color_per_camera")
+    words = flags(capture, model, *STEPS, "--use_color_calibration", "--color_per_camera", quiet=False)
     done = command("train.py", *words)
     assert done.returncode == 0, done.stderr.decode()
     assert b"\\udcff/results.json" in done.stdout

@@ -16,7 +16,7 @@ import pytest
 import torch
 from plyfile import PlyData
 from runs import ITERATIONS, SCHEDULE, assert_same_run, curves, flags, gaussians, in_each_iteration, train_on
-from toy_capture import TIMESTEPS
+from toy_capture import TIMESTEPS, write_capture
 from toy_datasets import load
 
 import render
@@ -39,7 +39,8 @@ def short_run(capture: Path, model: Path, *more: object) -> dict[str, Any]:
 def test_everything_is_written(finished: SimpleNamespace, capture: Path) -> None:
     model = finished.model
     moments = (70, 140, 210, 280, 300)
-    expected = {".lock", "cfg_args", "cameras.json", "results.json", *(f"chkpnt{step}.pth" for step in moments)}
+    checkpoints = (f"chkpnt{step}.pth" for step in moments)
+    expected = {".lock", "cfg_args", "cameras.json", "results.json", "train.log", *checkpoints}
     for step in moments:
         expected |= {f"point_cloud/iteration_{step}/{name}" for name in ("point_cloud.ply", "flame_param.npz")}
     found = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
@@ -91,8 +92,8 @@ def test_curves(finished: SimpleNamespace) -> None:
     found = curves(finished.model)
     assert list(found["loss/total"]) == list(range(10, ITERATIONS + 1, 10))
     assert {"loss/l1", "loss/ssim", "loss/xyz", "loss/scale", "points/total", "time/iteration_ms"} <= found.keys()
-    assert list(found["val/psnr"]) == [70, 140, 210, 280, 300]
-    assert list(found["test/flip"]) == [300]
+    assert list(found["1_val/psnr"]) == [3, 70, 140, 210, 280, 300]
+    assert list(found["2_test/flip"]) == [300]
     total = list(found["loss/total"].values())
     assert np.mean(total[-3:]) < 0.5 * np.mean(total[:3])
     # Terms are logged as they enter the sum.
@@ -237,11 +238,11 @@ def test_one_camera(capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
         short_run(capture, tmp_path / "other", "--select_camera_id 1")
 
 
-def test_half_the_size(capture: Path, tmp_path: Path) -> None:
-    short_run(capture, tmp_path, "-r 2")
+def test_half_the_size(tmp_path: Path) -> None:
+    short_run(write_capture(tmp_path / "capture", [3, 4, 9], size=(64, 96)), tmp_path, "-r 2")
     cameras = json.loads((tmp_path / "cameras.json").read_text())
     assert {(camera["width"], camera["height"], camera["fx"], camera["fy"]) for camera in cameras} == {
-        (16, 24, 30.0, 31.0)
+        (32, 48, 30.0, 31.0)
     }
 
 

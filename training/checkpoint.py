@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +199,16 @@ def latest(folder: str | Path, at_most: float = math.inf) -> Path | None:
     return next((path for path in newest_first(folder) if int(path.stem.removeprefix("chkpnt")) <= at_most), None)
 
 
-def remove_old(folder: str | Path, keep: int, step: int) -> None:
+def remove_old(folder: str | Path, keep: int, step: int, spared: Container[int] = ()) -> None:
     """Of the checkpoints up to iteration `step`, removes all but the newest `keep`; keeps all if that is 0.
+
+    Those of the iterations `spared` are kept and do not count.
 
     Later ones are of a run that was taken up again further back. They are not this run's to remove,
     and must not count either, or they would push out what it has just saved.
     """
-    own = [path for path in newest_first(folder) if int(path.stem.removeprefix("chkpnt")) <= step]
+    numbered = [(int(path.stem.removeprefix("chkpnt")), path) for path in newest_first(folder)]
+    own = [path for number, path in numbered if number <= step and number not in spared]
     for path in own[keep:] if keep else []:
         path.unlink(missing_ok=True)
 

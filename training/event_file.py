@@ -13,7 +13,9 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +23,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import cannot_write, flush_folder
 
 
@@ -40,7 +42,7 @@ class EventFile:
         """
         folder = Path(folder)
         self._waiting = bytearray()  # of the file, from byte `_end` on
-        self._end = 0
+        self._end, self._begin = 0, begin
         self._announced = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +64,18 @@ class EventFile:
         height, width, _ = pixels.shape
         content = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png.getvalue())
         self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=content)])))
+
+    def options(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Shows `values` as text and as the hparams of a run that is judged by the scalars `metrics`."""
+        from torch.utils.tensorboard.summary import hparams, text
+
+        # Names of files may be no UTF-8.
+        plain = {name: v if isinstance(v, bool | int | float) else one_line(v) for name, v in values.items()}
+        rows = "".join(f"| {name} | `{value}` |\n" for name, value in plain.items())
+        # The last of the three says that the session has ended, which is for the end to say.
+        parts = hparams(plain, dict.fromkeys(metrics, 0.0))[:2]
+        for summary in (text("options", f"| option | value |\n|---|---|\n{rows}"), *parts):
+            self._add(Event(step=self._begin, summary=summary))
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -8,7 +8,6 @@ that belongs to it is done.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -105,9 +104,7 @@ class Evaluation(Listener):
 
         def on_image(view: Evaluated) -> None:
             if view.ground_truth is not None and view.index in pictured:
-                # The index too: merged sets use one image name for several views.
-                name = f"{split}/{view.index:05d}_{view.camera.name}"
-                self.reporter.picture(step, name, view.image, view.ground_truth)
+                self.reporter.picture(step, split, self.views.label(split, view.index), view.image, view.ground_truth)
 
         means = evaluate(
             avatar,
@@ -125,7 +122,7 @@ class Evaluation(Listener):
                 _, vertices = avatar(camera.timestep)
                 weights = self.region.weights(None, camera, vertices)
             if weights is not None:
-                self.reporter.heat_map(step, f"{split}/{pictured[0]:05d}_{camera.name}/region_weights", weights)
+                self.reporter.heat_map(step, split, f"{self.views.label(split, pictured[0])}/region_weights", weights)
         return means
 
 
@@ -174,13 +171,12 @@ class Checkpoints(Listener):
                 self.reporter.flush()
                 state = {name: part.state_dict() for name, part in self.parts.items()}
                 checkpoint.save(self.output / f"chkpnt{step}.pth", {"step": step, "options": self.options, **state})
-                checkpoint.remove_old(self.output, self.keep, step)
+                checkpoint.remove_old(self.output, self.keep, step, self.due.listed)
                 self.clock.restart()
         if self.stop.signal:
             self.reporter.close()
-            print(
+            self.reporter.warn(
                 f"stopped by {self.stop.signal.name} after iteration {step}; the same command with "
-                "--start_checkpoint auto goes on from there",
-                file=sys.stderr,
+                "--start_checkpoint auto goes on from there"
             )
             raise SystemExit(128 + self.stop.signal)

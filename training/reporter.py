@@ -1,12 +1,13 @@
-"""What a training shows while it runs: the progress bar and the TensorBoard curves."""
+"""What a training shows while it runs: the progress bar, the TensorBoard curves and train.log."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.files import append_line
 from utils.images import error_map, heat_map, to_bytes
+from utils.progress import Lossy, progress_bar
+
+LOG = "train.log"
+# TensorBoard sorts its groups by name, and metrics are what one looks for.
+GROUPS = {"val": "1_val", "test": "2_test", "train": "3_train"}
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
+NARROWEST_BAR = 3  # columns
+ESTIMATED_AFTER = 50  # iterations: then a run says how long it will take
+GAUGES_EVERY = 10  # readings
 
 
 class Reporter:
@@ -63,17 +74,15 @@ class Reporter:
         self._pause_at: float | None = None  # since when, if now
         self._intervals: list[float] = []  # milliseconds per iteration, one for each reading
         self._seconds = 0.0
-        self._shown: set[str] = set()  # ground truths already written
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=iterations,
-            initial=start,
-            disable=quiet,
-            unit="it",
-            file=_Lossy(sys.stderr),
-            dynamic_ncols=terminal,
-            smoothing=0.1,
-            mininterval=0.3 if terminal else 30.0,  # a log file wants a line now and then, not a film
+        self._first = start
+        self._readings = 0  # since then
+        self._estimated = False
+        self._log = Path(folder) / LOG
+        # To be set: what else to show as curves, and when the evaluation after an iteration comes.
+        self.gauges: Callable[[int], Mapping[str, float]] = lambda step: {}
+        self.next_evaluation: Callable[[int], int] = lambda step: iterations
+        self._bar = progress_bar(
+            iterations, "Training", "it", quiet=quiet, initial=start, smoothing=0.1, bar_format=BAR
         )
 
     # ---- each iteration -----------------------------------------------------
@@ -103,12 +112,44 @@ class Reporter:
                 **{f"loss/{name}": value for name, value in means.items()},
                 "points/total": points,
                 "time/iteration_ms": self._intervals[-1],
+                "time/iterations_per_second": 1e3 / max(self._intervals[-1], 1e-6),
             },
         )
-        losses = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self._bar.set_postfix_str(f"{losses} points {points / 1e3:.1f}k", refresh=False)
+        self._readings += 1
+        if iteration % (GAUGES_EVERY * self.every) == 0 or iteration == self._last:
+            self.scalars(iteration, self.gauges(iteration))
+        self._bar.set_postfix_str(self._note(means, points), refresh=False)
         self._bar.update(iteration - self._bar.n)
         self._count, self._read_at, self._paused = 0, now, 0.0
+        if not self._estimated and self._readings >= 2 and self._first + ESTIMATED_AFTER <= iteration < self._last:
+            self._estimated = True
+            self.say(self._estimate(iteration))
+
+    def _note(self, means: Mapping[str, float], points: int) -> str:
+        """The Gaussians, the total loss and, as far as the terminal is wide, the terms that are on."""
+        note = f"{points / 1e3:.1f}k Gaussians"
+        for name, value in means.items():
+            longer = f"{note}, {name} {value:.2g}"
+            if name == "total" or value and len(longer) <= self._room():
+                note = longer
+        return note
+
+    def _room(self) -> float:
+        """The columns that are left for a note beside the bar."""
+        if not isinstance(self._bar, tqdm) or not (width := self._bar.format_dict["ncols"]):
+            return math.inf
+        rest = self._bar.format_dict | {"bar_format": BAR.replace("{bar}", ""), "postfix": ""}
+        return width - NARROWEST_BAR - len(tqdm.format_meter(**rest)) - len(", ")
+
+    def _estimate(self, iteration: int) -> str:
+        """How long the run will take, by its last readings: the first of all has built and loaded things."""
+        rate = 1e3 / max(statistics.median(self._intervals[1 - self._readings :]), 1e-6)
+        evaluation = self.next_evaluation(iteration)
+        until = (tqdm.format_interval((step - iteration) / rate) for step in (self._last, evaluation))
+        return (
+            f"{rate:.1f} iterations/s: about {next(until)} to go, longer as Gaussians are added; "
+            f"the next evaluation is at iteration {evaluation:,}, in {next(until)}"
+        )
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -131,38 +172,39 @@ class Reporter:
                 self._writer.scalar(name, value, iteration)
                 self._scalars[name] = value
 
+    def options(self, values: Mapping[str, Any], splits: Iterable[str]) -> None:
+        """Shows the options as text, and as hparams beside the metrics of these splits at the end."""
+        self._writer.options(values, [f"{GROUPS[split]}/{name}" for split in splits for name in ("psnr", "ssim", "l1")])
+
     def evaluation(self, iteration: int, split: str, means: Mapping[str, float | None]) -> None:
-        """Writes `<split>/<metric>` and says the main ones."""
-        self.scalars(iteration, {f"{split}/{name}": value for name, value in means.items()})
+        """Writes `<group of the split>/<metric>` and says the main ones."""
+        self.scalars(iteration, {f"{GROUPS.get(split, split)}/{name}": value for name, value in means.items()})
         values = [f"{name} {value:.4f}" for name, value in means.items() if value is not None]
         self.say(f"[{iteration}] {split}: {', '.join(values)}")
 
-    def picture(self, iteration: int, name: str, image: Tensor, ground_truth: Tensor) -> None:
-        """Writes a rendering [3, H, W], its error map, and, the first time, its ground truth.
+    def picture(self, iteration: int, split: str, view: str, image: Tensor, ground_truth: Tensor) -> None:
+        """Writes a rendering [3, H, W], its ground truth and the error between them, side by side."""
+        panels = torch.cat([image, ground_truth, error_map(image, ground_truth)], dim=2)
+        self._image(f"{GROUPS.get(split, split)}/{view}/render_truth_error", panels, iteration)
 
-        `name` says the view: "val/0003".
-        """
-        self._image(f"{name}/render", image, iteration)
-        self._image(f"{name}/error", error_map(image, ground_truth), iteration)
-        if name not in self._shown:
-            self._shown.add(name)
-            self._image(f"{name}/ground_truth", ground_truth, iteration)
-
-    def heat_map(self, iteration: int, name: str, values: Tensor) -> None:
+    def heat_map(self, iteration: int, split: str, name: str, values: Tensor) -> None:
         """Writes a map [1, H, W] of numbers of at least 0, the largest of them brightest."""
-        self._image(name, heat_map(values[0], max(float(values.max()), 1e-12)), iteration)
+        colors = heat_map(values[0], max(float(values.max()), 1e-12))
+        self._image(f"{GROUPS.get(split, split)}/{name}", colors, iteration)
 
     def _image(self, tag: str, image: Tensor, iteration: int) -> None:
         self._writer.image(tag, to_bytes(image), iteration)
 
-    def say(self, text: str) -> None:
-        """Prints a line without tearing the bar; nothing when quiet."""
-        if not self.quiet:
-            self._bar.write(text, file=_Lossy(sys.stdout))
+    def say(self, text: str, *, shown: bool = True) -> None:
+        """Prints a line without tearing the bar, unless quiet or not `shown`; it stands in train.log anyway."""
+        append_line(self._log, text)
+        if shown and not self.quiet:
+            tqdm.write(text, file=Lossy(sys.stdout))
 
     def warn(self, text: str) -> None:
         """Prints a line to stderr without tearing the bar, quiet or not."""
-        self._bar.write(text, file=_Lossy(sys.stderr))
+        append_line(self._log, text)
+        tqdm.write(text, file=Lossy(sys.stderr))
 
     # ---- the end, and a new beginning ---------------------------------------
 
@@ -181,7 +223,6 @@ class Reporter:
         return {
             "seconds": self._seconds,
             "intervals": list(self._intervals),
-            "shown": sorted(self._shown),
             "pending": _values(self._pending),
             "count": self._count,
             "elapsed": (self._pause_at or time.perf_counter()) - self._read_at - self._paused,
@@ -192,7 +233,6 @@ class Reporter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._seconds = float(state["seconds"])
         self._intervals = [float(value) for value in state["intervals"]]
-        self._shown = set(state["shown"])
         if "pending" not in state:  # of an earlier version, which lost them
             return
         self._pending = {str(name): [float(value) for value in values] for name, values in state["pending"].items()}
@@ -215,30 +255,6 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Lossy:
-    """A stream whose lines may get lost: a log on a full disk or a closed terminal is no reason to end a training."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
-
-    def __eq__(self, other: object) -> bool:
-        # tqdm asks whether a line goes where a bar is, and if so takes the bar away for a moment.
-        return self._stream == getattr(other, "_stream", other)
-
-    __hash__ = object.__hash__
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def _values(pending: Mapping[str, list[Tensor | float]]) -> dict[str, list[float]]:

@@ -10,7 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arguments import InnovationOptions, ModelOptions, OptimizationOptions, Options, write_cfg_args
+from arguments import (
+    InnovationOptions,
+    ModelOptions,
+    OptimizationOptions,
+    Options,
+    flatten,
+    milestones,
+    notes,
+    write_cfg_args,
+)
+from evaluation.evaluate import evenly_spaced
 from evaluation.pose_refinement import SplitViews, refinable_views
 from gaussian_renderer import Rasterizer, render
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
@@ -27,9 +37,12 @@ from scene.gaussian_model import GaussianModel
 from training import checkpoint
 from training.density_control import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
 from training.optimizers import GaussianOptimizer, RowAdam
+from training.reporter import Reporter
 from training.views import Views
 from utils.errors import UserError
 from utils.files import only_writer
+
+SHOWN_DENSIFICATIONS = 20  # lines in a run, however often it densifies
 
 
 def load_capture(options: Options) -> Dataset:
@@ -116,6 +129,24 @@ def claim_output(stack: ExitStack, output: Path, options: Options, dataset: Data
         checkpoint.remove_run(output)
     write_cfg_args(output, options)
     write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
+
+
+def build_reporter(options: Options, output: Path, resume: checkpoint.State | None, measured: list[str]) -> Reporter:
+    """What shows the run; `measured` are the splits that evaluations measure."""
+    reporter = Reporter(
+        output, options.optimization.iterations, start=resume["step"] if resume else 0, quiet=options.run.quiet
+    )
+    reporter.options(flatten(options), measured)
+    reporter.next_evaluation = milestones(options).test.after
+    for note in notes(options):  # the terminal has them already
+        reporter.say(note, shown=False)
+    return reporter
+
+
+def gauges(optimizer: GaussianOptimizer, progressive: ProgressiveResolution, step: int) -> dict[str, float]:
+    """What changes on schedule, as curves."""
+    rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
+    return {**rates, "resolution/scale": progressive.scale(step)}
 
 
 # ---- innovations --------------------------------------------------------------
@@ -276,6 +307,13 @@ def build_density(
         extent=extent,
         generator=torch.Generator().manual_seed(options.run.seed + 1),
     )
+
+
+def shown_densifications(optim: OptimizationOptions) -> set[int]:
+    """The iterations whose densification is told on the terminal: some, evenly spread, with the first and the last."""
+    end, interval = min(optim.densify_until_iter, optim.iterations + 1), optim.densification_interval
+    steps = [step for step in range(interval, end, interval) if step > optim.densify_from_iter]
+    return {steps[index] for index in evenly_spaced(len(steps), SHOWN_DENSIFICATIONS)}
 
 
 def build_policy(optim: OptimizationOptions, extra: InnovationOptions) -> Policy:

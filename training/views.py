@@ -53,8 +53,17 @@ class Views:
             for name, first in start.items()
         }
         self.measured = [name for name in ("val", "test") if self.cameras[name]] or ["train"]
+        self._timesteps = {name: [view.timestep_index for view in views] for name, views in splits.items()}
+        self._rigged = dataset.flame is not None
         self._scaled = ScaledImages(cache, len(dataset.train))
         self._device, self._alpha = device, options.innovations.lambda_alpha > 0
+
+    def label(self, split: str, index: int) -> str:
+        """A name for a view: of a head by camera and timestep as in the capture, of a static scene by its image."""
+        camera = self.cameras[split][index]
+        if not self._rigged:
+            return f"{index:05d}_{camera.name}"
+        return f"camera_{camera.camera_id}_timestep_{self._timesteps[split][index]:05d}"
 
     def training(self, index: int, scale: float) -> tuple[Camera, Tensor, Tensor | None]:
         """A training view at `scale` times its resolution: the camera, the ground truth [3, h, w], and its alpha.

@@ -15,11 +15,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import TracebackType
 
-from utils.errors import fail
+from utils.errors import fail, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 UNFINISHED = VENV / "unfinished"  # there while we make .venv: nothing else is ever removed
 CANDIDATES = ("python3.12", "python3.11", "python3.13", "python3", "python")
 MINIMUM_PYTHON = (3, 11)
@@ -40,12 +42,12 @@ def ensure(*files: str) -> str:
         return os.path.basename(sys.executable)
     if not ours and (os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")):
         print(f"== The active environment is left as it is ({absent}); .venv is used instead")
-    python = str(VENV / "bin" / "python")
+    python = str(PYTHON)
     if absent if ours else _missing_in(python, *files):
         _make_venv(python)
         _fill_venv(python, files, driver)
     # As activating it would: PyTorch calls `ninja` by name to compile gsplat.
-    os.environ["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    os.environ["PATH"] = f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"
     if driver:
         _add_gsplat(python)
     return python
@@ -69,6 +71,20 @@ def missing(*files: str) -> str:
                 if not TORCH_RANGE[0] <= number < TORCH_RANGE[1]:
                     problems.append(f"torch 2.11 to 2.13 (found {found})")
     return "missing: " + ", ".join(problems) if problems else ""
+
+
+def explain_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For `sys.excepthook`: of a Python without the requirements, a script says which Python has them, and exits 2."""
+    lacks = missing("requirements.txt") if issubclass(kind, ModuleNotFoundError) else ""
+    if not lacks:
+        return sys.__excepthook__(kind, error, trace)
+    if _missing_in(str(PYTHON), "requirements.txt"):
+        remedy = (
+            "`./train_efficient.sh demo` makes a .venv that has it, `python -m pip install -r requirements.txt` adds it"
+        )
+    else:
+        remedy = f"{PYTHON} has it: start the script with that, or type `source .venv/bin/activate` first"
+    run_script(lambda: fail(f"{sys.executable} cannot run this ({lacks}); {remedy}"))
 
 
 def call(*command: str) -> int:

@@ -227,6 +227,14 @@ def remove(path: Path) -> None:
         raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
+def append_line(path: Path, text: str) -> None:
+    """Appends a line to a log, which may get lost. Where a link or a pipe stands nothing is written."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_TRAPS, 0o666)
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{text}\n")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:

@@ -18,11 +18,16 @@ that from the one that starts them, so it has to be said before there are any.
 from __future__ import annotations
 
 import os
+import sys
+
+from utils import environment
+
+sys.excepthook = environment.explain_missing_package
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import torch
+import torch  # noqa: E402
 
 torch.set_flush_denormal(True)
 for _first_call in (torch.exp, torch.log, torch.logit):

@@ -26,6 +26,7 @@ from gaussian_renderer.mesh_overlay import visible_faces
 from scene.dataset import Dataset, View
 from scene.flame import FlameParameters, HeadModel
 from scene.images.cache import ImageCache
+from training.reporter import GROUPS
 
 # By rising precedence on the mesh; "rest" is what none of them claims.
 MESH_REGIONS = {
@@ -205,6 +206,6 @@ def read_curves(run: Path) -> dict[str, list[list[float]]]:
             before = event.step
             curves["seconds"].append([event.step, round(seconds, 3)])
     for split in ("val", "test"):
-        if f"{split}/psnr" in tags:
-            curves[f"{split}/psnr"] = [[event.step, event.value] for event in events.Scalars(f"{split}/psnr")][:-1]
+        if (tag := f"{GROUPS[split]}/psnr") in tags:
+            curves[f"{split}/psnr"] = [[event.step, event.value] for event in events.Scalars(tag)][:-1]
     return curves

@@ -22,6 +22,7 @@ from utils.untrusted import names_file, open_regular, read_regular
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".PNG", ".JPG", ".JPEG")
 DEFAULT_MAX_WIDTH = 1600  # pixels; wider images are reduced to this unless -r says otherwise
+MIN_SIDE = 32  # pixels; -r makes no smaller images
 MAX_PIXELS = 178_956_970  # per image, Pillow's own limit against decompression bombs
 MAX_JSON_BYTES = 256 << 20  # 15,000 frames take about 30 MB
 # What the values of a JSON file take in memory, by the characters that begin or divide them. A file of frames comes to
@@ -84,10 +85,11 @@ def training_size(width: int, height: int, resolution: float) -> tuple[int, int]
     width; any other number of at least 1 is the width in pixels.
 
     Raises:
-        UserError: `resolution` is none of these.
+        UserError: `resolution` is none of these, or makes a side smaller than 32 pixels.
     """
     if resolution in (1, 2, 4, 8):
-        return max(1, round(width / resolution)), max(1, round(height / resolution))
+        size = max(1, round(width / resolution)), max(1, round(height / resolution))
+        return _not_too_small(size, (width, height), resolution)
     if resolution == -1:
         new_width = min(width, DEFAULT_MAX_WIDTH)
     elif 1 <= resolution <= 65536:
@@ -105,7 +107,18 @@ def training_size(width: int, height: int, resolution: float) -> tuple[int, int]
             f"--resolution {resolution:g} would enlarge {width}x{height} images to {size[0]}x{size[1]}: "
             "give a smaller width"
         )
-    return size
+    return _not_too_small(size, (width, height), resolution)
+
+
+def _not_too_small(size: tuple[int, int], source: tuple[int, int], resolution: float) -> tuple[int, int]:
+    """`size`, if there is something to learn from in it, or if the images are no larger."""
+    if min(size) >= MIN_SIDE or min(size) >= min(source) or resolution == -1:
+        return size
+    raise UserError(
+        f"--resolution {resolution:g} would train {source[0]}x{source[1]} images at {size[0]}x{size[1]} pixels, and "
+        f"a side below {MIN_SIDE} is too small: 1, 2, 4 and 8 divide the size, -1 keeps it, any other number is the "
+        "width in pixels"
+    )
 
 
 def training_splits(splits: dict[str, list[View]], eval_split: bool) -> dict[str, list[View]]:

@@ -30,7 +30,6 @@ from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ops import kernels
 from ops.area import area_reduce
@@ -42,6 +41,7 @@ from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, locked, remove_leftovers
 from utils.memory import available_memory
+from utils.progress import progress_bar
 
 MAX_WORKERS = 32
 CUDA_SHARE = 0.5  # of the free GPU memory may hold images
@@ -131,15 +131,10 @@ class ImageCache:
 
             # PyTorch's own operations bring their threads with them.
             threads = usable_cores() if kernels.available() and self.where != "cuda" else 1
-            with ThreadPoolExecutor(threads) as pool:
-                for _ in tqdm(
-                    pool.map(reduce, range(len(scaled))),
-                    total=len(scaled),
-                    unit="img",
-                    desc=f"Images at scale {scale:g}",
-                    disable=not self._progress,
-                ):
-                    pass
+            shown = progress_bar(len(scaled), f"Images at scale {scale:g}", "image", quiet=not self._progress)
+            with ThreadPoolExecutor(threads) as pool, shown as bar:
+                for _ in pool.map(reduce, range(len(scaled))):
+                    bar.update()
 
         scaled._store(fill, lambda: f"{_key(scaled._jobs)}-{scale!r}")
         return scaled
@@ -281,8 +276,8 @@ def _decode(jobs: list[dict[str, Any]], file: int, workers: int, progress: bool)
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(_worker(file)) for _ in range(workers)]
         # All headers first: a wrong size is found in seconds, not after minutes of decoding.
-        _run(processes, jobs, check=True, progress=False)
-        _run(processes, jobs, check=False, progress=progress)
+        _run(processes, jobs, check=True, quiet=True)
+        _run(processes, jobs, check=False, quiet=not progress)
 
 
 @contextlib.contextmanager
@@ -309,7 +304,7 @@ def _worker(file: int) -> Iterator[subprocess.Popen]:
         process.communicate()
 
 
-def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check: bool, progress: bool) -> None:
+def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check: bool, quiet: bool) -> None:
     """Hands `jobs` out in small batches, so that the workers end together; one thread waits for each worker."""
     size = max(1, min(64 if check else 8, math.ceil(len(jobs) / len(processes))))
     batches = iter([jobs[start : start + size] for start in range(0, len(jobs), size)])
@@ -328,7 +323,7 @@ def _run(processes: list[subprocess.Popen], jobs: list[dict[str, Any]], *, check
                     failures.append(error)
                 bar.update(len(batch))
 
-    with tqdm(total=len(jobs), desc="Decoding images", unit="img", disable=not progress) as bar:
+    with progress_bar(len(jobs), "Decoding images", "image", quiet=quiet) as bar:
         with ThreadPoolExecutor(len(processes)) as pool:
             try:
                 for future in [pool.submit(feed, process) for process in processes]:

@@ -62,9 +62,17 @@ def test_tiny_runs_keep_usable_intervals(iterations: int) -> None:
 @pytest.mark.parametrize("iterations, interval", [(30_000, 60_000), (30_001, 1000), (600, 600), (1, 60_000)])
 def test_multiples_up_to_the_actual_length_and_always_the_last(iterations: int, interval: int) -> None:
     due = milestones(train(f"--iterations {iterations} --interval {interval}"))
-    expected = sorted({*range(interval, iterations + 1, interval), iterations})
-    for moments in due:
-        assert [step for step in range(1, iterations + 1) if moments(step)] == expected
+    expected = {*range(interval, iterations + 1, interval), iterations}
+    early = {iterations // 100} - {0}  # a first evaluation at 1 %, whatever the interval
+    for moments, wanted in zip(due, (expected | early, expected, expected)):
+        found = [step for step in range(1, iterations + 1) if moments(step)]
+        assert found == sorted(wanted)
+        assert (
+            [moments.after(step) for step in range(iterations)]
+            == [next(later for later in found if later > step) for step in range(iterations)]
+            if iterations <= 600
+            else moments.after(0) == found[0]
+        )
 
 
 def test_lists_replace_the_interval_for_their_kind_only() -> None:

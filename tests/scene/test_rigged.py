@@ -50,9 +50,9 @@ def test_known_point_lands_on_known_pixel(tmp_path: Path) -> None:
     camera = load(tmp_path).train[0].camera
     expected = [17.0 + 50.0 * 0.1 / 1.5, 19.0 - 45.0 * 0.2 / 1.5]
     np.testing.assert_allclose(project(camera, np.array([0.1, 0.2, 0.5])), expected, rtol=1e-6)
-    half = load(tmp_path, resolution=2).train[0].camera
-    assert (half.width, half.height) == (20, 15)
-    np.testing.assert_allclose(project(half, np.array([0.1, 0.2, 0.5])), np.array(expected) / 2, rtol=1e-6)
+    twice = load(tmp_path, resolution=80).train[0].camera
+    assert (twice.width, twice.height) == (80, 60)
+    np.testing.assert_allclose(project(twice, np.array([0.1, 0.2, 0.5])), np.array(expected) * 2, rtol=1e-6)
     np.testing.assert_allclose(camera.center.numpy(), [0, 0, 2], atol=1e-6)
 
 
@@ -329,7 +329,11 @@ def test_resolution_rule() -> None:
     assert training_size(3208, 2200, 4) == (802, 550)
     assert training_size(3208, 2200, 1) == (3208, 2200)
     assert training_size(3208, 2200, 400) == (400, round(2200 * 400 / 3208))
-    assert training_size(3, 2, 8) == (1, 1)
+    assert training_size(64, 100, 2) == (32, 50)
+    assert training_size(3, 2, 1) == training_size(3, 2, 3) == (3, 2)  # small already
+    for small in (3, 8):
+        with pytest.raises(UserError, match=f"--resolution {small} would train 120x160 images at .* the width"):
+            training_size(120, 160, small)
     for bad in (0, -2, 0.5, math.nan, math.inf, 1e9):
         with pytest.raises(UserError, match="--resolution"):
             training_size(100, 100, bad)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import shlex
 import shutil
@@ -23,7 +24,7 @@ from scripts import train_efficient
 from utils import environment
 from utils.errors import UserError
 
-RIGGED = ["--eval", "--bind_to_mesh", "--white_background", "--port", "60000"]
+RIGGED = ["--eval", "--bind_to_mesh", "--white_background"]
 Run = Callable[..., list[list[str]]]
 Shell = Callable[..., subprocess.Popen[str]]
 Capture = pytest.CaptureFixture[str]
@@ -64,6 +65,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     for folder in (repository / "data" / "head 306", caller / "head 306"):
         folder.mkdir(parents=True)
+        (folder / "transforms_train.json").touch()
+    (caller / "transforms.json").touch()  # an export that was never split
     for name in ("SUBJECT", "DATA_DIR", "DEMO_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(caller)  # and back at the end
@@ -71,6 +74,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(environment, "ROOT", repository)
     monkeypatch.setattr(environment, "call", call)
     monkeypatch.setattr(environment, "ensure", lambda *files: "python")
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python")
     return start
 
 
@@ -110,6 +114,7 @@ def test_every_preset_has_a_mode_whose_command_parses(run: Run, preset: str) -> 
 )
 def test_typed_folders_win_in_every_spelling(run: Run, line: str) -> None:
     Path("here").mkdir()
+    Path("here", "transforms.json").touch()
     others = ["--seed", "3", "--lambda_dssim=0.3", "--test_iterations", "1", "2"]
     (command,) = run("ultra", *others[:2], *line.split(), *others[2:], SUBJECT="306", DATA_DIR="no")
     assert command[2:6] == ["-s", "here", "-m", "out"] and command[-6:] == others
@@ -132,9 +137,20 @@ def test_a_shortened_run_keeps_its_shortened_interval(run: Run) -> None:
         ("balanced --model_path=", {}, "--model_path is empty"),
         ("demo -s mine", {}, "balanced -s mine"),
         ("fancy -s mine", {}, "unknown mode 'fancy'; the modes are: balanced, ultra, quality, baseline, demo"),
+        ("Balancd -s mine", {}, r"unknown mode 'balancd'; did you mean balanced\?; the modes are"),
+        ("Balanced -s heat_306", {}, r"there is no folder heat_306; did you mean head 306\? \(-s\)"),
+        (
+            "ultra -s full",
+            {},
+            r"there is no transforms_train.json in the folder full; did you mean full/a head\? \(-s\)",
+        ),
+        ("ultra -s empty", {}, r"there is nothing in the folder empty \(-s\)"),
     ],
 )
 def test_mistakes_are_one_sentence(run: Run, words: str, variables: dict[str, str], sentence: str) -> None:
+    for folder in ("empty", "full/a head"):
+        Path(folder).mkdir(parents=True)
+    Path("full/a head/transforms.json").touch()
     with pytest.raises(UserError, match=sentence):
         run(*words.split(), **variables)
 
@@ -159,22 +175,47 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "preset"), [("1", "balanced"), ("2", "ultra"), ("3", "quality"), ("4", "baseline"), ("", "balanced")]
+    ("answer", "preset"),
+    [("1", "balanced"), ("Ultra", "ultra"), ("QUALITY-FIRST", "quality"), ("baseline", "baseline"), ("", "balanced")],
 )
-def test_the_menu(run: Run, capsys: Capture, answers: list[str], number: str, preset: str) -> None:
-    answers += [number, "~/some where "]
+def test_the_menu(run: Run, capsys: Capture, answers: list[str], answer: str, preset: str) -> None:
+    answers += [answer, "~/some where "]
     (command,) = run()
     assert command[2:6] == ["-s", os.path.abspath("."), "-m", f"output/{preset}_some where"]
-    menu = "Which preset?\n  1  Balanced\n  2  Ultra-Efficient\n  3  Quality-First\n  4  Baseline\n"
-    assert capsys.readouterr().out.startswith(f"{menu}1 to 4 [1]: \nFolder of the data set: \n+ ")
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [
+        ["1", "Balanced"],
+        ["2", "Ultra-Efficient"],
+        ["3", "Quality-First"],
+        ["4", "Baseline"],
+    ]
+    assert max(map(len, out[: out.index("+ ")].splitlines())) <= 120
+    assert out.split("--scale_schedule\n")[1].startswith("1 to 4, or a name [1]: \nFolder of the data set: \n+ ")
+
+
+def test_the_menu_says_what_the_readme_says() -> None:
+    for name in ("README.md", "doc/README_zh.md"):
+        rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("| `")]
+        for preset, (_, does) in train_efficient.PRESETS.items():
+            (row,) = (row for row in rows if row.startswith(f"| `{preset}`"))
+            for figure in re.findall(r"\+[0-9.]+ dB|×[0-9.]+", does):
+                assert figure in row
 
 
 def test_wrong_answers_are_asked_again_and_the_folder_is_offered(run: Run, capsys: Capture, answers: list[str]) -> None:
-    answers += ["5", "3", "nowhere", ""]
+    answers += ["5", "ultro", "3", "nowhere", ""]
     (command,) = run(DATA_DIR="head 306", SUBJECT="306")
     assert command[2:6] == ["-s", "head 306", "-m", "output/quality_306"]
     out, again = capsys.readouterr().out, "Folder of the data set [head 306]: \n"
-    assert f"There is no '5' in the list.\n1 to 4 [1]: \n{again}There is no folder 'nowhere'.\n{again}+ " in out
+    number = "1 to 4, or a name [1]: \n"
+    assert (
+        f"There is no '5' in the list.\n{number}There is no 'ultro' in the list; did you mean ultra?\n{number}" in out
+    )
+    assert f"{again}There is no folder nowhere.\n{again}+ " in out
+    answers += ["1", "", "head 306"]
+    run()
+    assert "Type the folder of a capture" in capsys.readouterr().out
     with pytest.raises(UserError, match="^no answer, so nothing is done"):
         run()
 
@@ -194,6 +235,7 @@ def test_the_demo_twice(run: Run, capsys: Capture) -> None:
     place = f"{root}/model/val/ours_4000"
     pictures = f"Pictures:   {place}/renders (photographs: gt beside it)\n"
     assert out.endswith(f"{pictures}Comparison: {place}/comparison.png\nVideo:      {place}/renders.mp4\n")
+    assert "activate" not in out  # the Python that runs is the one of the shell
     # What is shown can be pasted where the command was typed.
     shown = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("+ ")]
     assert shown == [["cd", str(environment.ROOT)], *commands]
@@ -203,6 +245,15 @@ def test_the_demo_twice(run: Run, capsys: Capture) -> None:
     assert "Training is skipped" in out and "to train anew: remove" in out
     run("demo", "--seed", "3")
     assert "to train anew with --seed 3: remove" in capsys.readouterr().out
+
+
+def test_the_demo_tells_how_to_go_on_in_an_environment_of_its_own(
+    run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "ensure", lambda *files: ".venv/bin/python")
+    run("demo")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f": source {shlex.quote(f'{environment.VENV}/bin/activate')}")
 
 
 @pytest.mark.parametrize("name", ["my demo", "/an absolute place"])
@@ -245,6 +296,8 @@ def shell(tmp_path: Path) -> Shell:
     repository, elsewhere, programs = (tmp_path / name for name in ("a repository", "some where", "bin"))
     for made in (repository / "tests", elsewhere / repository.name, programs):
         made.mkdir(parents=True)
+    for folder in (elsewhere, elsewhere / repository.name):
+        (folder / "transforms.json").touch()
     for room in ("scripts", "utils"):
         shutil.copytree(ROOT / room, repository / room)
     for name in ("train_efficient.sh", "tests/run.sh"):
@@ -306,7 +359,7 @@ def test_a_terminal(shell: Shell) -> None:
     terminal, theirs = pty.openpty()
     process = shell("train_efficient.sh", terminal=theirs)
     os.close(theirs)
-    shown, answers = "", {"[1]: ": "2\n", "data set: ": "~/some where\n"}
+    shown, answers = "", {"[1]: ": "Ultra\n", "data set: ": "~/some where\n"}
     with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
         while select.select([terminal], [], [], 60)[0]:
             shown += os.read(terminal, 4096).decode()

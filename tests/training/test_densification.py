@@ -7,10 +7,12 @@ import dataclasses
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from command_line import RATES
 
+from arguments import parse_train
 from ops.types import RenderOut
 from scene.gaussian_model import GaussianModel
 from training.density_control import (
@@ -24,6 +26,7 @@ from training.density_control import (
 from training.optimizers import GaussianOptimizer, log_linear
 from training.row_surgery import gather_rows, overwrite
 from training.sampler import ShuffledSampler
+from training.setup import shown_densifications
 
 SCHEDULE = DensitySchedule(
     densify_from_iter=0,
@@ -287,3 +290,13 @@ def test_sampler_visits_each_view_once_per_pass_and_resumes():
     assert [other.next() for _ in range(20)] == expected
     with pytest.raises(ValueError, match="7 views"):
         ShuffledSampler(8, seed=0).load_state_dict(state)
+
+
+def test_twenty_densifications_are_shown_with_the_first_and_the_last() -> None:
+    due = [step for step in range(1, 6001) if 500 < step < 5900 and step % 20 == 0]
+    words = "-s a -m b --iterations 6000 --densify_from_iter 500 --densify_until_iter 5900 --densification_interval 20"
+    shown = shown_densifications(parse_train(words.split()).optimization)
+    assert len(shown) == 20 and shown < set(due) and {due[0], due[-1]} < shown
+    gaps = np.diff(sorted(shown))
+    assert gaps.max() - gaps.min() <= 20
+    assert shown_densifications(parse_train("-s a -m b --iterations 9".split()).optimization) == set()

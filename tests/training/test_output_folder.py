@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_capture import rigged_flags, write_capture
+from runs import flags
+from toy_capture import write_capture
 
 import train
 from arguments import parse_train
@@ -28,7 +29,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(capture: Path, model: Path, *more: object) -> dict[str, Any]:
     words = ("--iterations", 6, "--interval", 3, "--quiet", "--threads", 1, *more)
-    return train.train(parse_train(rigged_flags(capture, model, *words)))
+    return train.train(parse_train(flags(capture, model, *words)))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def finished(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(model: Path) -> dict[Path, tuple[int, bytes]]:
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in model.rglob("*") if path.is_file()}
+    """All files but curves and log, which are open from the beginning."""
+    files = (path for path in model.rglob("*") if path.is_file() and "tfevents" not in path.name)
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files if path.name != "train.log"}
 
 
 def cut(path: Path) -> None:
@@ -153,8 +156,7 @@ def test_a_run_whose_folder_was_taken_away_writes_nothing_more(
     monkeypatch.setattr(cls, name, strike)
     with pytest.raises(UserError, match=r"\.lock, which kept other runs out, was removed or replaced"):
         run(capture, model)
-    grown = {path: entry for path, entry in content(model).items() if "tfevents" not in path.name}
-    assert grown == {path: entry for path, entry in left[0].items() if "tfevents" not in path.name}
+    assert content(model) == left[0]
     assert what != "folder" or not model.exists()
 
 

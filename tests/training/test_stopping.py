@@ -122,14 +122,18 @@ def test_signals_act_at_once_while_nothing_can_be_lost(
         assert [path.name for path in (tmp_path / "model").glob("chkpnt*.pth")] == kept
 
 
+def test_the_early_evaluation_moves_no_bit(capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, more in (("with", ""), ("without", "--test_iterations 1000")):
+        train_on(capture, tmp_path / name, "--iterations 100", *more.split(), quiet=False)
+        assert ("[1] val: psnr " in capfd.readouterr().out) == (name == "with")
+    assert_same_run(tmp_path / "with", tmp_path / "without", 100)
+
+
 def test_checkpoints_by_the_clock_and_only_the_newest(capture: Path, tmp_path: Path) -> None:
-    clock = "--iterations 9 --interval 100 --checkpoint_every_minutes 1e-9 --keep_checkpoints 3"
+    clock = "--iterations 9 --interval 100 --checkpoint_every_minutes 1e-9 --checkpoint_iterations 2"
     train_on(capture, tmp_path / "model", clock)
-    assert {path.name for path in (tmp_path / "model").glob("chkpnt*.pth")} == {
-        "chkpnt7.pth",
-        "chkpnt8.pth",
-        "chkpnt9.pth",
-    }
+    # Three, and those that were typed.
+    assert {path.stem for path in (tmp_path / "model").glob("chkpnt*")} == {f"chkpnt{step}" for step in (2, 7, 8, 9)}
     assert [path.name for path in (tmp_path / "model" / "point_cloud").iterdir()] == ["iteration_9"]
 
 

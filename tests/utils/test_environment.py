@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,12 @@ class Machine:
         self.pythons: dict[str, SimpleNamespace] = {}
         self.created, self.installs = list[str](), list[str]()
         self.driver, self.broken, self.lacks = False, "", "missing: torch"  # the last: what the running Python lacks
-        for name, value in {"ROOT": root, "VENV": self.venv, "UNFINISHED": self.venv / "unfinished"}.items():
+        for name, value in (
+            ("ROOT", root),
+            ("VENV", self.venv),
+            ("PYTHON", Path(self.of_venv)),
+            ("UNFINISHED", self.venv / "unfinished"),
+        ):
             monkeypatch.setattr(environment, name, value)
         monkeypatch.setattr(environment, "_ask", self.ask)
         monkeypatch.setattr(environment, "call", lambda *command: self.ask(*command) is None)
@@ -276,6 +282,25 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # ---- for real ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["train.py", "render.py", "-m benchmarks.report", "-m utils.lpips_weights"])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_python_without_the_requirements_names_one_that_has_them(tmp_path: Path, script: str, made: bool) -> None:
+    for name in ("train.py", "render.py", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("utils", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    python, remedy = tmp_path / ".venv" / "bin" / "python", "`./train_efficient.sh demo` makes a .venv that has it"
+    if made:
+        python.parent.mkdir(parents=True)
+        python.write_text("#!/bin/sh\n")  # asked what it lacks, it says nothing
+        python.chmod(0o755)
+        remedy = f"{python} has it: start the script with that, or type `source .venv/bin/activate` first"
+    done = subprocess.run([sys.executable, "-S", *script.split()], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {sys.executable} cannot run this (missing: torch, numpy,")
+    assert remedy in done.stderr
 
 
 def test_an_environment_is_really_made(tmp_path: Path) -> None:
