@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import os
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -93,10 +95,22 @@ def _fill(group: Any, typed: dict[str, Any]) -> Any:
                 raise UserError(f"--{field.name} is empty")
             if not (field.name == "start_checkpoint" and value == "auto"):
                 value = os.path.abspath(value)
+                _check_length(field.name, value)
         changes[field.name] = tuple(value) if isinstance(value, list) else value
     filled = dataclasses.replace(group, **changes)
     validate(filled)
     return filled
+
+
+def _check_length(name: str, path: str) -> None:
+    """Raises UserError for a path longer than the file system has; other faults are told by who opens it."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"--{name} {reprlib.repr(path)} is too long for a name of a file or a folder") from error
+    except ValueError:  # a zero character
+        pass
 
 
 def _require(group: Any, *names: str) -> None:

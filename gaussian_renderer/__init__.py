@@ -21,6 +21,8 @@ from utils.errors import UserError, one_line
 # rasterize(gaussians, camera, background[3], *, sh_degree, scale_modifier=1.0, absolute=False) -> RenderOut
 Rasterizer = Callable[..., RenderOut]
 
+LARGEST_PICTURE = 1 << 26  # pixels; beyond, one picture takes minutes and gigabytes
+
 # The packages that render on a GPU, fastest first, and what only their compiled half has.
 _CUDA_PACKAGES = {
     "gsplat": ("gsplat.cuda._backend", "_C"),
@@ -148,7 +150,15 @@ def render(
         convert_SHs_python: evaluate the spherical harmonics here, in PyTorch,
             instead of in the backend.
         absolute: which gradient `means2d` gets, see `RenderOut`.
+
+    Raises:
+        UserError: a picture of more than `LARGEST_PICTURE` pixels.
     """
+    if camera.width * camera.height > LARGEST_PICTURE:
+        raise UserError(
+            f"a picture of {camera.width}x{camera.height} pixels is too large to render: at most "
+            f"{LARGEST_PICTURE:,} pixels (8192x8192), give a smaller --resolution"
+        )
     if convert_SHs_python:
         center = camera.center.to(gaussians.means)
         colors = harmonics.colors(gaussians.sh, gaussians.means, center, sh_degree)

@@ -120,8 +120,9 @@ def claim_output(stack: ExitStack, output: Path, options: Options, dataset: Data
     """Keeps other runs out of `output` until `stack` ends, and writes there what the run is.
 
     Raises:
-        UserError: another run holds it, or has saved something since `present` was found there.
+        UserError: another run holds it, or has saved something since `present` was found there, or it is the capture's.
     """
+    _refuse_inside_capture(output, options.model, dataset)
     stack.enter_context(only_writer(output))
     if checkpoint.saved_in(output) != present:
         raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
@@ -147,6 +148,28 @@ def gauges(optimizer: GaussianOptimizer, progressive: ProgressiveResolution, ste
     """What changes on schedule, as curves."""
     rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
     return {**rates, "resolution/scale": progressive.scale(step)}
+
+
+def _refuse_inside_capture(output: Path, model: ModelOptions, dataset: Dataset) -> None:
+    """Results among the input would be taken for input, or replace it."""
+    place = output.resolve()
+    captures = {Path(name).resolve() for name in (model.source_path, model.target_path) if name}
+    views = dataset.train + dataset.val + dataset.test
+    folders = {path.parent for view in views for path in (view.image_path, view.mask_path) if path is not None}
+    if dataset.flame_file is not None:
+        folders.add(dataset.flame_file.parent)
+    folders = {folder.resolve() for folder in folders}
+    taken = [folder for folder in captures if place == folder]
+    taken += [
+        folder
+        for folder in folders
+        if folder in (place, *place.parents) and not any(folder in (capture, *capture.parents) for capture in captures)
+    ]
+    if taken:
+        raise UserError(
+            f"--model_path {output} is in the capture, whose files are in {taken[0]}: choose a folder of its own, "
+            f"such as {Path(model.source_path) / 'output'}"
+        )
 
 
 # ---- innovations --------------------------------------------------------------

@@ -76,6 +76,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
                 f"error: the memory of the {place} ran out ({one_line(error)[:200] or 'no details'}): free some "
                 "of it, or work at a smaller --resolution",
             )
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            _end(2, f"error: {one_line(error)[:400]}: choose a shorter name")
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             _end(
                 2,

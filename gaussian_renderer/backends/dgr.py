@@ -60,7 +60,7 @@ def rasterize(
         image = background[:, None, None].expand(3, height, width).clone()
         return RenderOut(image, image.new_zeros(1, height, width), means2d.new_zeros(0, dtype=torch.int32), means2d)
 
-    gaussians, sound = without_broken(Gaussians(*(field.float() for field in gaussians)))
+    gaussians, sound = without_broken(Gaussians(*(field.float() for field in gaussians)), sh_degree)
     shared = dict(
         means3D=gaussians.means,
         # its third column is not used; the gradient of the first two is in NDC already

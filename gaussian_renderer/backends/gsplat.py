@@ -46,7 +46,7 @@ def rasterize(
 
     # gsplat's kernels are float32, and its projection must not see autocast's half precision
     with torch.autocast(device.type, enabled=False):
-        gaussians, sound = without_broken(Gaussians(*(field.float() for field in gaussians)))
+        gaussians, sound = without_broken(Gaussians(*(field.float() for field in gaussians)), sh_degree)
         colors, alphas, meta = gsplat.rasterization(
             means=gaussians.means,
             quats=gaussians.quats,

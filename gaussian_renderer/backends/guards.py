@@ -5,20 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ops import sh as harmonics
 from ops.types import Gaussians
 
 
-def without_broken(gaussians: Gaussians) -> tuple[Gaussians, Tensor]:
+def without_broken(gaussians: Gaussians, sh_degree: int) -> tuple[Gaussians, Tensor]:
     """Makes rows that are not finite harmless, and says which rows are sound.
 
-    A row with a non-finite mean, scale, quaternion or opacity, or a zero
-    quaternion, becomes a transparent Gaussian at the origin and gets no gradient.
+    A row with a non-finite mean, scale, quaternion, opacity or coefficient that
+    `sh_degree` uses, or a zero quaternion, becomes a transparent Gaussian at the origin and gets no gradient.
     No host synchronization.
 
     Returns:
         The Gaussians, with unit quaternions, and [N] bool.
     """
-    parts = [gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities[:, None]]
+    used = gaussians.sh[:, : harmonics.bases(sh_degree)].flatten(1)
+    parts = [gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities[:, None], used]
     sound = torch.isfinite(torch.cat(parts, dim=1)).all(1) & (gaussians.quats.detach().norm(dim=1) > 0)
     row = sound[:, None]
     # eye: made on the device, where a list of numbers would be copied there and waited for
@@ -29,5 +31,5 @@ def without_broken(gaussians: Gaussians) -> tuple[Gaussians, Tensor]:
         quats=quats,
         scales=torch.where(row, gaussians.scales, torch.ones_like(gaussians.scales)),
         opacities=torch.where(sound, gaussians.opacities, torch.zeros_like(gaussians.opacities)),
-        sh=gaussians.sh,
+        sh=torch.where(row[:, None], gaussians.sh, torch.zeros_like(gaussians.sh)),
     ), sound

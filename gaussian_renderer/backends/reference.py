@@ -19,10 +19,10 @@ The rules, with the numbers of Kerbl et al. 2023 ("3D Gaussian Splatting"):
 * A Gaussian is visible (radius > 0) when a pixel center of the image lies in the
   box around its ellipse alpha >= 1/255.
 * A Gaussian is culled, which is radius 0 and zero gradient, when its mean, scale,
-  quaternion or opacity is not finite, when its quaternion's length is outside
-  [1e-12, 1e18], or when its projection overflows the float type. The gradient of
-  every other Gaussian is finite as long as that of the image is. Colors are not
-  looked at: a NaN there is meant to reach the loss.
+  quaternion, opacity or a coefficient of its color that is in use is not finite,
+  when its quaternion's length is outside [1e-12, 1e18], or when its projection
+  overflows the float type. The gradient of every other Gaussian is finite as long
+  as that of the image is.
 * Quaternions are normalized here, so their gradient has no part along them.
 """
 
@@ -69,7 +69,9 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).reshape(-1, 3, 3)
 
 
-def project(gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifier: float = 1.0) -> Projected:
+def project(
+    gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifier: float = 1.0, sh_degree: int = 0
+) -> Projected:
     """Culls, projects and sorts.
 
     Args:
@@ -77,12 +79,14 @@ def project(gaussians: Gaussians, means2d: Tensor, camera: Camera, scale_modifie
         means2d: [N, 2] offset of the projected means in NDC (2 = the whole image).
         camera: the view.
         scale_modifier: factor on all scales.
+        sh_degree: of the colors.
     """
     world = camera.world_to_camera.to(gaussians.means)
     with torch.no_grad():
         finite = torch.isfinite(
             torch.cat([gaussians.means, gaussians.scales, gaussians.quats, gaussians.opacities[:, None]], dim=1)
         ).all(1)
+        finite &= torch.isfinite(gaussians.sh[:, : harmonics.bases(sh_degree)]).all(2).all(1)
         depth = gaussians.means @ world[2, :3] + world[2, 3]
         length = gaussians.quats.norm(dim=1)
         kept = finite & (length >= QUATERNION_LENGTHS[0]) & (length <= QUATERNION_LENGTHS[1])
@@ -206,7 +210,7 @@ def _rasterize(
     scale_modifier: float,
     absolute: bool = False,
 ) -> RenderOut:
-    projected = project(gaussians, means2d.detach() if absolute else means2d, camera, scale_modifier)
+    projected = project(gaussians, means2d.detach() if absolute else means2d, camera, scale_modifier, sh_degree)
     index = projected.rows
     world = camera.world_to_camera.to(background)
     center = -world[:3, :3].T @ world[:3, 3]  # not camera.center, which is float32

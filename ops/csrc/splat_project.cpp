@@ -197,7 +197,10 @@ void project(Workspace& w, const float* means, const float* quats, const float* 
             float color[3] = {0.5f, 0.5f, 0.5f};
             for (int k = 0; k < active; ++k)
                 for (int c = 0; c < 3; ++c) color[c] += basis[k][i] * coefficients[3 * k + c];
-            // written so that a NaN color stays visible in the loss instead of turning black
+            if (0.0f * color[0] + 0.0f * color[1] + 0.0f * color[2] != 0.0f) {  // NaN: not finite, so culled
+                boxed[first + i] = 0;
+                continue;
+            }
             for (int c = 0; c < 3; ++c) s.color[c] = color[c] < 0.0f ? 0.0f : color[c];
             s.x = fx[i], s.y = fy[i], s.slope = slope[i], s.p = p[i], s.r = r[i];
             s.log2_opacity = log_opacity[i];

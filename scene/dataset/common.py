@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gaussian_renderer import LARGEST_PICTURE
 from ops.types import Camera
 from scene.images.decode import IMAGE_FORMATS
 from utils.errors import UserError, one_line
@@ -85,27 +86,22 @@ def training_size(width: int, height: int, resolution: float) -> tuple[int, int]
     width; any other number of at least 1 is the width in pixels.
 
     Raises:
-        UserError: `resolution` is none of these, or makes a side smaller than 32 pixels.
+        UserError: `resolution` is none of these, makes a side smaller than 32 pixels, or a picture too large to render.
     """
     if resolution in (1, 2, 4, 8):
         size = max(1, round(width / resolution)), max(1, round(height / resolution))
-        return _not_too_small(size, (width, height), resolution)
-    if resolution == -1:
-        new_width = min(width, DEFAULT_MAX_WIDTH)
-    elif 1 <= resolution <= 65536:
-        new_width = round(resolution)
-    else:
+    elif resolution != -1 and not 1 <= resolution <= 65536:
         raise UserError(
             f"--resolution {resolution:g} means nothing: give 1, 2, 4 or 8 to divide the size, "
             "-1 to keep it, or the width in pixels"
         )
-    if new_width == width:
-        return width, height
-    size = new_width, max(1, round(height * new_width / width))
-    if size[0] * size[1] > MAX_PIXELS:
+    else:
+        new_width = min(width, DEFAULT_MAX_WIDTH) if resolution == -1 else round(resolution)
+        size = new_width, (max(1, round(height * new_width / width)) if new_width != width else height)
+    if size[0] * size[1] > LARGEST_PICTURE:
         raise UserError(
-            f"--resolution {resolution:g} would enlarge {width}x{height} images to {size[0]}x{size[1]}: "
-            "give a smaller width"
+            f"--resolution {resolution:g} makes {size[0]}x{size[1]} of images of {width}x{height} pixels, more than "
+            f"the {LARGEST_PICTURE:,} pixels (8192x8192) that are rendered: give a smaller width"
         )
     return _not_too_small(size, (width, height), resolution)
 

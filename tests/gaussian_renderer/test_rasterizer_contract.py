@@ -40,6 +40,8 @@ def _culled() -> Scene:
     gaussians.quats[8] = 0.0
     gaussians.opacities[9] = math.nan
     gaussians.means[10, 2] = math.inf
+    gaussians.sh[11, 0, 1] = math.nan
+    gaussians.sh[12, -1, 2] = -math.inf
     return scene._replace(gaussians=gaussians)
 
 
@@ -119,6 +121,17 @@ def test_degrees_and_unused_coefficients(degree: int) -> None:
     assert (actual.grads["sh"][:, :used] != 0).any()
 
 
+@pytest.mark.parametrize("rasterize", [pytest.param(native.rasterize, marks=needs_native), reference.rasterize])
+def test_coefficients_out_of_use_are_not_looked_at(rasterize: gaussian_renderer.Rasterizer) -> None:
+    scene = make_scene(1, 50, degree=1)
+    sh = torch.cat([scene.gaussians.sh[:, :4], torch.full((50, 12, 3), math.nan)], dim=1)
+    cotangents = torch.ones(3, 41, 53), torch.ones(1, 41, 53)
+    expected = run(rasterize, scene, *cotangents)
+    found = run(rasterize, scene._replace(gaussians=scene.gaussians._replace(sh=sh)), *cotangents)
+    assert torch.equal(found.out.image, expected.out.image) and (found.out.radii > 0).any()
+    assert (found.grads["sh"][:, 4:] == 0).all()
+
+
 @needs_native
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 1), (3, 40), (33, 31)])
 def test_image_sizes(size: tuple[int, int]) -> None:
@@ -136,7 +149,7 @@ def test_no_gaussians(rasterize: gaussian_renderer.Rasterizer) -> None:
 @pytest.mark.parametrize("rasterize", [pytest.param(native.rasterize, marks=needs_native), reference.rasterize])
 def test_broken_rows_change_nothing_else(rasterize: gaussian_renderer.Rasterizer) -> None:
     scene = _culled()
-    broken = slice(5, 11)
+    broken = slice(5, 13)
     cotangents = torch.ones(3, 41, 53), torch.ones(1, 41, 53)
     result = run(rasterize, scene, *cotangents)
     assert (result.out.radii[broken] == 0).all()
