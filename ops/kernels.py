@@ -121,15 +121,45 @@ def _compiler() -> str:
     raise KernelsUnavailable(f"no C++ compiler found (looked for {', '.join(candidates)})")
 
 
-def _flags() -> list[str]:
+def _flags() -> list[tuple[str, ...]]:
+    """The flags, each with what may take its place where a compiler does not know it; the best first."""
     # No -ffast-math: it would let the compiler drop the NaN checks, and no
     # -ffp-contract=off: fused multiply-add is both faster and more exact.
-    flags = "-std=c++17 -O3 -fPIC -shared -fopenmp -fno-math-errno -fno-trapping-math -fvisibility=hidden".split()
-    flags.append(f"-march={os.environ.get('NATIVE_ARCH', 'native')}")
+    arch = os.environ.get("NATIVE_ARCH", "native")
+    flags = [
+        ("-std=c++17 -O3",),
+        ("-fPIC", ""),  # Windows has only such code
+        ("-shared",),
+        ("-fopenmp", "-Xpreprocessor -fopenmp -lomp", ""),  # Apple's Clang has it in parts, or not: then one thread
+        ("-fno-math-errno -fno-trapping-math",),
+        ("-fvisibility=hidden", ""),
+        (f"-march={arch}", f"-mcpu={arch}", ""),
+    ]
     if platform.machine() in ("x86_64", "AMD64"):
         # GCC otherwise halves the vector width on AVX-512 machines.
-        flags.append("-mprefer-vector-width=512")
-    return flags + os.environ.get("NATIVE_FLAGS", "").split()
+        flags.append(("-mprefer-vector-width=512", ""))
+    return [*flags, (os.environ.get("NATIVE_FLAGS", ""),)]
+
+
+def _accepted(compiler: str, flags: list[tuple[str, ...]]) -> list[str]:
+    """Of each alternatives the first that the compiler takes, all of them the first where it can be."""
+
+    def takes(words: str) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "probe.cpp")
+            path.write_text(
+                "#ifdef _OPENMP\n#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n#endif\n"
+            )
+            command = [compiler, *words.split(), str(path), "-o", f"{path}.so"]
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+    chosen = [alternatives[0] for alternatives in flags]
+    if not takes(" ".join(chosen)):
+        chosen = []
+        for alternatives in flags:
+            tried = next((one for one in alternatives if takes(f"-shared {one}")), alternatives[0])
+            chosen.append(tried)
+    return " ".join(chosen).split()
 
 
 def _cpu_identity() -> str:
@@ -179,6 +209,15 @@ def _build(compiler: str, flags: list[str], path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _library_path(compiler: str, flags: list[str]) -> Path:
+    """Where the library is that this compiler makes of the sources with these flags."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    key = hashlib.sha256("\0".join([version, *flags, _cpu_identity()]).encode())
+    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        key.update(source.name.encode() + b"\0" + source.read_bytes())
+    return cache_folder() / f"native-{key.hexdigest()[:20]}.so"
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The loaded library, built when necessary.
@@ -186,13 +225,13 @@ def library() -> ctypes.CDLL:
     Raises:
         KernelsUnavailable: no compiler, or the compilation failed.
     """
-    compiler, flags = _compiler(), _flags()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    key = hashlib.sha256("\0".join([version, *flags, _cpu_identity()]).encode())
-    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
-        key.update(source.name.encode() + b"\0" + source.read_bytes())
-    path = cache_folder() / f"native-{key.hexdigest()[:20]}.so"
+    compiler, alternatives = _compiler(), _flags()
+    flags = " ".join(first for first, *_ in alternatives).split()
+    path = _library_path(compiler, flags)
     try:
+        if not path.exists():
+            flags = _accepted(compiler, alternatives)
+            path = _library_path(compiler, flags)
         path = _safe_folder(path.parent, path.name) / path.name
         if not path.exists():
             _build(compiler, flags, path)

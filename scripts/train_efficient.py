@@ -38,7 +38,7 @@ PRESETS = {
     "baseline": ("Baseline", "nothing of that: the time of all others is relative to this"),
 }
 MODES = (*PRESETS, "demo")
-LENGTH = """600,000 iterations unless --iterations is typed: 8 hours where 20 are done in a second, as on two CPU cores
+LENGTH = """600,000 iterations unless --iterations is typed: 10 hours where 16 are done in a second, as on two CPU cores
 with 256x352 pixels. A run tells after its first iterations. A short one: --iterations 6000 --scale_schedule"""
 
 

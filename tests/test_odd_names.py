@@ -93,7 +93,7 @@ def test_results_do_not_lie_among_the_input(place: str, tmp_path: Path) -> None:
     capture = write_capture(tmp_path / "capture", [0, 1, 2], size=(16, 12))
     (tmp_path / "link").symlink_to(capture)
     before = sorted(capture.rglob("*"))
-    words = rigged_flags(capture, capture / place, "--iterations", 2, "--quiet", "--threads", 1)
+    words = flags(capture, capture / place, "--iterations", 2, "--quiet", "--threads", 1)
     with pytest.raises(UserError, match="--model_path .* is in the capture.*a folder of its own"):
         train.train(parse_train(words))
     assert sorted(capture.rglob("*")) == before
@@ -106,7 +106,7 @@ def test_results_may_lie_in_a_folder_of_the_capture(tmp_path: Path, monkeypatch:
         frames.write_text(frames.read_text().replace("images/", ""))
     for image in (capture / "images").iterdir():
         image.rename(capture / image.name)
-    words = rigged_flags(capture, capture / "output", "--iterations", 2, "--quiet", "--threads", 1)
+    words = flags(capture, capture / "output", "--iterations", 2, "--quiet", "--threads", 1)
     assert train.train(parse_train(words))["iterations"] == 2
 
 

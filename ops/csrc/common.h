@@ -12,8 +12,25 @@
 
 #include "constants.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#else  // one thread
+#include <chrono>
+inline int omp_get_max_threads() { return 1; }
+inline int omp_get_num_threads() { return 1; }
+inline int omp_get_thread_num() { return 0; }
+inline double omp_get_wtime() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+#endif
+
 // `ops.kernels.run` reads the types of what is marked so; `int` as a result is a status of `guarded`.
+#ifdef _WIN32
+#include <malloc.h>
+#define NATIVE_EXPORT extern "C" __declspec(dllexport)
+#else
 #define NATIVE_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace native {
@@ -31,6 +48,14 @@ int guarded(Work work) noexcept {
     }
 }
 
+#ifdef _WIN32  // has no aligned_alloc
+inline void* allocate(size_t bytes) { return _aligned_malloc(bytes, 64); }
+inline void release(void* data) { _aligned_free(data); }
+#else
+inline void* allocate(size_t bytes) { return std::aligned_alloc(64, bytes); }
+inline void release(void* data) { std::free(data); }
+#endif
+
 // A grow-only array from the boundary of a cache line on (a vector load across two lines takes twice the
 // time) that is neither zeroed, unless asked to, nor copied when it grows.
 template <typename T>
@@ -43,17 +68,17 @@ public:
         std::swap(data_, other.data_), std::swap(capacity_, other.capacity_);
         return *this;
     }
-    ~Buffer() { std::free(data_); }
+    ~Buffer() { release(data_); }
 
     // Room for `count` elements; what it held before is lost.
     T* reserve(size_t count) {
         if (count > capacity_) {
-            std::free(data_);
+            release(data_);
             data_ = nullptr;
             capacity_ = 0;
             const size_t wanted = count + count / 4;
             const size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
-            data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+            data_ = static_cast<T*>(allocate(bytes));
             if (!data_) throw std::bad_alloc();
             capacity_ = wanted;
         }

@@ -11,7 +11,6 @@
 #include <cstring>
 #include <memory>
 
-#include <omp.h>
 
 namespace {
 

@@ -3,7 +3,6 @@
 // The Gaussians are sorted once by depth and then dealt to the tiles in that
 // order (a counting sort), so every list comes out sorted. The result does not
 // depend on the number of threads: chunks are contiguous and joined in order.
-#include <omp.h>
 
 #include <algorithm>
 #include <limits>

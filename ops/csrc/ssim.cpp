@@ -20,7 +20,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <omp.h>
 #include <vector>
 
 namespace {

@@ -1,6 +1,6 @@
 """Loading a capture: which of the three formats it is, and the types that come out.
 
-* rigged head capture (`canonical_flame_param.npz`), for `--bind_to_mesh`;
+* rigged head capture (`canonical_flame_param.npz` or `flame_param/`), for `--bind_to_mesh`;
 * COLMAP reconstruction (`sparse/0`);
 * Blender / NeRF-synthetic scene (`transforms_train.json`).
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from scene.dataset.blender import read_blender
 from scene.dataset.colmap import model_folder, read_colmap
 from scene.dataset.common import Dataset, View, scene_extent, training_size
-from scene.dataset.rigged import CANONICAL, read_rigged
+from scene.dataset.rigged import CANONICAL, is_rigged, read_rigged
 from utils.errors import UserError
 
 __all__ = ["Dataset", "View", "load_dataset", "scene_extent", "training_size"]
@@ -72,7 +72,7 @@ def load_dataset(
         )
     if target is not None:
         raise UserError("--target_path replaces the motion of a rigged avatar: it needs --bind_to_mesh")
-    if (source / CANONICAL).exists():
+    if is_rigged(source):
         raise UserError(f"{source} is a rigged capture, in which the head moves: add --bind_to_mesh")
     if select_camera_id != -1:
         raise UserError("--select_camera_id chooses among the cameras of a rigged capture: it needs --bind_to_mesh")
@@ -98,8 +98,8 @@ def _folder(path: Path, option: str) -> Path:
 
 
 def _require_rigged(folder: Path, option: str) -> None:
-    if not (folder / CANONICAL).exists():
+    if not is_rigged(folder):
         raise UserError(
-            f"{option} {folder} is not a rigged capture: it has no {CANONICAL}, "
-            "which --bind_to_mesh needs; leave --bind_to_mesh out for a static scene"
+            f"{option} {folder} is not a rigged capture: it has no {CANONICAL} "
+            "and no flame_param, which --bind_to_mesh needs; leave --bind_to_mesh out for a static scene"
         )

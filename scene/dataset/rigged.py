@@ -184,18 +184,24 @@ def _complete(fields: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray
 
 
 def identity(source: Path, first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`shape` and `static_offset`: those of the first timestep, else of the canonical file.
+    """`shape` and `static_offset`: those of the first timestep, else of the canonical file, if there is one.
+
+    A tracking without static offsets has none.
 
     Raises:
-        UserError: neither has them.
+        UserError: neither has a shape.
     """
     found = {name: first[name] for name in IDENTITY if name in first}
-    if len(found) < len(IDENTITY):
+    if len(found) < len(IDENTITY) and (source / CANONICAL).exists():
         found = {**read_flame_file(source / CANONICAL), **found}
-    for name in IDENTITY:
-        if name not in found:
-            raise UserError(f"{source / CANONICAL} has no '{name}', and neither has the file of the first timestep")
-    return {name: found[name] for name in IDENTITY}
+    if "shape" not in found:
+        raise UserError(f"{source}: neither {CANONICAL} nor the file of the first timestep has a 'shape'")
+    return {name: found[name] for name in IDENTITY if name in found}
+
+
+def is_rigged(folder: Path) -> bool:
+    """Whether a head was tracked in this capture: single sequences of VHAP have no canonical file."""
+    return (folder / CANONICAL).exists() or (folder / "flame_param").is_dir()
 
 
 def read_rigged(

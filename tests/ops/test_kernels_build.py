@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,32 @@ def test_lesser_processors(arch: str, needs: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip() == "equal"
     assert len(list(tmp_path.glob("native-*.so"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("refused", "openmp"),
+    [
+        ("-march=*|-mprefer-*|-fvisibility=*", True),
+        ("-fopenmp|-march=*", False),  # Apple's Clang without libomp
+    ],
+)
+def test_a_compiler_that_refuses_flags(tmp_path: Path, refused: str, openmp: bool) -> None:
+    """Each of them is left out or replaced, and the picture is the same; the second start finds the library."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        f'#!/bin/sh\nfor word; do case "$word" in {refused}|-mcpu=*|-lomp) exit 1 ;; esac; done\n'
+        f'exec {shutil.which("c++") or shutil.which("g++")} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CXX": str(compiler), "NATIVE_CACHE": str(tmp_path / "cache")}
+    environment.pop("NATIVE_FLAGS", None)
+    script = CHECK.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    for building in (True, False):
+        result = _python(script, environment)
+        assert result.stdout.strip() == "equal", result.stderr[-3000:]
+        assert ("Building" in result.stderr) == building
+    (library,) = (tmp_path / "cache").glob("native-*.so")
+    assert (b"GOMP" in library.read_bytes() or b"omp_get" in library.read_bytes()) == openmp
 
 
 def test_without_a_compiler_auto_falls_back_with_one_warning(tmp_path: Path) -> None:
