@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from places import ROOT
-from toy_capture import rigged_flags, write_capture
+from runs import flags
+from toy_capture import write_capture
 
 import render
 import train
@@ -75,7 +76,7 @@ def merge(folder: Path, sequences: list[Path]) -> Path:
 def try_out(source: Path, model: Path, *more: object) -> dict:
     """The walk of the page: 20 iterations, then the mesh over the pictures."""
     head = source.parent / "flame2023.pkl"
-    words = rigged_flags(source, model, "--head_model", head, "--iterations", 20, "--threads", 1, "--quiet", *more)
+    words = flags(source, model, "--head_model", head, "--iterations", 20, "--threads", 1, "--quiet", *more)
     results = train.train(parse_train(words))
     assert results["iterations"] == 20
     words = ["-m", str(model), "--head_model", str(head), "--skip_train", "--render_mesh", "--quiet", "--threads", "1"]
