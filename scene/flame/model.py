@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ops import flame
+from ops.one_thread import on_one_thread
 from ops.rotations import axis_angle_to_matrix
 from scene.flame.head_model import HeadModel
 from scene.flame.parameters import FlameParameters
@@ -90,13 +91,17 @@ class Flame(nn.Module):
         """Vertices [V, 3] in metres at row `timestep`; differentiable in that row."""
         row = parameters.row(timestep)
         if parameters.dynamic_offset is not None:
-            part = parameters.split(row[None])
-            return self(
-                parameters.shape,
-                static_offset=parameters.static_offset,
-                dynamic_offset=parameters.dynamic_row(timestep)[None],
-                **part,
-            )[0]
+            # Offsets move the joints, which are sums over all vertices; by one thread, so that their bits do not vary.
+            return on_one_thread(
+                lambda row, offset: self(
+                    parameters.shape,
+                    static_offset=parameters.static_offset,
+                    dynamic_offset=offset[None],
+                    **parameters.split(row[None]),
+                )[0],
+                row,
+                parameters.dynamic_row(timestep),
+            )
         return self.from_row(row, parameters.shape, parameters.static_offset)
 
     def from_row(self, row: Tensor, shape: Tensor, static_offset: Tensor) -> Tensor:
