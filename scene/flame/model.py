@@ -91,7 +91,7 @@ class Flame(nn.Module):
         """Vertices [V, 3] in metres at row `timestep`; differentiable in that row."""
         row = parameters.row(timestep)
         if parameters.dynamic_offset is not None:
-            # Offsets move the joints, which are sums over all vertices: by one thread, or they would depend on how many.
+            # Offsets move the joints, sums over all vertices: by one thread, or they depend on how many.
             return on_one_thread(
                 lambda row, offset: self(
                     parameters.shape,
