@@ -1,7 +1,10 @@
 """Hands every reader thousands of spoilt files: each must be read or refused with one line, and nothing else happen.
 
     python tests/torture/fuzz_readers.py [--count 10000] [--format NAME ...] [--seed 0] [--keep FOLDER]
+    python tests/torture/fuzz_readers.py --structured [...]
     python tests/torture/fuzz_readers.py --replay FILE
+
+--structured takes inputs that are valid byte by byte and hostile as a whole (`fuzz_structured.py`).
 
 Another exception, a crash, more than ten seconds, more than a gigabyte of memory, a file that is written
 or a program that is started: each is a finding, and its input is kept for --replay. Deterministic by --seed.
@@ -43,6 +46,14 @@ def spoilt(kind, name: str, seed: int, index: int) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what is odd on purpose
         return kind.spoil(random, random.choice(kind.seeds), random.choice(kind.seeds))
+
+
+def formats_of(arguments: argparse.Namespace, folder: str) -> dict:
+    """The formats that the command line asks for, with their files below `folder`."""
+    from torture.fuzz_formats import formats
+    from torture.fuzz_structured import structured
+
+    return (structured if getattr(arguments, "structured", False) else formats)(Path(folder))
 
 
 # ---- the process that reads -------------------------------------------------------
@@ -109,13 +120,12 @@ def outcome(kind, watch: Watch, content: bytes) -> str:
 def child(names: list[str], arguments: argparse.Namespace, record: Path, begin: tuple[int, int]) -> None:
     """Reads all inputs from `begin` on; the file `record` says how far it came, findings go to stdout."""
     import torch
-    from torture.fuzz_formats import formats
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # a warning is a second line on the user's screen
     memory = mmap.mmap(os.open(record, os.O_RDWR), RECORD.size * len(names))
     with tempfile.TemporaryDirectory() as folder:
-        known = formats(Path(folder))
+        known = formats_of(arguments, folder)
         for kind in known.values():  # what is imported at the first use is not the inputs' doing
             for content in kind.seeds:
                 kind.place.write_bytes(content)
@@ -148,13 +158,11 @@ def keep(arguments: argparse.Namespace, name: str, index: int, content: bytes) -
     (folder / f"{name}-{arguments.seed}-{index}.input").write_bytes(content)
 
 
-def replay(path: Path) -> int:
+def replay(path: Path, arguments: argparse.Namespace) -> int:
     """Reads one kept input in this process, without limits; prints what happens."""
-    from torture.fuzz_formats import formats
-
     warnings.simplefilter("error")
     with tempfile.TemporaryDirectory() as folder:
-        result = outcome(formats(Path(folder))[path.name.split("-")[0]], Watch(), path.read_bytes())
+        result = outcome(formats_of(arguments, folder)[path.name.split("-")[0]], Watch(), path.read_bytes())
     print(result)
     return 0 if result in ("read", "refused") else 1
 
@@ -164,8 +172,6 @@ def replay(path: Path) -> int:
 
 def run(names: list[str], arguments: argparse.Namespace) -> dict[str, Counter]:
     """All inputs of the formats `names`; a reader that dies or hangs is started again after the input it died of."""
-    from torture.fuzz_formats import formats
-
     begin, results = (0, 0), {name: Counter() for name in names}
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record"
@@ -173,6 +179,7 @@ def run(names: list[str], arguments: argparse.Namespace) -> dict[str, Counter]:
         while begin[0] < len(names):
             settings = ("--count", arguments.count, "--seed", arguments.seed, "--keep", arguments.keep)
             words = [sys.executable, __file__, "--child", record, *begin, *settings, "--format", *names]
+            words += ["--structured"] if getattr(arguments, "structured", False) else []
             process = subprocess.Popen(
                 [str(word) for word in words], env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
             )
@@ -188,7 +195,7 @@ def run(names: list[str], arguments: argparse.Namespace) -> dict[str, Counter]:
                 flush=True,
             )
             with tempfile.TemporaryDirectory() as spare:
-                keep(arguments, name, index, spoilt(formats(Path(spare))[name], name, arguments.seed, index))
+                keep(arguments, name, index, spoilt(formats_of(arguments, spare)[name], name, arguments.seed, index))
             results[name]["findings"] += 1
             begin = (number, index + 1)
         for number, name in enumerate(names):
@@ -224,21 +231,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Hands every reader spoilt files.")
     parser.add_argument("--count", type=int, default=10_000, help="inputs per format")
     parser.add_argument("--format", nargs="*", help="only these")
+    parser.add_argument("--structured", action="store_true", help="inputs that are valid byte by byte")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", default="fuzz_findings", help="where the inputs of findings go")
     parser.add_argument("--replay", type=Path, help="read one of those again")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.replay:
-        return replay(arguments.replay)
+        return replay(arguments.replay, arguments)
     if arguments.child:
         record, *begin = arguments.child
         child(arguments.format, arguments, Path(record), (int(begin[0]), int(begin[1])))
         return 0
-    from torture.fuzz_formats import formats
-
     with tempfile.TemporaryDirectory() as folder:
-        known = list(formats(Path(folder)))
+        known = list(formats_of(arguments, folder))
     unknown = sorted({*(arguments.format or ())} - {*known})
     if unknown:
         parser.error(f"--format: no {', '.join(unknown)}; there are {', '.join(known)}")
