@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from runs import flags
 from test_hostile_files import png
 from torture.fuzz_mutations import EXTREME_VALUES, Format, saved_bytes
-from toy_capture import rigged_flags, write_capture
+from toy_capture import write_capture
 from toy_head import toy_arrays
 
 from arguments import parse_train
@@ -206,7 +207,7 @@ UNITS = ('{"":0}', "{}", "[]", "0", '"ab"', '{"a":{}}', "[0]", "1e9", '"\u20ac"'
 
 def _load_capture(capture: Path, model: Path) -> None:
     """What train.py does with a capture until it decodes the images, and what evaluations write of its cameras."""
-    dataset = setup.load_capture(parse_train(rigged_flags(capture, model)))
+    dataset = setup.load_capture(parse_train(flags(capture, model)))
     for view in dataset.train:
         f"{view.camera.name}/{view.camera.camera_id}".encode()  # as the names of curves are
 
