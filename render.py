@@ -40,6 +40,7 @@ from scene.images.cache import ImageCache
 from scene.ply import export_world
 from utils.errors import UserError, run_script
 from utils.files import only_writer, refuse_escaping_links
+from utils.memory import Keep
 from utils.progress import progress_bar
 
 REFINED_NAME = "flame_param_refined.npz"
@@ -79,8 +80,9 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
     say(f"{avatar.path}: {len(avatar.model):,} Gaussians, rasterizer {avatar.backend} on {avatar.model.device}")
 
     measured: dict[str, Means] = {}
+    photographed = motion_of is None and not options.no_metrics
+    suite = Suite(options.metrics if photographed else (), avatar.model.device)
     folders: list[Path] = []
-    notes: dict[str, None] = {}
     splits = {
         "train": (capture.train, options.skip_train),
         "val": (capture.val, options.skip_val),
@@ -89,19 +91,19 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
     for split, (views, skipped) in splits.items():
         if skipped or not views:
             continue
-        renderer = split_renderer(options, avatar, capture, views, rows, photographed=motion_of is None)
+        renderer = split_renderer(options, avatar, capture, views, rows, suite if photographed else None)
         name = f"{split}_{motion_of.name}" if motion_of else split
         folders.append(output / name / f"ours_{iteration}")
         with only_writer(folders[-1]):
             means, figures = renderer.render(name, folders[-1], range(len(views)))
-        if motion_of is None:
+        say(f"{name}: {len(views)} views, {renderer.frames_per_second:.1f} a second")
+        if photographed:
             measured[split] = means
         if split == "test" and parts is not None:
             folders.append(output / "test_refined" / folders[-1].name)
             rows_measured, text = render_refined(options, avatar, renderer, parts, figures, folders[-1])
             measured.update(rows_measured)
             say(text)
-        notes.update(dict.fromkeys(renderer.suite.notes))
 
     if not folders:
         say("Nothing to render: every split is skipped or empty.")
@@ -109,10 +111,10 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
         say(f"No metrics: nobody photographed this person moving as in {motion_of}.")
     if measured:
         say("\n" + format_table(measured))
-    for note in notes:
+    for note in suite.notes:
         say(note)
     for folder in folders:
-        say(f"{folder}: renders.mp4, renders/*.png" + ("" if motion_of else ", comparison.png, metrics.json"))
+        say(f"{folder}: renders.mp4, renders/*.png" + ("" if not photographed else ", comparison.png, metrics.json"))
     return measured
 
 
@@ -146,17 +148,19 @@ def split_renderer(
     capture: Dataset,
     views: Sequence[View],
     rows: Sequence[int],  # of the avatar's motion, by timestep of the capture
-    *,
-    photographed: bool,  # whether the capture shows this person
+    suite: Suite | None,  # what measures; None: the photographs are not looked at
 ) -> SplitRenderer:
     """What renders the `views` of a split of the capture."""
     device = avatar.model.device
     cameras = [dataclasses.replace(view.camera, timestep=rows[view.camera.timestep]).to(device) for view in views]
     ground_truth = None
-    if photographed:
+    if suite is not None:
         folder = Path(options.model_path) / "cache"
         images = ImageCache(views, capture.background, folder=folder, progress=not options.quiet)
         ground_truth = partial(images.image, device=device)
+    # What is measured twice, without calibration or with other poses, is compared with the same photographs.
+    twice = suite is not None and (avatar.calibrated or options.refine_flame)
+    kept = Keep(avatar.options.run.ram_share, device) if twice else None
     return SplitRenderer(
         avatar.model,
         views,
@@ -164,7 +168,7 @@ def split_renderer(
         ground_truth,
         draw=calibrated(avatar.draw, avatar.color),
         uncalibrated=avatar.draw if avatar.calibrated else None,
-        suite=Suite(device=device),
+        suite=(suite or Suite(())).again(kept),
         mesh=options.render_mesh,
         quiet=options.quiet,
     )

@@ -30,6 +30,7 @@ from innovations.amp import MixedPrecision
 from ops.types import RenderOut
 from scene.gaussian_model import GaussianModel
 from training import checkpoint, setup
+from training.former import build_former
 from training.guards import BadSteps, check_finite, explain_failure
 from training.listeners import Checkpoints, Evaluation, SavedAvatars
 from training.objective import Objective, Terms, mean_terms
@@ -69,6 +70,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
     dataset = setup.load_capture(options)
     refinable = setup.refinable(dataset, extra)
     avatar = setup.build_avatar(options.model, dataset, resume, seed=run.seed, device=device)
+    former = build_former(options, dataset, avatar)
     setup.claim_output(stack, output, options, dataset, present)
     views = Views(dataset, options, device)
 
@@ -83,13 +85,13 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
     if not resume:
         setup.warm_up(avatar, warm, views)
 
-    objective = Objective(optim, avatar, color_terms, extra.lambda_alpha)
+    objective = Objective(optim, avatar, color_terms, extra.lambda_alpha, former.perceptual, former.temporal)
     optimizer = setup.build_optimizer(optim, extra, avatar, warm, dataset.extent)
     flame_optimizer = setup.build_flame_optimizer(optim, avatar.flame_parameters, warm)
     optimizers = [optimizer, *flame_optimizer.values(), *color.optimizers]
     reporter = setup.build_reporter(options, output, resume, views.measured)
     reporter.gauges = partial(setup.gauges, optimizer, progressive)
-    density = setup.build_density(options, avatar, optimizer, warm, dataset.extent, reporter.warn)
+    density = setup.build_density(options, avatar, optimizer, warm, dataset.extent, reporter.warn, former.adaptive)
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
     bad_steps = BadSteps(reporter, partial(checkpoint.latest, output))
     parts = {
@@ -113,7 +115,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
     due, shown = milestones(options), setup.shown_densifications(optim)
     stop = stack.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing
     state = {"avatar": avatar, **({"flame": avatar.flame_parameters} if avatar.flame_parameters else {}), **parts}
-    evaluation = Evaluation(avatar, views, calibrated(draw, color), region, reporter, due.test)
+    evaluation = Evaluation(avatar, views, calibrated(draw, color), region, reporter, due.test, run)
     saved = SavedAvatars(output, avatar, color, reporter, due.save)
     listeners = [evaluation, saved, Checkpoints(output, options, state, reporter, stop)]
 
@@ -143,7 +145,8 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
                 with amp.autocast():
                     image = color(out.image, camera.camera_id, out.alpha)
                 weights = region.weights(index, camera, vertices)
-                batch.append(objective(gaussians, vertices, out, image, ground_truth, alpha, weights, camera.timestep))
+                moment = (camera.timestep, index)
+                batch.append(objective(gaussians, vertices, out, image, ground_truth, alpha, weights, *moment))
                 rendered.append(out)
                 names.append(camera.name)
         with stages("backward"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arguments.config_file import read_cfg_args, write_cfg_args
 from arguments.options import (
+    METRICS,
     InnovationOptions,
     ModelOptions,
     OptimizationOptions,
@@ -19,6 +20,7 @@ from arguments.schedule import milestones, scale_schedule
 
 __all__ = [
     "InnovationOptions",
+    "METRICS",
     "ModelOptions",
     "OptimizationOptions",
     "Options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import typing
@@ -83,7 +84,9 @@ def validate(group: Any, where: str = "") -> None:
         for item in value if types[field.name].many else (value,):
             problem = None if item is None else _problem(item, field.metadata)
             if problem:
-                raise UserError(f"{where}--{field.name} {problem}, not {item!r}")
+                close = difflib.get_close_matches(item, field.metadata["choices"], 1) if isinstance(item, str) else []
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise UserError(f"{where}--{field.name} {problem}, not {item!r}{hint}")
     conflict = group.conflict() if hasattr(group, "conflict") else None
     if conflict:
         raise UserError(f"{where}{conflict}")

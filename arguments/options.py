@@ -20,6 +20,8 @@ from ops import BACKENDS
 DEFAULT_ITERATIONS = 600_000
 
 DEVICES = ("auto", "cpu", "cuda")
+# What pictures can be measured by; the names in results.json.
+METRICS = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
 # Of learning rates: far beyond any that trains, and small enough that no number of steps leaves the range of float32.
 MAX_RATE = 1e6
 
@@ -32,6 +34,9 @@ rasterizer_choice = partial(
 device_choice = partial(option, "auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
 threads_choice = partial(option, 0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
 quiet_choice = partial(option, False, "print no progress")
+metrics_choice = partial(
+    option, METRICS, "what the pictures are measured by; the lpips_ ones take nearly all of the time", choices=METRICS
+)
 # Parts of what a switch turns on.
 _density_part = partial(option, part_of="use_smart_densification")
 _resolution_part = partial(option, part_of="use_progressive_resolution")
@@ -169,6 +174,7 @@ class RunOptions:
     )
     debug_from: int = option(-1, "turn --debug on from this iteration; -1: never", unit="iterations", at_least=-1)
     detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
+    metrics: tuple[str, ...] = metrics_choice()
     interval: int = option(
         60_000,
         "time between evaluations (one more comes at 1 % of the run), saved avatars and checkpoints; the last "
@@ -360,6 +366,24 @@ class InnovationOptions:
         at_least=0,
         at_most=1,
     )
+
+    use_vgg_loss: bool = option(
+        False, "also compare what the VGG16 of the LPIPS weights sees of picture and photograph; very slow", switch=True
+    )
+    lambda_perceptual: float = option(0.05, "weight of that", at_least=0, part_of="use_vgg_loss")
+    use_adaptive_densification: bool = option(
+        False, "densify eyes, mouth and nose at a lower gradient than the rest", switch=True
+    )
+    adaptive_densify_ratio: float = option(
+        1.5,
+        "what their threshold is divided by; that of the rest of the face by its root",
+        at_least=1,
+        part_of="use_adaptive_densification",
+    )
+    use_temporal_consistency: bool = option(
+        False, "hold the fine-tuned FLAME parameters of neighboring timesteps together", switch=True
+    )
+    lambda_temporal: float = option(0.01, "weight of that", at_least=0, part_of="use_temporal_consistency")
 
     batch_views: int = option(1, "views per step, whose gradients are averaged", unit="views", at_least=1, at_most=4096)
     refine_test_poses: int = refine_steps(

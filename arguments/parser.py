@@ -54,8 +54,10 @@ def _add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
                 settings["metavar"] += ",..."
             elif many:
                 settings["nargs"] = "+"
-            if field.default not in ("", None, ()):
-                notes.append(f"default {_as_typed(field.default)}")
+            value: Any = field.default
+            if value not in ("", None, ()):
+                default = " ".join(map(str, value)) if many and kind is str else _as_typed(value)
+                notes.append(f"default {default}")
         note = "; ".join(filter(None, notes))
         text = field.metadata["help"] + (f" [{note}]" if note else "")
         flags = [flag for flag in (field.metadata["short"], f"--{field.name}") if flag]

@@ -45,4 +45,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_color_calibration": True,
         "color_net_hidden_dim": 24,
     },
+    # What the efficient presets came to replace.
+    "full": {
+        "use_vgg_loss": True,
+        "lambda_perceptual": 0.05,
+        "use_adaptive_densification": True,
+        "adaptive_densify_ratio": 1.5,
+        "use_temporal_consistency": True,
+        "lambda_temporal": 0.01,
+    },
 }

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from arguments.fields import option
 from arguments.options import (
+    METRICS,
     camera_choice,
     device_choice,
+    metrics_choice,
     quiet_choice,
     rasterizer_choice,
     refine_steps,
@@ -34,6 +36,8 @@ class RenderOptions:
     head_model: str | None = option(
         None, "FLAME-format head model, if it is not where it was during training", path=True
     )
+    metrics: tuple[str, ...] = metrics_choice()
+    no_metrics: bool = option(False, "only draw: no photograph is looked at, and nothing measured")
     render_mesh: bool = option(False, "also draw the head mesh over the pictures")
     no_color_calibration: bool = option(False, "the colours without the calibration that was trained with them")
     refine_flame: int = refine_steps(
@@ -54,4 +58,8 @@ class RenderOptions:
 
     def conflict(self) -> str | None:
         """What is wrong between the values, as a sentence; None when they fit together."""
+        if self.no_metrics and self.refine_flame:
+            return "--no_metrics does not go with --refine_flame, which looks at photographs and measures"
+        if self.no_metrics and self.metrics != METRICS:
+            return "--no_metrics does not go with --metrics"
         return refinement_conflict("refine_flame", self.refine_flame, self.refine_cameras)

@@ -58,7 +58,7 @@ def evaluate(
         gaussians, vertices = avatar(camera.timestep)
         image = render(gaussians, camera).image.clamp(0.0, 1.0)
         truth = ground_truth(index) if ground_truth is not None else None
-        metrics = suite.add(image, truth) if truth is not None else {}
+        metrics = suite.add(image, truth, index) if truth is not None else {}
         if on_image is not None:
             on_image(Evaluated(index, camera, image, truth, vertices, metrics))
     return suite.mean() if ground_truth is not None else {}

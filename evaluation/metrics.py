@@ -7,20 +7,21 @@ a float. A picture is never a batch: what is averaged, and over what, shows in
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation import lpips
+from arguments import METRICS
+from evaluation import flip as difference
 from ops import losses
+from ops.lpips import LPIPS, MINIMUM_SIZE
+from utils import lpips_weights
 from utils.errors import UserError
+from utils.memory import Keep
 
-NAMES = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
-# The FLIP authors' default: a 0.7 m wide display of 3840 pixels seen from 0.7 m.
-FLIP_PIXELS_PER_DEGREE = 0.7 * (3840 / 0.7) * math.pi / 180
 # Identical images would have an infinite PSNR, which spoils every mean and is
 # no JSON number; with this floor they read 100 dB.
 SMALLEST_MSE = 1e-10
@@ -47,24 +48,8 @@ def ssim(image: Tensor, ground_truth: Tensor) -> float:
 
 
 def flip(image: Tensor, ground_truth: Tensor) -> float:
-    """Mean LDR-FLIP (Andersson et al. 2020), 0..1, at the authors' default viewing distance.
-
-    Raises:
-        UserError: the package flip-evaluator is not installed.
-    """
-    try:
-        from flip_evaluator import evaluate
-    except ImportError as error:
-        raise UserError(
-            f"the FLIP metric needs the package flip-evaluator ({error}): pip install -r requirements.txt"
-        ) from error
-    image, ground_truth = _clamped(image, ground_truth)
-    if not torch.isfinite(image).all():
-        return math.nan  # the package would print garbage or stop
-    _, mean, _ = evaluate(
-        _as_numpy(ground_truth), _as_numpy(image), "LDR", applyMagma=False, parameters={"ppd": FLIP_PIXELS_PER_DEGREE}
-    )
-    return float(mean)
+    """Mean LDR-FLIP (Andersson et al. 2020), 0..1, at the authors' default viewing distance."""
+    return difference.flip(*_clamped(image, ground_truth)).item()
 
 
 class Suite:
@@ -74,17 +59,24 @@ class Suite:
     small for it) reads None, and `notes` says why in one line each.
     """
 
-    def __init__(self, names: Iterable[str] = NAMES, device: torch.device | str = "cpu") -> None:
-        """`names` out of `NAMES`; `device` is where the LPIPS networks run.
+    def __init__(
+        self, names: Iterable[str] = METRICS, device: torch.device | str = "cpu", kept: Keep | None = None
+    ) -> None:
+        """`names` out of `METRICS`; `device` is where the LPIPS networks run.
+
+        Args:
+            kept: where what the networks see of the photographs is kept, for whoever measures against them again.
 
         Raises:
             UserError: an unknown name.
         """
-        self.names = tuple(names)
-        unknown = [name for name in self.names if name not in NAMES]
+        self.names = tuple(dict.fromkeys(names))
+        unknown = [name for name in self.names if name not in METRICS]
         if unknown:
-            raise UserError(f"unknown metric {', '.join(unknown)}: choose from {', '.join(NAMES)}")
+            raise UserError(f"unknown metric {', '.join(unknown)}: choose from {', '.join(METRICS)}")
         self.notes: list[str] = []
+        self._kept = kept
+        self._networks: dict[str, LPIPS] = {}
         self._values: dict[str, list[float]] = {name: [] for name in self.names}
         self._functions: dict[str, Callable[[Tensor, Tensor], float]] = {
             "psnr": psnr,
@@ -96,11 +88,17 @@ class Suite:
             if name.startswith("lpips_"):
                 self._load_lpips(name, torch.device(device))
 
-    def add(self, image: Tensor, ground_truth: Tensor) -> dict[str, float | None]:
-        """Measures one image [3, H, W] and keeps the values for `mean`."""
+    def again(self, kept: Keep | None = None) -> Suite:
+        """The same metrics with nothing measured yet; `kept` is for other photographs than those seen so far."""
+        fresh = copy.copy(self)
+        fresh._values, fresh._kept = {name: [] for name in self.names}, kept or self._kept
+        return fresh
+
+    def add(self, image: Tensor, ground_truth: Tensor, key: Hashable = None) -> dict[str, float | None]:
+        """Measures one image [3, H, W] and keeps the values for `mean`; `key` tells one photograph from another."""
         result: dict[str, float | None] = {}
         for name in self.names:
-            value = result[name] = self._measure(name, image, ground_truth)
+            value = result[name] = self._measure(name, image, ground_truth, key)
             if value is not None:
                 self._values[name].append(value)
         return result
@@ -109,33 +107,33 @@ class Suite:
         """The mean over the images of each metric; None where there was nothing to measure."""
         return {name: sum(values) / len(values) if values else None for name, values in self._values.items()}
 
-    def _measure(self, name: str, image: Tensor, ground_truth: Tensor) -> float | None:
-        if name not in self._functions:
+    def _measure(self, name: str, image: Tensor, ground_truth: Tensor, key: Hashable) -> float | None:
+        if name in self._networks:
+            return self._perceptual(self._networks[name], image, ground_truth, key)
+        return self._functions[name](image, ground_truth) if name in self._functions else None
+
+    @torch.no_grad()
+    def _perceptual(self, model: LPIPS, image: Tensor, ground_truth: Tensor, key: Hashable) -> float | None:
+        device, least = model.shift.device, MINIMUM_SIZE[model.network]
+        image, ground_truth = _clamped(image.to(device), ground_truth.to(device))
+        if min(image.shape[-2:]) < least:
+            self._note(f"LPIPS ({model.network}) reads n/a for images under {least} pixels")
             return None
-        try:
-            return self._functions[name](image, ground_truth)
-        except UserError as error:
-            self._note(str(error))
-            return None
+        if self._kept is None:
+            seen = model.features(ground_truth)
+        else:
+            seen = self._kept.get((model.network, key), lambda: model.features(ground_truth))
+        return model.distance(model.features(image), seen).item()
 
     def _load_lpips(self, name: str, device: torch.device) -> None:
         network = name.removeprefix("lpips_")
         try:
-            model = lpips.load(network, device)
+            self._networks[name] = lpips_weights.load(network, device)
         except UserError:
-            missing = not lpips.weights_path(network).exists()
+            missing = not lpips_weights.weights_path(network).exists()
             state = "its weights are not installed" if missing else "its installed weights are damaged"
-            self._note(f"LPIPS reads n/a, {state}: run `{lpips.INSTALL_COMMAND}{'' if missing else ' --force'}`")
-            return
-
-        def distance(image: Tensor, ground_truth: Tensor) -> float:
-            image, ground_truth = _clamped(image.to(device), ground_truth.to(device))
-            if min(image.shape[-2:]) < lpips.MINIMUM_SIZE[network]:
-                raise UserError(f"LPIPS ({network}) reads n/a for images under {lpips.MINIMUM_SIZE[network]} pixels")
-            with torch.no_grad():
-                return model(image, ground_truth).item()
-
-        self._functions[name] = distance
+            command = f"{lpips_weights.INSTALL_COMMAND}{'' if missing else ' --force'}"
+            self._note(f"LPIPS reads n/a, {state}: run `{command}`")
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -171,8 +169,3 @@ def _clamped(image: Tensor, ground_truth: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"expected two images [3, H, W], got {tuple(image.shape)} and {tuple(ground_truth.shape)}")
     dtype = torch.promote_types(image.dtype, torch.float32)
     return (image.detach().to(dtype).clamp(0, 1), ground_truth.detach().to(image.device, dtype).clamp(0, 1))
-
-
-def _as_numpy(image: Tensor) -> np.ndarray:
-    """[3, H, W] tensor -> [H, W, 3] contiguous float32 array."""
-    return np.ascontiguousarray(image.permute(1, 2, 0).to("cpu", torch.float32).numpy())

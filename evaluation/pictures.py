@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class SplitRenderer:
     suite: Suite
     mesh: bool  # also with the head mesh over the pictures
     quiet: bool
+    frames_per_second: float = 0.0  # of the last `render`: drawn, measured and written
 
     def render(
         self,
@@ -58,15 +60,16 @@ class SplitRenderer:
         time.
         """
         measured = indices if measured is None else measured
+        start = time.perf_counter()
         figures, columns, records = self._write_views(name, folder, indices, measured)
+        self.frames_per_second = len(indices) / (time.perf_counter() - start)
         if self.ground_truth is None:
             return {}, {}
         means = mean_metrics((figures[i] for i in measured), self.suite.names)
         more = dict(more or {})
         if self.uncalibrated is not None:
-            suite = Suite(self.suite.names, self.model.device)
             more["without_color_calibration"] = evaluate(
-                self.model, self.cameras, self.ground_truth, self.uncalibrated, suite, indices=measured
+                self.model, self.cameras, self.ground_truth, self.uncalibrated, self.suite.again(), indices=measured
             )
         write_png(folder / "comparison.png", side_by_side(columns))
         views = [records[i] for i in sorted(records)]

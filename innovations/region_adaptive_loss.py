@@ -83,6 +83,7 @@ class RegionAdaptiveLoss(nn.Module):
         self.weight_eyes, self.weight_mouth = weight_eyes, weight_mouth
         self.weight_nose, self.weight_face = weight_nose, weight_face
         self.note = ""
+        self.missing: list[str] = []  # regions that no mask describes
         self.has_mesh = faces is not None
         faces = torch.empty(0, 3, dtype=torch.int64) if faces is None else faces
         self.register_buffer("faces", faces, persistent=False)
@@ -90,14 +91,13 @@ class RegionAdaptiveLoss(nn.Module):
         if not self.has_mesh:
             return
         masks = masks or {}
-        missing = []
         for region, names in REGION_MASKS.items():
             ids = [masks[name] for name in names if name in masks and len(masks[name])]
             if not ids or not self._mark(region, torch.cat([part.to(faces.device) for part in ids])):
-                missing.append(region)
-        if missing:
+                self.missing.append(region)
+        if self.missing:
             self.note = (
-                f"The head model has no masks for {', '.join(missing)}: "
+                f"The head model has no masks for {', '.join(self.missing)}: "
                 "the region-adaptive loss leaves them at the weight of what is around them"
             )
 
@@ -128,6 +128,10 @@ class RegionAdaptiveLoss(nn.Module):
             raise
         self._tables.clear()
         self._grids.clear()
+
+    def triangle_weights(self) -> Tensor:
+        """[F] the weight of each triangle of the mesh, not scaled."""
+        return self._table(self._bits.device)[self._bits.long()]
 
     @torch.no_grad()
     def weights(self, view_index: int | None, camera: Camera, vertices: Tensor | None = None) -> Tensor:

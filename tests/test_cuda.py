@@ -15,9 +15,9 @@ from watching import FLAGS_OF_LOSSES, watch_training
 
 import render
 from arguments import parse_render
-from evaluation import lpips
 from gaussian_renderer import available_backends
 from gaussian_renderer.backends import gsplat as gsplat_backend
+from ops import lpips
 from ops.types import Gaussians
 from scene.images.cache import ImageCache
 from training import checkpoint, views

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hostile import bounded, refusal
 
-from evaluation.lpips_weights import _WeightsUnpickler, read_arrays
 from innovations.color_calibration import ColorCalibration
 from scene.flame.head_pickle import read_pickle
 from scene.gaussian_model import GaussianModel
@@ -25,6 +24,7 @@ from training.sampler import ShuffledSampler
 from utils import tensor_reader
 from utils.array_pickle import ArrayUnpickler, resolve
 from utils.errors import UserError
+from utils.lpips_weights import _WeightsUnpickler, read_arrays
 from utils.npz import read_npz
 from utils.plain_pickle import Refused
 

@@ -20,7 +20,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Import paths and commands that users type, kept where they always were.
-LASTING = ("utils/region_adaptive_loss.py", "utils/color_calibration.py", "utils/lpips_weights.py")
+LASTING = ("utils/region_adaptive_loss.py", "utils/color_calibration.py")
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_TRAIN = 450, 120, 300
 
 FILES = [Path(name) for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()]

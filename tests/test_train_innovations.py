@@ -141,7 +141,7 @@ def test_gradients_of_the_views_of_a_step_are_averaged(capture: Path, tmp_path: 
         out = draw(world, camera, torch.ones(3), sh_degree=0, rasterize=rasterize)
         image, timestep = images.image(view, "cpu"), camera.timestep
         objective = Objective(options.optimization, avatar)
-        loss = objective(world, vertices, out, out.image, image, None, None, timestep)["total"]
+        loss = objective(world, vertices, out, out.image, image, None, None, timestep, view)["total"]
         (gradient,) = torch.autograd.grad(loss, out.means2d, retain_graph=True)
         statistic = statistic + gradient.norm(dim=1)
         total = total + loss / 3

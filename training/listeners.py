@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from arguments import Options, milestones
+from arguments import Options, RunOptions, milestones
 from arguments.schedule import DueIterations
-from evaluation.evaluate import Evaluated, evaluate, evenly_spaced
+from evaluation.evaluate import Evaluated, evaluate, evenly_spaced, mean_metrics
 from evaluation.metrics import Suite
 from evaluation.pose_refinement import SplitViews, refine_motion
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
@@ -29,6 +29,7 @@ from training import checkpoint
 from training.reporter import Reporter
 from training.views import Views
 from utils.interrupt import Alarm, StopSignals
+from utils.memory import Keep
 
 # Evaluation on the way looks at this many views of a split; at the end, at all.
 VIEWS_ON_THE_WAY = 10
@@ -36,7 +37,6 @@ VIEWS_ON_THE_WAY = 10
 VIEWS_OF_TRAIN = 50
 PICTURED_VIEWS = 3
 QUICK_METRICS = ("psnr", "ssim", "l1")
-ALL_METRICS = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
 
 Means = dict[str, float | None]
 
@@ -62,47 +62,52 @@ class Evaluation(Listener):
         region: RegionAdaptiveLoss | NoRegionWeights,
         reporter: Reporter,
         due: DueIterations,
+        run: RunOptions,
     ) -> None:
         self.avatar, self.views, self.draw, self.region, self.reporter = avatar, views, draw, region, reporter
-        self.due = due
+        self.due, self.run = due, run
+        self.quick = Suite([name for name in run.metrics if name in QUICK_METRICS], avatar.device)
 
     def before_density(self, step: int) -> None:
         if self.due(step) and step < self.due.last:
             with self.reporter.pause():
                 for split in self.views.measured:
-                    self._measure(step, split, self.avatar, self._suite(QUICK_METRICS), VIEWS_ON_THE_WAY)
+                    self._measure(step, split, self.avatar, self.quick.again(), VIEWS_ON_THE_WAY)
 
     def final(self, avatar: GaussianModel, refinable: SplitViews | None, steps: int) -> tuple[dict[str, Means], set]:
-        """All metrics of `avatar`, which is the saved one, on all splits; and the notes on what could not be had.
+        """The metrics of `avatar`, which is the saved one, on all splits; and the notes on what could not be had.
 
         Args:
             refinable: which test views to fit in `steps` and which to measure, for the rows test_as_tracked and
                 test_refined, both over the measured ones; None for no such rows.
         """
-        means, notes = {}, set()
+        means: dict[str, Means] = {}
+        all_metrics = Suite(self.run.metrics, self.avatar.device)
+        figures: dict[str, dict[int, Means]] = {}
+        kept = Keep(self.run.ram_share, self.avatar.device) if refinable else None
         for split in self.views.measured:
-            suite = self._suite(ALL_METRICS)
+            suite = all_metrics.again(kept if split == "test" else None)
             limit = VIEWS_OF_TRAIN if split == "train" else len(self.views.cameras[split])
-            means[split] = self._measure(self.due.last, split, avatar, suite, limit)
-            notes.update(suite.notes)
+            means[split], figures[split] = self._measure(self.due.last, split, avatar, suite, limit)
         if refinable is not None:
             cameras, ground_truth = self.views.cameras["test"], self.views.ground_truth["test"]
             draw = partial(self.draw, sh_degree=avatar.active_sh_degree)
-            measure = partial(evaluate, avatar, cameras, ground_truth, draw, indices=refinable.measured)
-            means["test_as_tracked"] = measure(suite=self._suite(ALL_METRICS))
+            means["test_as_tracked"] = mean_metrics((figures["test"][i] for i in refinable.measured), all_metrics.names)
             refine_motion(avatar, cameras, ground_truth, draw, refinable.looked_at, steps)
-            means["test_refined"] = measure(suite=self._suite(ALL_METRICS))
-        return means, notes
+            suite = all_metrics.again(kept)
+            means["test_refined"] = evaluate(avatar, cameras, ground_truth, draw, suite, indices=refinable.measured)
+        return means, set(all_metrics.notes)
 
-    def _suite(self, names: tuple[str, ...]) -> Suite:
-        return Suite(names, self.avatar.device)
-
-    def _measure(self, step: int, split: str, avatar: GaussianModel, suite: Suite, limit: int) -> Means:
-        """Measures at most `limit` views of a split."""
+    def _measure(
+        self, step: int, split: str, avatar: GaussianModel, suite: Suite, limit: int
+    ) -> tuple[Means, dict[int, Means]]:
+        """Measures at most `limit` views of a split: the means, and the figures of each."""
         cameras = self.views.cameras[split]
         pictured = evenly_spaced(len(cameras), PICTURED_VIEWS)
+        figures = {}
 
         def on_image(view: Evaluated) -> None:
+            figures[view.index] = view.metrics
             if view.ground_truth is not None and view.index in pictured:
                 self.reporter.picture(step, split, self.views.label(split, view.index), view.image, view.ground_truth)
 
@@ -115,7 +120,8 @@ class Evaluation(Listener):
             indices=sorted({*pictured, *evenly_spaced(len(cameras), limit)}),
             on_image=on_image,
         )
-        self.reporter.evaluation(step, split, means)
+        if means:
+            self.reporter.evaluation(step, split, means)
         if pictured:
             camera = cameras[pictured[0]]
             with torch.no_grad():
@@ -123,7 +129,7 @@ class Evaluation(Listener):
                 weights = self.region.weights(None, camera, vertices)
             if weights is not None:
                 self.reporter.heat_map(step, split, f"{self.views.label(split, pictured[0])}/region_weights", weights)
-        return means
+        return means, figures
 
 
 class SavedAvatars(Listener):

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import OptimizationOptions
+from innovations.perceptual_loss import NO_PERCEPTUAL_LOSS, NoPerceptualLoss, PerceptualLoss
+from innovations.temporal_consistency import NO_TEMPORAL_CONSISTENCY, NoTemporalConsistency, TemporalConsistency
 from ops import losses
 from ops.types import Gaussians, RenderOut
 from scene.flame import FlameParameters
@@ -27,9 +29,12 @@ class Objective:
         avatar: GaussianModel,
         color_terms: Callable[[], Terms] = dict,
         lambda_alpha: float = 0.0,
+        perceptual: PerceptualLoss | NoPerceptualLoss = NO_PERCEPTUAL_LOSS,
+        temporal: TemporalConsistency | NoTemporalConsistency = NO_TEMPORAL_CONSISTENCY,
     ) -> None:
         """`color_terms` gives what the color calibration adds; `lambda_alpha` is the weight of the silhouette."""
         self.optim, self.avatar, self.color_terms, self.lambda_alpha = optim, avatar, color_terms, lambda_alpha
+        self.perceptual, self.temporal = perceptual, temporal
         self.offset_terms: Callable[[int], Terms] = lambda timestep: {}
         weights = (optim.lambda_dynamic_offset, optim.lambda_dynamic_offset_std, optim.lambda_laplacian)
         if avatar.flame is not None and avatar.flame_parameters is not None and any(weights):
@@ -47,6 +52,7 @@ class Objective:
         alpha: Tensor | None,  # [1, H, W] of the ground truth, if it is known
         weights: Tensor | None,  # [1, H, W] of the regions; None weights evenly
         timestep: int,
+        index: int,  # of the view
     ) -> Terms:
         """The terms, and their sum as "total"."""
         terms = {
@@ -55,6 +61,8 @@ class Objective:
             **alpha_terms(self.lambda_alpha, out.alpha, alpha),
             **self.color_terms(),
             **self.offset_terms(timestep),
+            **self.perceptual(index, image, ground_truth),
+            **self.temporal(timestep),
         }
         return {"total": torch.as_tensor(sum(terms.values())), **terms}
 

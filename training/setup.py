@@ -23,6 +23,7 @@ from arguments import (
 from evaluation.evaluate import evenly_spaced
 from evaluation.pose_refinement import SplitViews, refinable_views
 from gaussian_renderer import Rasterizer, render
+from innovations.adaptive_densification import NO_ADAPTIVE_DENSIFICATION, AdaptiveDensification, NoAdaptiveDensification
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
@@ -309,6 +310,7 @@ def build_density(
     warm: WarmStart,
     extent: float,
     warn: Callable[[str], None],
+    adaptive: AdaptiveDensification | NoAdaptiveDensification = NO_ADAPTIVE_DENSIFICATION,
 ) -> DensityControl:
     """When and where Gaussians are added and removed; `warn` is told when there is no memory for more of them."""
     optim = options.optimization
@@ -326,7 +328,7 @@ def build_density(
         avatar,
         optimizer,
         schedule,
-        while_memory_lasts(build_policy(optim, options.innovations), avatar.device, warn),
+        while_memory_lasts(adaptive.policy(build_policy(optim, options.innovations)), avatar.device, warn),
         extent=extent,
         generator=torch.Generator().manual_seed(options.run.seed + 1),
     )

@@ -6,13 +6,44 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+
+
+class Keep:
+    """Tensors that are made once and kept while there is room; the first stay, what finds no room is made each time.
+
+    None is given up for another: whoever goes round and round through all would otherwise find none of them.
+    """
+
+    def __init__(self, share: float, device: torch.device | str = "cpu") -> None:
+        """`share` (0..1) is of the memory that is free on `device` when the first are made."""
+        self._share, self._device = share, device
+        self._room: int | None = None  # bytes
+        self._kept: dict[Hashable, tuple[Hashable, list[Tensor]]] = {}
+
+    def get(self, key: Hashable, make: Callable[[], list[Tensor]], version: Hashable = None) -> list[Tensor]:
+        """What was kept under `key`, or what `make` makes; something kept in another `version` goes."""
+        if self._room is None:
+            self._room = int(self._share * available_memory(self._device))
+        if key in self._kept:
+            known, tensors = self._kept[key]
+            if known == version:
+                return tensors
+            del self._kept[key]
+            self._room += sum(tensor.nbytes for tensor in tensors)
+        tensors = make()
+        size = sum(tensor.nbytes for tensor in tensors)
+        if size <= self._room:
+            self._room -= size
+            self._kept[key] = version, tensors
+        return tensors
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:

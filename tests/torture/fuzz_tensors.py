@@ -15,15 +15,16 @@ import torch
 from torture import fuzz_mutations as spoil
 from torture.fuzz_mutations import ARRAYS, Format, Spoiler, saved_bytes
 
-import evaluation.lpips
+import ops.lpips
 from arguments import Options, parse_train
-from evaluation.lpips_weights import read_arrays
 from innovations.color_calibration import ColorCalibration
 from scene.gaussian_model import GaussianModel
 from training import checkpoint
 from training.density_control import DensityControl, DensitySchedule, fixed_threshold
 from training.optimizers import GaussianOptimizer
 from training.sampler import ShuffledSampler
+from utils.lpips_weights import load as load_lpips
+from utils.lpips_weights import read_arrays
 from utils.tensor_files import save_tensors
 
 TENSORS = (
@@ -125,10 +126,10 @@ def tensors(folder: Path) -> dict[str, Format]:
     color = ColorCalibration(["a", "b"], hidden_dim=4, num_layers=2, per_camera=True)
     colors = saved_bytes(color.save, folder / "color_calibration.pt")
 
-    layer = evaluation.lpips.Layer
-    evaluation.lpips.NETWORKS["tiny"] = (layer(2, 3, 1, 1, None, True), layer(3, 3, 1, 1, (2, 2), True))
+    layer = ops.lpips.Layer
+    ops.lpips.NETWORKS["tiny"] = (layer(2, 3, 1, 1, None, True), layer(3, 3, 1, 1, (2, 2), True))
     os.environ["LPIPS_CACHE"] = str(folder)
-    weights = evaluation.lpips.LPIPS("tiny").state_dict()
+    weights = ops.lpips.LPIPS("tiny").state_dict()
     jax = {"VGG16_0": {"Conv_0": {"kernel": np.zeros((3, 3, 3, 4), np.float32), "bias": np.zeros(4, np.float32)}}}
     jax_values = (*ARRAYS, np.zeros(3, np.float32))
 
@@ -149,7 +150,7 @@ def tensors(folder: Path) -> dict[str, Format]:
             folder / "tiny.pt",
             [saved_bytes(lambda path: save_tensors(path, weights), folder / "tiny.pt")],
             _spoil_tensors(dict(weights)),
-            lambda path: evaluation.lpips.load("tiny"),
+            lambda path: load_lpips("tiny"),
         ),
         "lpips_pickle": Format(
             folder / "vgg16.ckpt",

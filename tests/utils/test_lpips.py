@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import lpips, lpips_weights
 from evaluation.metrics import Suite
+from ops import lpips
+from utils import lpips_weights
 from utils.errors import UserError
 
 
@@ -127,9 +128,9 @@ def test_smallest_image(network):
 @pytest.mark.parametrize("network, expected", [("vgg", 0.13287319), ("alex", 0.04032367)])
 def test_published_weights(network, expected, lpips_cache_of_user, monkeypatch):
     monkeypatch.setenv("LPIPS_CACHE", lpips_cache_of_user)
-    if not lpips.weights_path(network).exists():
-        pytest.skip(f"the LPIPS weights are not installed: run `{lpips.INSTALL_COMMAND}`")
-    model = lpips.load(network)
+    if not lpips_weights.weights_path(network).exists():
+        pytest.skip(f"the LPIPS weights are not installed: run `{lpips_weights.INSTALL_COMMAND}`")
+    model = lpips_weights.load(network)
     assert model(*pair()).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -228,14 +229,14 @@ def test_an_unknown_archive_is_not_opened(tmp_path, cache):
 
 def test_missing_and_damaged_weights(cache, tmp_path):
     with pytest.raises(UserError, match="python -m utils.lpips_weights"):
-        lpips.load("alex")
+        lpips_weights.load("alex")
     cache.mkdir()
     marker = tmp_path / "ran"
     torch.save(Call(os.system, f"touch {marker}"), cache / "alex.pt")
     (cache / "vgg.pt").write_bytes(b"half a file")
     for network in ("alex", "vgg"):
         with pytest.raises(UserError, match="python -m utils.lpips_weights"):
-            lpips.load(network)
+            lpips_weights.load(network)
     assert not marker.exists()
     suite = Suite(["lpips_alex"])
     assert suite.add(*pair()) == {"lpips_alex": None}
