@@ -234,6 +234,12 @@ INNOVATIONS = dict(
     warm_pose_lr_factor=10.0,
     lambda_alpha=0.0,
     lr_cooldown=0.0,
+    use_vgg_loss=False,
+    lambda_perceptual=0.05,
+    use_adaptive_densification=False,
+    adaptive_densify_ratio=1.5,
+    use_temporal_consistency=False,
+    lambda_temporal=0.01,
     batch_views=1,
     refine_test_poses=0,
     refine_cameras=(),
@@ -252,6 +258,8 @@ TABLE = {
     "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
     "--densify_percentile_split 88 --densify_floor 0.53 --use_color_calibration "
     "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "full": "--use_vgg_loss --lambda_perceptual 0.05 --use_adaptive_densification --adaptive_densify_ratio 1.5 "
+    "--use_temporal_consistency --lambda_temporal 0.01",
 }
 
 

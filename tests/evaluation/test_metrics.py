@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+from arguments import METRICS
 from evaluation import metrics
+from evaluation.flip import PIXELS_PER_DEGREE
 from utils.errors import UserError
 
 
@@ -57,21 +58,24 @@ def test_ssim_is_over_the_full_image():
     assert metrics.ssim(image, image) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_flip_is_that_of_its_authors():
+@pytest.mark.parametrize("size", [(24, 37), (90, 64), (1, 1), (3, 50)])
+def test_flip_is_that_of_its_authors(size):
     flip_evaluator = pytest.importorskip("flip_evaluator")
-    image, target = pair()
+    image, target = pair(*size)
     image[1:] = target[1:]  # red differs, so a mistaken channel order shows
-    arrays = []
-    for tensor in (target, image):
-        array = np.empty((24, 37, 3), np.float32)
-        for c in range(3):
-            array[:, :, c] = tensor[c].numpy()
-        arrays.append(array)
-    _, expected, settings = flip_evaluator.evaluate(*arrays, "LDR")
-    assert metrics.flip(image, target) == pytest.approx(expected, abs=1e-7) and expected > 0.01
-    assert settings["ppd"] == pytest.approx(metrics.FLIP_PIXELS_PER_DEGREE, abs=1e-4)
+    for one, other in [(image, target), (target, image), (target.flip(0), target), (target.flip(2) * 0.1, target)]:
+        arrays = [np.ascontiguousarray(tensor.permute(1, 2, 0).numpy()) for tensor in (other, one)]
+        _, expected, settings = flip_evaluator.evaluate(*arrays, "LDR", applyMagma=False)
+        assert metrics.flip(one, other) == pytest.approx(expected, abs=2e-5)
+        assert metrics.flip(one.double(), other.double()) == pytest.approx(expected, abs=2e-5)
+    assert settings["ppd"] == pytest.approx(PIXELS_PER_DEGREE, abs=1e-4)
     assert metrics.flip(target, target) == 0.0
     assert 0.0 < metrics.flip(image[:, :1, :1], target[:, :1, :1]) < 1.0
+
+
+def test_flip_of_the_colors_farthest_apart():
+    green, blue = (torch.eye(3)[row][:, None, None].expand(3, 30, 20) for row in (1, 2))
+    assert metrics.flip(green, blue) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_broken_picture_reads_nan():
@@ -101,7 +105,7 @@ def test_suite_averages_over_the_images():
 
 def test_suite_without_images_or_weights():
     suite = metrics.Suite()
-    assert suite.mean() == dict.fromkeys(metrics.NAMES)
+    assert suite.mean() == dict.fromkeys(METRICS)
     result = suite.add(*pair())
     assert [name for name, value in result.items() if value is None] == ["lpips_vgg", "lpips_alex"]
     assert suite.mean() == result
@@ -109,12 +113,12 @@ def test_suite_without_images_or_weights():
     json.dumps(suite.mean(), allow_nan=False)
 
 
-def test_suite_without_the_flip_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
-    suite = metrics.Suite(["flip", "l1"])
-    for _ in range(2):
-        assert suite.add(*pair())["flip"] is None
-    assert len(suite.notes) == 1 and "flip-evaluator" in suite.notes[0]
+def test_again_measures_the_same_anew():
+    suite = metrics.Suite(["psnr", "psnr"])
+    first = suite.add(*pair())
+    fresh = suite.again()
+    assert fresh.mean() == {"psnr": None} and suite.mean() == first
+    assert fresh.add(*pair()) == first
 
 
 def test_suite_refuses_an_unknown_name():

@@ -18,6 +18,7 @@ from evaluation.metrics import Suite
 from ops import lpips
 from utils import lpips_weights
 from utils.errors import UserError
+from utils.memory import Keep
 
 
 def pair(height: int = 48, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,6 +208,14 @@ def test_install_and_use(tmp_path, monkeypatch, cache):
     suite = Suite(["lpips_alex", "lpips_vgg"])
     assert suite.add(image, target) == {"lpips_alex": pytest.approx(expected, rel=1e-4), "lpips_vgg": None}
     assert len(suite.notes) == 1 and "python -m utils.lpips_weights" in suite.notes[0]
+    # Kept, a photograph is looked at once, and the figure has the same bits.
+    again = suite.again(Keep(0.5))
+    known = suite.add(image, target, 0)
+    looked_at: list[object] = []
+    features = lpips.LPIPS.features
+    monkeypatch.setattr(lpips.LPIPS, "features", lambda self, x: (looked_at.append(x), features(self, x))[1])
+    assert [again.add(image, target, 0), again.again().add(image, target, 0)] == [known, known]
+    assert len(looked_at) == 3
 
     monkeypatch.setitem(lpips_weights.PICKLES, "alex", ("package/alex.ckpt", "0" * 64, "Net_0"))
     with pytest.raises(UserError, match="sha256"):
