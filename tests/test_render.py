@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -111,6 +113,31 @@ def test_pictures_videos_and_metrics_of_every_split(
     assert header == ["psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex"]
     assert [line[0] for line in lines[lines.index(header) + 1 :][:3]] == ["train", "val", "test"]
     assert str(folders["avatar"] / "test" / "ours_100") in out
+
+
+def test_only_drawn(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """No photograph is opened, and the pictures are those of a run that measures."""
+    shutil.copytree(folders["avatar"], tmp_path / "avatar")
+    run("-m", tmp_path / "avatar", "--skip_train", "--metrics", "psnr")
+    whole = tmp_path / "avatar" / "val" / "ours_100"
+    assert list(json.loads((whole / "metrics.json").read_text())["mean"]) == ["psnr"]
+    measured = {path.name: path.read_bytes() for path in (whole / "renders").glob("0*.png")}
+    shutil.rmtree(whole)
+    monkeypatch.setattr(render, "ImageCache", None)
+    capfd.readouterr()
+    assert run("-m", tmp_path / "avatar", "--skip_train", "--no_metrics") == {}
+    assert {path.name: path.read_bytes() for path in (whole / "renders").glob("0*.png")} == measured
+    assert {path.name for path in whole.iterdir()} == {"renders", "renders.mp4"}
+    out = capfd.readouterr().out
+    assert re.search(r"^val: 2 views, [0-9.]+ a second$", out, re.MULTILINE) and "psnr" not in out
+
+
+@pytest.mark.parametrize("more", ["--metrics psnr", "--refine_flame 3 --refine_cameras 1"])
+def test_nothing_is_measured_where_nothing_is_looked_at(folders: dict[str, Path], more: str) -> None:
+    with pytest.raises(UserError, match="--no_metrics does not go with"):
+        run("-m", folders["avatar"], "--no_metrics", *more.split())
 
 
 def height_of_ball(path: Path) -> int:
