@@ -4,9 +4,10 @@
         [--timings 3] [-- any other train.py flag, such as --scale_schedule --densify_grad_threshold 0.001]
     python -m benchmarks.ablation --out DIR --report_only
 
-The rows are the baseline, each innovation alone, each part of the warm start alone, and the presets. Two
-kinds of runs. *Quality*: every row of `ROWS` is trained once per seed, one `train.py` after the other; all
-rows of a seed come before the next seed, so that an interrupted ablation is a complete one with fewer seeds.
+The rows are the baseline, each innovation alone, each part of the warm start alone, the presets, and the
+three costly flags that these came to replace, alone and together (`full`). Two kinds of runs. *Quality*: every
+row of `ROWS` is trained once per seed, one `train.py` after the other; all rows of a seed come before the next
+seed, so that an interrupted ablation is a complete one with fewer seeds.
 *Timing*: rows and baseline are trained again, together and in turns (see
 `benchmarks/timing.py`), because the speed of a
 machine drifts by more than what is to be told apart; `--timings 0` leaves them out.
@@ -70,6 +71,10 @@ ROWS: dict[str, list[str]] = {
     "ultra": ["--preset", "ultra"],
     "balanced": ["--preset", "balanced"],
     "quality": ["--preset", "quality"],
+    "vgg": ["--use_vgg_loss"],
+    "adaptive": ["--use_adaptive_densification"],
+    "temporal": ["--use_temporal_consistency"],
+    "full": ["--preset", "full"],
 }
 NOTE = "ablation.json"  # in a run's folder: the flags it was made with
 Todo = Literal["skip", "continue", "start"]

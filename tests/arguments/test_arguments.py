@@ -283,6 +283,8 @@ def test_every_efficient_flag_is_taken() -> None:
         "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_prune_opacity 0.02 "
         "--warm_feature_lr_factor 3 "
         "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
+        "--use_vgg_loss --lambda_perceptual 0.2 --use_adaptive_densification --adaptive_densify_ratio 3 "
+        "--use_temporal_consistency --lambda_temporal 0.3 "
         "--lambda_alpha 0.7 --lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9"
     )
     assert innovations(line) == dict(
@@ -321,6 +323,12 @@ def test_every_efficient_flag_is_taken() -> None:
         warm_expr_lr_factor=1.0,
         warm_trans_lr_factor=2.0,
         warm_pose_lr_factor=0.0,
+        use_vgg_loss=True,
+        lambda_perceptual=0.2,
+        use_adaptive_densification=True,
+        adaptive_densify_ratio=3.0,
+        use_temporal_consistency=True,
+        lambda_temporal=0.3,
         batch_views=4,
         refine_test_poses=50,
         refine_cameras=(6, 9),
