@@ -209,7 +209,8 @@ class RunOptions:
     )
     ram_share: float = option(
         0.5,
-        "share of the memory that decoded images may fill before they go to a memory-mapped file",
+        "share of the free memory that decoded images may fill before they go to a memory-mapped file, and that the "
+        "features of --use_vgg_loss may fill",
         unit="0 to 1",
         above=0,
         at_most=1,

@@ -29,12 +29,20 @@ class PerceptualLoss:
         self.weight, self.network, self.kept = weight, network, kept
 
     @classmethod
-    def published(cls, weight: float, share: float, device: torch.device) -> PerceptualLoss:
+    def published(cls, weight: float, share: float, device: torch.device, smallest: int) -> PerceptualLoss:
         """With the installed weights; `share` of the free memory may hold features.
 
+        Args:
+            smallest: side of all images that will be looked at, pixels.
+
         Raises:
-            UserError: the weights are not installed, or damaged.
+            UserError: too small an image, or the weights are not installed, or damaged.
         """
+        if smallest < MINIMUM_SIZE["vgg"]:
+            raise UserError(
+                f"--use_vgg_loss needs images of at least {MINIMUM_SIZE['vgg']} pixels on each side, and {smallest} is "
+                "the smallest here: raise --resolution or --resolution_schedule, or add --no_vgg_loss"
+            )
         if not weights_path("vgg").exists():
             raise UserError(
                 f"--use_vgg_loss needs the LPIPS weights, which are not installed: run `{INSTALL_COMMAND}` once, or "
@@ -48,14 +56,7 @@ class PerceptualLoss:
         image: Tensor,  # [3, H, W]  0..1, or outside as a rendering may be
         ground_truth: Tensor,  # [3, H, W]
     ) -> dict[str, Tensor]:
-        """The term of the loss.
-
-        Raises:
-            UserError: images too small for the network.
-        """
-        least = MINIMUM_SIZE[self.network.network]
-        if min(image.shape[1:]) < least:
-            raise UserError(f"--use_vgg_loss needs images of at least {least} pixels on each side")
+        """The term of the loss."""
         with torch.no_grad():
             known = self.kept.get(index, lambda: self.network.features(ground_truth), version=ground_truth.shape)
         seen = self.network.features(image)

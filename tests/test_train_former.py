@@ -79,6 +79,10 @@ def test_each_alone_does_something(masked: Path, tmp_path: Path, small_vgg: None
     "more, told",
     [
         ("--use_vgg_loss", "run `python -m utils.lpips_weights` once"),
+        (
+            "--use_vgg_loss --use_progressive_resolution --resolution_schedule 0.25,1 --resolution_milestones 9",
+            "at least 16 pixels on each side, and 8 is the smallest",
+        ),
         ("--use_adaptive_densification", "no masks for eyes, mouth, nose, face"),
         ("--use_temporal_consistency --not_finetune_flame_params", "are not fine-tuned"),
         ("--use_temporal_consistency --adaptive_densify_ratio 0.5", "--adaptive_densify_ratio must be at least 1"),

@@ -66,5 +66,8 @@ def build_former(options: Options, dataset: Dataset, avatar: GaussianModel) -> F
         if adaptive.note and not options.run.quiet:
             print(adaptive.note)
     if extra.use_vgg_loss:
-        perceptual = PerceptualLoss.published(extra.lambda_perceptual, options.run.ram_share, avatar.device)
+        scales = extra.resolution_schedule if extra.use_progressive_resolution else (1.0,)
+        cameras = [view.camera.scaled(min(scales)) for view in dataset.train]
+        smallest = min(min(camera.width, camera.height) for camera in cameras)
+        perceptual = PerceptualLoss.published(extra.lambda_perceptual, options.run.ram_share, avatar.device, smallest)
     return Former(perceptual, adaptive, temporal)

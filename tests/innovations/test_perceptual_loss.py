@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from innovations.perceptual_loss import PerceptualLoss
 from ops.lpips import LPIPS
-from utils.errors import UserError
 from utils.memory import Keep
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -86,14 +85,6 @@ def test_truth_is_seen_once_as_long_as_there_is_room(network: LPIPS, monkeypatch
         loss(0, image[:, :16, :16].contiguous(), smaller)
     assert sum(picture is smaller for picture in seen) == 1
     assert loss(2, image, truth)["perceptual"].item() == terms[0]
-
-
-def test_too_small_and_without_weights(network: LPIPS) -> None:
-    image, truth = pair(12, 40)
-    with pytest.raises(UserError, match="at least 16 pixels"):
-        PerceptualLoss(1.0, network, Keep(0.5))(0, image, truth)
-    with pytest.raises(UserError, match="python -m utils.lpips_weights"):
-        PerceptualLoss.published(1.0, 0.5, torch.device("cpu"))
 
 
 def test_a_broken_picture_gives_no_number(network: LPIPS) -> None:
