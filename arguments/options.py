@@ -34,9 +34,7 @@ rasterizer_choice = partial(
 device_choice = partial(option, "auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
 threads_choice = partial(option, 0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
 quiet_choice = partial(option, False, "print no progress")
-metrics_choice = partial(
-    option, METRICS, "what the pictures are measured by; the lpips_ ones take nearly all of the time", choices=METRICS
-)
+metrics_choice = partial(option, METRICS, choices=METRICS)
 # Parts of what a switch turns on.
 _density_part = partial(option, part_of="use_smart_densification")
 _resolution_part = partial(option, part_of="use_progressive_resolution")
@@ -174,7 +172,10 @@ class RunOptions:
     )
     debug_from: int = option(-1, "turn --debug on from this iteration; -1: never", unit="iterations", at_least=-1)
     detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
-    metrics: tuple[str, ...] = metrics_choice()
+    metrics: tuple[str, ...] = metrics_choice(
+        help="what the pictures are measured by at the end, and on the way, as far as it is quick (psnr, ssim, l1); the "
+        "lpips_ ones take nearly all of the time"
+    )
     interval: int = option(
         60_000,
         "time between evaluations (one more comes at 1 % of the run), saved avatars and checkpoints; the last "

@@ -36,7 +36,9 @@ class RenderOptions:
     head_model: str | None = option(
         None, "FLAME-format head model, if it is not where it was during training", path=True
     )
-    metrics: tuple[str, ...] = metrics_choice()
+    metrics: tuple[str, ...] = metrics_choice(
+        help="what the pictures are measured by; the lpips_ ones take nearly all of the time"
+    )
     no_metrics: bool = option(False, "only draw: no photograph is looked at, and nothing measured")
     render_mesh: bool = option(False, "also draw the head mesh over the pictures")
     no_color_calibration: bool = option(False, "the colours without the calibration that was trained with them")

@@ -117,7 +117,7 @@ class LPIPS(nn.Module):
         full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.autocast(image.device.type, enabled=False), full_precision:
             image = image.to(self.scale.dtype)
-            if image.device.type == "cpu":  # oneDNN's convolutions are a fifth faster with the channels last
+            if image.device.type == "cpu":  # oneDNN's convolutions are faster with the channels last
                 image = image.contiguous(memory_format=torch.channels_last)
             features = ((2 * image - 1) - self.shift) / self.scale
             for layer, convolution in zip(self.layers, self.convolutions):
