@@ -173,8 +173,8 @@ class RunOptions:
     debug_from: int = option(-1, "turn --debug on from this iteration; -1: never", unit="iterations", at_least=-1)
     detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
     metrics: tuple[str, ...] = metrics_choice(
-        help="what the pictures are measured by at the end, and on the way, as far as it is quick (psnr, ssim, l1); the "
-        "lpips_ ones take nearly all of the time"
+        help="what the pictures are measured by at the end, and on the way as far as it is quick (psnr, ssim, l1); "
+        "the lpips_ ones take nearly all of the time"
     )
     interval: int = option(
         60_000,
