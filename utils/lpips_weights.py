@@ -108,7 +108,7 @@ def load(network: str, device: torch.device | str = "cpu") -> LPIPS:
         raise UserError(
             f"{path} does not hold the LPIPS weights ({type(error).__name__}): delete it and run `{INSTALL_COMMAND}`"
         ) from error
-    return model.to(device).eval()
+    return model.to(device, memory_format=torch.channels_last).eval()  # as `LPIPS.features` has the images
 
 
 class RefusedPickle(UserError):
