@@ -108,7 +108,9 @@ def load(network: str, device: torch.device | str = "cpu") -> LPIPS:
         raise UserError(
             f"{path} does not hold the LPIPS weights ({type(error).__name__}): delete it and run `{INSTALL_COMMAND}`"
         ) from error
-    return model.to(device, memory_format=torch.channels_last).eval()  # as `LPIPS.features` has the images
+    model.to(device).eval()
+    torch.nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)  # as `LPIPS.features` has the images
+    return model
 
 
 class RefusedPickle(UserError):
