@@ -23,14 +23,13 @@ import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from arguments import Options, RenderOptions, parse_render, read_cfg_args
@@ -40,22 +39,20 @@ from evaluation.pictures import Means, SplitRenderer
 from evaluation.pose_refinement import SplitViews, refinable_views, refine_motion, summary
 from scene import Avatar, load_avatar
 from scene.avatar import choose_iteration
-from scene.cameras import Viewpoint
-from scene.clip import chosen_stills, contact_sheet, frames
+from scene.clip import Drawn, chosen_stills, contact_sheet, write_clip
 from scene.dataset import Dataset, View, load_dataset
 from scene.images.cache import ImageCache
 from scene.motion import Motion, load_motion
 from scene.motion.key_frames import KeyFrames
-from scene.motion.sources import NEUTRAL
+from scene.motion.rows import FPS
+from scene.motion.sources import NEUTRAL, adapted
 from scene.ply import export_world
 from scene.view_path import FRONT, ViewPath, load_view_path
 from utils.errors import UserError, run_script
 from utils.files import only_writer, refuse_escaping_links
 from utils.images import css_color, write_png
 from utils.progress import progress_bar
-from utils.video import clip_writer
 
-FPS = 25.0  # pictures a second of a clip, where neither user nor files say
 REFINED_NAME = "flame_param_refined.npz"
 
 
@@ -209,81 +206,60 @@ def render_clip(options: RenderOptions) -> None:
     background = None if options.background is None else css_color(options.background)
     avatar = open_avatar(options)
     motion, path, fps = motion_and_view(options, avatar)
-    say: Callable[[str], Any] = (lambda text: None) if options.quiet else tqdm.write
-    for note in (*motion.notes, *path.notes):
-        tqdm.write(f"note: {note}", file=sys.stderr)
-    width, height = path.size
-    device = avatar.model.device
-    rows = torch.from_numpy(motion.rows.astype("float32")).to(device)
-    poses: list[Tensor | None] = list(rows) if avatar.head is not None else [None]
-
-    def draw(poses: Sequence[Tensor | None], views: Sequence[Viewpoint]) -> Iterator[np.ndarray]:
-        cameras = [view.camera(width, height) for view in views]
-        return frames(avatar, poses, cameras, background, alpha=options.alpha)
-
-    started = time.perf_counter()
+    for note in motion.notes:
+        print(f"note: {note}", file=sys.stderr)
+    drawn = Drawn(avatar, path.size, background, alpha=options.alpha)
+    size = "{}x{} pixels".format(*path.size)
     if options.contact_sheet:
-        count, sides = options.contact_sheet
-        stills = chosen_stills(motion, count)
-        views = path.sides(sides, options.orbit_degrees)
-        tiles = [list(draw([poses[still.row] for still in stills], [view] * len(stills))) for view in views]
         file = clip_file(options, f"{motion.name}_{path.name}_sheet.png")
-        write_png(file, contact_sheet(tiles, [still.label for still in stills]))
-        say(f"{file}: {len(stills)} poses, {len(views)} views, {width}x{height} pixels each")
-        return
-    count = len(poses) if len(poses) > 1 else path.frames(fps)
-    file = clip_file(
-        options, f"{motion.name}_{path.name}{'.png' if count == 1 else '.webm' if options.alpha else '.mp4'}"
-    )
-    if file.suffix.lower() == ".png" and count > 1:
-        raise UserError(f"{file} can hold one picture, but the clip has {count}: name an .mp4 or a folder")
-    pictures = draw(poses * count if len(poses) == 1 else poses, [path.at(index / fps) for index in range(count)])
-    with (
-        progress_bar(count, "Rendering", "picture", quiet=options.quiet) as bar,
-        clip_writer(file, width, height, fps=fps, alpha=options.alpha) as add,
-    ):
-        for picture in pictures:
-            add(picture)
-            bar.update()
-    speed = count / (time.perf_counter() - started)
-    say(
-        f"{file}: {count} pictures of {width}x{height} pixels, {fps:g} a second; rendered at {speed:.1f} a second, "
-        f"{len(avatar.model):,} Gaussians, rasterizer {avatar.backend} on {device}"
-    )
+        if file.suffix.lower() != ".png":
+            raise UserError(f"--contact_sheet is a .png: {file} has another ending")
+        stills = chosen_stills(motion, options.contact_sheet[0])
+        views = path.sides(options.contact_sheet[1], options.orbit_degrees)
+        write_png(file, contact_sheet(drawn, motion, stills, views))
+        done = f"{len(stills)} poses, {len(views)} views, {size} each"
+    else:
+        count = len(motion) if len(motion) > 1 else path.frames(fps)
+        ending = ".png" if count == 1 else ".webm" if options.alpha else ".mp4"
+        file = clip_file(options, f"{motion.name}_{path.name}{ending}")
+        if file.suffix.lower() == ".png" and count > 1:
+            raise UserError(f"{file} can hold one picture, but the clip has {count}: name an .mp4 or a folder")
+        started = time.perf_counter()
+        with progress_bar(count, "Rendering", "picture", quiet=options.quiet) as bar:
+            along = (path.at(index / fps) for index in range(count))
+            write_clip(file, drawn, motion, along, fps=fps, on_picture=bar.update)
+        speed = count / (time.perf_counter() - started)
+        done = f"{count} pictures of {size}, {fps:g} a second; rendered and encoded at {speed:.1f} a second"
+    if not options.quiet:
+        print(f"{file}: {done}; {len(avatar.model):,} Gaussians, rasterizer {avatar.backend} on {avatar.model.device}")
 
 
 def motion_and_view(options: RenderOptions, avatar: Avatar) -> tuple[Motion, ViewPath, float]:
     """The motion, changed as the options say, the camera, and the pictures a second."""
-    # Key frames given to --camera may bring poses.
-    keys = KeyFrames.load(options.camera) if (options.camera or "").lower().endswith(".json") else None
-    source = options.motion or (options.camera if keys is not None and keys.has_poses else NEUTRAL)
-    assert source is not None
+    camera = options.camera or FRONT
+    # Key frames may bring the poses too.
+    keys = KeyFrames.load(camera) if camera.lower().endswith(".json") else None
+    source = options.motion or (camera if keys is not None and keys.has_poses else NEUTRAL)
     if options.mapping and not source.lower().endswith(".csv"):
-        raise UserError("--mapping is about a .csv of blendshape weights: --motion is none")
+        raise UserError(f"--mapping is about a .csv of blendshape weights: --motion {source} is none")
     known = options.fps or (keys.fps if keys is not None else None)
-    if avatar.head is None:
-        if options.motion is not None:
-            raise UserError(
-                f"--motion: the avatar in {options.model_path} is not bound to a head mesh, so nothing moves it"
-            )
-        motion = Motion("static", np.zeros((1, 0)))
+    if avatar.head is None and options.motion is None:
+        motion = Motion("scene", np.zeros((1, 0)))
     else:
-        motion = load_motion(source, avatar, fps=known or FPS, mapping=options.mapping)
-        rest = avatar.neutral().double().cpu().numpy()
-        motion = motion.smoothed(options.smooth, known or FPS)
-        if options.relative:
-            own = Motion("own", avatar.motion().values.double().cpu().numpy())
-            rest_rows = options.rest_frames or (motion.rest(), own.rest())
-            for rows, row in ((motion, rest_rows[0]), (own, rest_rows[1])):
-                if row >= len(rows):
-                    raise UserError(f"--rest_frames: there is no row {row}, only 0 to {len(rows) - 1}")
-            rest = own.rows[rest_rows[1]]
-            motion = motion.relative(motion.rows[rest_rows[0]], rest)
-        motion = motion.scaled(options.motion_scale, rest)
+        motion = load_motion(source, avatar, fps=known, mapping=options.mapping)
+        motion = adapted(
+            motion,
+            avatar,
+            smooth=options.smooth,
+            relative=options.relative,
+            rest_frames=options.rest_frames,
+            scale=options.motion_scale,
+            fps=known,
+        )
     fps = known or motion.fps or FPS
     motion = motion.at_rate(fps)
     path = load_view_path(
-        options.camera or FRONT,
+        camera,
         avatar,
         motion.rows,
         size=(options.size[0], options.size[1]) if options.size else None,
@@ -294,11 +270,8 @@ def motion_and_view(options: RenderOptions, avatar: Avatar) -> tuple[Motion, Vie
 
 
 def clip_file(options: RenderOptions, name: str) -> Path:
-    """The file of a clip; a name of our own goes into clips/ in the avatar's folder."""
-    file = Path(options.output) if options.output else Path(options.model_path) / "clips" / name
-    if options.contact_sheet and file.suffix.lower() != ".png":
-        raise UserError(f"--contact_sheet is a .png: {file} has another ending")
-    return file
+    """The file of a clip; under a name of our own it goes into clips/ in the avatar's folder."""
+    return Path(options.output) if options.output else Path(options.model_path) / "clips" / name
 
 
 # ---- pose refinement ------------------------------------------------------------

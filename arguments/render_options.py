@@ -150,4 +150,9 @@ class RenderOptions:
                 return f"--{name} needs --{needed}"
         if self.contact_sheet and self.fps is not None:
             return "--fps is about a clip: it does nothing for a --contact_sheet"
+        turning = self.camera == "orbit"
+        if "orbit_degrees" in typed and not (turning or self.contact_sheet):
+            return "--orbit_degrees needs --camera orbit, or a --contact_sheet"
+        if "orbit_seconds" in typed and (not turning or self.contact_sheet):
+            return "--orbit_seconds needs --camera orbit, and a clip"
         return None

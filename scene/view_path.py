@@ -117,7 +117,6 @@ class ViewPath:
     seconds: float = 0.0  # until it ends, or begins again; 0: it stands still
     repeats: bool = False
     fps: float | None = None  # that a file asks for
-    notes: tuple[str, ...] = ()
     head: HeadPlace | None = None  # what it looks at, where that is a head
 
     def frames(self, fps: float) -> int:
@@ -186,7 +185,7 @@ def load_view_path(
     keys = KeyFrames.load(source)
     if not keys.has_views:
         raise UserError(f"the key frames of {source} have poses but no cameras: give them to --motion")
-    return ViewPath(Path(source).stem, keys.view, size or keys.size or SIZE, keys.seconds, fps=keys.fps)
+    return ViewPath(Path(source).stem, keys.views(), size or keys.size or SIZE, keys.seconds, fps=keys.fps)
 
 
 def choose_camera(cameras: dict[str, Camera], wanted: str, path: Path) -> Camera:

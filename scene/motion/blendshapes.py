@@ -13,31 +13,18 @@ from scene.dataset.common import read_json, short
 from scene.flame import HeadModel
 from scene.flame.parameters import MOTION, fit_coefficients, row_columns
 from scene.motion.rows import Motion
+from utils.blendshapes import MAPPING_NAME, NAMES
 from utils.errors import UserError, one_line
 from utils.npz import read_npz
 from utils.untrusted import read_regular
 
 Array = np.ndarray
 
-# ARKit's, in the order of its documentation; the rows of a mapping.
-NAMES = tuple(
-    (
-        "eyeBlinkLeft eyeLookDownLeft eyeLookInLeft eyeLookOutLeft eyeLookUpLeft eyeSquintLeft eyeWideLeft "
-        "eyeBlinkRight eyeLookDownRight eyeLookInRight eyeLookOutRight eyeLookUpRight eyeSquintRight eyeWideRight "
-        "jawForward jawLeft jawRight jawOpen mouthClose mouthFunnel mouthPucker mouthLeft mouthRight mouthSmileLeft "
-        "mouthSmileRight mouthFrownLeft mouthFrownRight mouthDimpleLeft mouthDimpleRight mouthStretchLeft "
-        "mouthStretchRight mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthPressLeft "
-        "mouthPressRight mouthLowerDownLeft mouthLowerDownRight mouthUpperUpLeft mouthUpperUpRight browDownLeft "
-        "browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight "
-        "noseSneerLeft noseSneerRight tongueOut"
-    ).split()
-)
 OPTIONAL = ("tongueOut",)  # trackers other than ARKit have none
-MAPPING_NAME = "blendshape_mapping.npz"  # beside a head model
 MODES_NAME = "expr_names.json"  # beside a head model whose expression modes have names
 FPS = 60.0  # of Live Link Face, where the time codes do not tell
 # Half an hour at 60 rows a second takes 60 MB.
-MAX_FILE_BYTES = 256 << 20
+MAX_FILE_BYTES = 128 << 20
 MAX_LINE = 1 << 16
 # Where names are all we have: how far eyeLook... turns an eyeball, and jawLeft and jawRight the jaw; radians.
 EYE_TURN, JAW_TURN = math.radians(30), math.radians(6)

@@ -15,18 +15,19 @@ Camera paths of nerfstudio's viewer are read too: their `camera_path`, a camera 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+from scipy.spatial.transform import Rotation, RotationSpline
 
 from scene.cameras import Viewpoint
 from scene.dataset.common import read_json, read_numbers, short
 from scene.dataset.transforms import camera_pose
 from scene.flame.parameters import MOTION
-from scene.motion.rows import Motion, Still, between, smooth_points, smooth_rotations
+from scene.motion.rows import Motion, Still, between, catmull_rom
 from utils.errors import UserError
 from utils.files import write_json
 
@@ -68,29 +69,30 @@ class KeyFrames:
     def has_poses(self) -> bool:
         return self.frames[0].pose is not None
 
-    def view(self, seconds: float) -> Viewpoint:
-        """The camera at a moment; before the first and behind the last key frame it stays.
+    def views(self) -> Callable[[float], Viewpoint]:
+        """The camera at a moment in seconds; before the first and behind the last key frame it stays.
 
         Position, field of view and lens go by Catmull-Rom, the rotation by SciPy's `RotationSpline`. Its colors are
         those of the key frames' camera, if all have the same.
         """
-        views = [frame.view for frame in self.frames if frame.view is not None]
-        if len(views) == 1:
-            return views[0]
+        known = [frame.view for frame in self.frames if frame.view is not None]
+        if len(known) == 1:
+            return lambda seconds: known[0]
         times = self._times()
-        moment = np.clip([seconds], times[0], times[-1])
-        linear = np.array([[*v.position, math.log(math.tan(v.fov / 2)), *v.shift, v.stretch] for v in views])
-        values = smooth_points(times, linear, moment)[0]
-        rotations = Rotation.from_matrix(np.stack([v.rotation for v in views]))
-        same = views[0].camera_id if len({v.camera_id for v in views}) == 1 else ""
-        return Viewpoint(
-            values[:3],
-            smooth_rotations(times, rotations, moment)[0].as_matrix(),
-            2 * math.atan(math.exp(values[3])),
-            (float(values[4]), float(values[5])),
-            float(values[6]),
-            same,
-        )
+        # The logarithm zooms evenly.
+        lens = [[*v.position, math.log(math.tan(v.fov / 2)), *v.shift, v.stretch] for v in known]
+        points = catmull_rom(times, np.array(lens))
+        turns = RotationSpline(times, Rotation.from_matrix(np.stack([v.rotation for v in known])))
+        camera_id = known[0].camera_id if len({v.camera_id for v in known}) == 1 else ""
+
+        def view(seconds: float) -> Viewpoint:
+            moment = min(max(seconds, 0.0), times[-1])
+            x, y, z, zoom, right, down, stretch = points(moment).tolist()
+            rotation = turns([moment])[0].as_matrix()
+            fov = 2 * math.atan(math.exp(zoom))
+            return Viewpoint(np.array([x, y, z]), rotation, fov, (right, down), stretch, camera_id)
+
+        return view
 
     def motion(self, rest: Array, columns: dict[str, slice], fps: float, name: str = "key_frames") -> Motion:
         """The poses, `fps` rows a second, see `between`; what a key frame does not name is as in `rest` [D].

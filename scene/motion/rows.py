@@ -20,6 +20,8 @@ from scene.flame.parameters import row_columns
 
 Array = np.ndarray
 
+FPS = 25.0  # rows a second, where nobody says
+
 
 class Still(NamedTuple):
     """A row that is worth a picture of its own."""
@@ -143,7 +145,8 @@ def between(times: Array, rows: Array, wanted: Sequence[float] | Array) -> Array
     """[len(wanted), D]: the poses at moments between the rows [T, D], which are those of the ascending `times` [T].
 
     What is no rotation goes by PCHIP, which never overshoots: a lid that shuts does not go through the eye. Rotations
-    go by `smooth_rotations`. Before the first and behind the last moment the pose stays.
+    go by SciPy's `RotationSpline`, whose angular velocity and acceleration are continuous. Before the first and behind
+    the last moment the pose stays.
     """
     moments = np.clip(np.asarray(wanted, dtype=np.float64), times[0], times[-1])
     if len(times) == 1:
@@ -153,12 +156,12 @@ def between(times: Array, rows: Array, wanted: Sequence[float] | Array) -> Array
     for part in linear_parts(columns):
         result[:, part] = PchipInterpolator(times, rows[:, part], axis=0)(moments)
     for part in joints(columns):
-        result[:, part] = smooth_rotations(times, Rotation.from_rotvec(rows[:, part]), moments).as_rotvec()
+        result[:, part] = RotationSpline(times, Rotation.from_rotvec(rows[:, part]))(moments).as_rotvec()
     return result
 
 
-def smooth_points(times: Array, points: Array, moments: Array) -> Array:
-    """[len(moments), C]: a Catmull-Rom spline for uneven times through `points` [T, C]; T is at least 2.
+def catmull_rom(times: Array, points: Array) -> CubicHermiteSpline:
+    """The Catmull-Rom spline for uneven times through `points` [T, C]; T is at least 2.
 
     The tangent at a point is the slope of the parabola through it and its neighbors; at an end, of the line.
     """
@@ -166,9 +169,4 @@ def smooth_points(times: Array, points: Array, moments: Array) -> Array:
     slopes = np.diff(points, axis=0) / steps
     tangents = np.concatenate([slopes[:1], slopes])
     tangents[1:-1] = (slopes[:-1] * steps[1:] + slopes[1:] * steps[:-1]) / (steps[:-1] + steps[1:])
-    return CubicHermiteSpline(times, points, tangents, axis=0)(moments)
-
-
-def smooth_rotations(times: Array, rotations: Rotation, moments: Array) -> Rotation:
-    """SciPy's cubic spline on rotations, whose angular velocity and acceleration are continuous; at least 2 of them."""
-    return RotationSpline(times, rotations)(moments)
+    return CubicHermiteSpline(times, points, tangents, axis=0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from scene.flame import FlameParameters, HeadModel
 from scene.flame.parameters import MOTION
 from scene.motion.blendshapes import find_mapping, from_weights
 from scene.motion.key_frames import KeyFrames
-from scene.motion.rows import Motion, Still
+from scene.motion.rows import FPS, Motion, Still
 from utils.errors import UserError
 from utils.npz import read_npz
 
@@ -23,6 +25,7 @@ Array = np.ndarray
 
 NEUTRAL, SWEEP = "neutral", "sweep"
 SWEPT_EXPRESSIONS = 10
+LARGEST = 1e4
 # An expression is swept until the vertex that it moves most has moved so far, but no further than so many units: the
 # modes of FLAME are standard deviations, those of other heads whole actions.
 SWEPT_DISTANCE, SWEPT_UNITS = 0.010, 2.0  # metres, coefficients
@@ -38,25 +41,34 @@ SWEPT_JOINTS = (
 )
 
 
-def load_motion(source: str, avatar: Avatar, *, fps: float = 25.0, mapping: str | None = None) -> Motion:
+def load_motion(source: str, avatar: Avatar, *, fps: float | None = None, mapping: str | None = None) -> Motion:
     """The motion that `source` names, as rows of the avatar's FLAME parameters.
+
+    It is checked against what no face does, which no camera could be placed before.
 
     Args:
         source: `neutral`; `sweep`; a folder of FLAME files, one per timestep, or of a capture that has one; an .npz
             with a row per timestep; a .csv of blendshape weights; a .json of key frames.
-        fps: rows a second of what is made here.
+        fps: rows a second of what is made here; None: as the file of key frames says, else 25.
         mapping: the .npz that says what blendshape weights do, see `find_mapping`.
 
     Raises:
         UserError: a static scene, no such motion, or a broken file.
     """
+    motion = _read_motion(source, avatar, fps, mapping)
+    if np.abs(motion.rows).max() > LARGEST:
+        raise UserError(f"{source} holds values beyond {LARGEST:g}, as no radians, metres and coefficients are")
+    return motion
+
+
+def _read_motion(source: str, avatar: Avatar, fps: float | None, mapping: str | None) -> Motion:
     motion = avatar.motion()
     assert avatar.head is not None and avatar.head_file is not None  # what has a motion has a head
     rest = avatar.neutral().double().cpu().numpy()
     if source == NEUTRAL:
         return Motion(NEUTRAL, rest[None])
     if source == SWEEP:
-        return sweep(avatar.head, rest, motion.columns, fps)
+        return sweep(avatar.head, rest, motion.columns, fps or FPS)
     path = Path(source)
     if path.is_dir():
         return from_arrays(path.name, *_read_folder(path, avatar.head), avatar)
@@ -68,11 +80,41 @@ def load_motion(source: str, avatar: Avatar, *, fps: float = 25.0, mapping: str 
     if path.suffix.lower() == ".csv":
         return from_weights(path, find_mapping(mapping, avatar.head_file, avatar.head), rest)
     if path.suffix.lower() == ".json":
-        return KeyFrames.load(path).motion(rest, motion.columns, fps, path.stem)
+        keys = KeyFrames.load(path)
+        return keys.motion(rest, motion.columns, fps or keys.fps or FPS, path.stem)
     raise UserError(
         f"--motion {source} is neither '{NEUTRAL}', '{SWEEP}', a folder of FLAME files, nor an existing .npz, .csv or "
         ".json file"
     )
+
+
+def adapted(
+    motion: Motion,
+    avatar: Avatar,
+    *,
+    smooth: float = 0.0,  # seconds, see `Motion.smoothed`
+    relative: bool = False,  # only the changes from the other's face at rest, from the avatar's, see `Motion.relative`
+    rest_frames: Sequence[int] = (),  # the rows at rest, of the motion and of the avatar's own; (): see `Motion.rest`
+    scale: float = 1.0,  # see `Motion.scaled`
+    fps: float | None = None,  # rows a second, where the motion does not know
+) -> Motion:
+    """The motion as it is to be played.
+
+    Raises:
+        UserError: there are no such rows.
+    """
+    motion = motion.smoothed(smooth, fps or FPS)
+    rest = avatar.neutral().double().cpu().numpy()
+    if relative:
+        own = Motion("own", avatar.motion().values.detach().double().cpu().numpy())
+        theirs, ours = rest_frames or (motion.rest(), own.rest())
+        for rows, row in ((motion, theirs), (own, ours)):
+            if row >= len(rows):
+                raise UserError(f"--rest_frames {theirs} {ours}: there is no row {row}, only 0 to {len(rows) - 1}")
+        rest = own.rows[ours]
+        note = f"at rest: row {theirs} of the motion, row {ours} of the avatar's own (--rest_frames takes others)"
+        motion = dataclasses.replace(motion.relative(motion.rows[theirs], rest), notes=(*motion.notes, note))
+    return motion.scaled(scale, rest)
 
 
 def _read_folder(folder: Path, head: HeadModel) -> tuple[dict[str, Array], Path]:
@@ -124,7 +166,8 @@ def sweep(head: HeadModel, rest: Array, columns: dict[str, slice], fps: float) -
         moves.append((f"expr {index}", [columns["expr"].start + int(index)], far, -far))
     for label, name, axes, there, back in SWEPT_JOINTS:
         moves.append((label, [columns[name].start + axis for axis in axes], there, back))
-    parts, stills = [], []
+    parts: list[Array] = []
+    stills: list[Still] = []
     for label, places, there, back in moves:
         rows = np.repeat(rest[None], steps, axis=0)
         change = np.where(wave > 0, there * wave, -back * wave)
