@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hostile import refusal
+from places import ROOT
 from scipy.spatial.transform import Rotation
 from toy_avatar import write_keys
 from toy_capture import look_at
@@ -96,6 +99,16 @@ def test_poses_are_laid_out_as_rows() -> None:
     np.testing.assert_allclose(rows[-1, columns["translation"]], [1, 2, 3])
     with pytest.raises(UserError, match="5 values of 'expr'"):
         KeyFrames((KeyFrame(0.0, pose={"expr": np.zeros(5)}),)).motion(rest, columns, 4.0)
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    text = (ROOT / "doc" / "motion.md").read_text(encoding="utf-8").partition("## Key frames\n")[2]
+    (tmp_path / "keys.json").write_text(re.search(r"\{.*?\}\]\}", text, re.DOTALL)[0])
+    keys = KeyFrames.load(tmp_path / "keys.json")
+    assert keys.seconds == 2.0 and keys.has_views and keys.has_poses
+    for seconds in (0.0, 2.0):  # the cameras look at the head, which is at the origin
+        x, y, z, _ = keys.views()(seconds).camera(512, 512).world_to_camera @ torch.tensor([0.0, 0.0, 0.0, 1.0])
+        assert z > 0.9 and max(abs(x), abs(y)) < 0.03
 
 
 # ---- nerfstudio -----------------------------------------------------------------
