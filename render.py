@@ -39,7 +39,7 @@ from evaluation.pictures import Means, SplitRenderer
 from evaluation.pose_refinement import SplitViews, refinable_views, refine_motion, summary
 from scene import Avatar, load_avatar
 from scene.avatar import choose_iteration
-from scene.clip import Drawn, chosen_stills, contact_sheet, write_clip
+from scene.clip import Painter, chosen_stills, contact_sheet, write_clip
 from scene.dataset import Dataset, View, load_dataset
 from scene.images.cache import ImageCache
 from scene.motion import Motion, load_motion
@@ -208,7 +208,7 @@ def render_clip(options: RenderOptions) -> None:
     motion, path, fps = motion_and_view(options, avatar)
     for note in motion.notes:
         print(f"note: {note}", file=sys.stderr)
-    drawn = Drawn(avatar, path.size, background, alpha=options.alpha)
+    painter = Painter(avatar, path.size, background, alpha=options.alpha)
     size = "{}x{} pixels".format(*path.size)
     if options.contact_sheet:
         file = clip_file(options, f"{motion.name}_{path.name}_sheet.png")
@@ -216,7 +216,7 @@ def render_clip(options: RenderOptions) -> None:
             raise UserError(f"--contact_sheet is a .png: {file} has another ending")
         stills = chosen_stills(motion, options.contact_sheet[0])
         views = path.sides(options.contact_sheet[1], options.orbit_degrees)
-        write_png(file, contact_sheet(drawn, motion, stills, views))
+        write_png(file, contact_sheet(painter, motion, stills, views))
         done = f"{len(stills)} poses, {len(views)} views, {size} each"
     else:
         count = len(motion) if len(motion) > 1 else path.frames(fps)
@@ -227,7 +227,7 @@ def render_clip(options: RenderOptions) -> None:
         started = time.perf_counter()
         with progress_bar(count, "Rendering", "picture", quiet=options.quiet) as bar:
             along = (path.at(index / fps) for index in range(count))
-            write_clip(file, drawn, motion, along, fps=fps, on_picture=bar.update)
+            write_clip(file, painter, motion, along, fps=fps, on_picture=bar.update)
         speed = count / (time.perf_counter() - started)
         done = f"{count} pictures of {size}, {fps:g} a second; rendered and encoded at {speed:.1f} a second"
     if not options.quiet:

@@ -97,7 +97,7 @@ class Avatar:
 
     def over(self, out: RenderOut, background: Tensor) -> Tensor:
         """[3, H, W] a picture of `look` over another background [3], which is not calibrated."""
-        return out.image + (1.0 - out.alpha) * (background - self.background).to(out.image)[:, None, None]
+        return out.image + (1.0 - out.alpha) * (background.to(self.background) - self.background)[:, None, None]
 
     def cut_out(self, out: RenderOut) -> Tensor:
         """[4, H, W] 0..1: a picture of `look` as color, not multiplied by alpha, and alpha; black where nothing is."""

@@ -26,7 +26,7 @@ LABEL_HEIGHT = 18  # pixels
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Painter:
     """What the pictures of a clip have in common."""
 
     avatar: Avatar
@@ -57,7 +57,7 @@ class Drawn:
 
 def write_clip(
     path: str | Path,
-    drawn: Drawn,
+    painter: Painter,
     motion: Motion,
     views: Iterable[Viewpoint],  # one for each picture
     *,
@@ -69,8 +69,8 @@ def write_clip(
     Raises:
         UserError: it cannot be written, or too large a picture; no half of a file is left.
     """
-    with clip_writer(path, *drawn.size, fps=fps, alpha=drawn.alpha) as add:
-        for picture in drawn.pictures(motion.rows, views):
+    with clip_writer(path, *painter.size, fps=fps, alpha=painter.alpha) as add:
+        for picture in painter.pictures(motion.rows, views):
             add(picture)
             on_picture()
 
@@ -82,9 +82,9 @@ def chosen_stills(motion: Motion, count: int) -> list[Still]:
     return [stills[place] for place in places]
 
 
-def contact_sheet(drawn: Drawn, motion: Motion, stills: Sequence[Still], views: Sequence[Viewpoint]) -> Array:
+def contact_sheet(painter: Painter, motion: Motion, stills: Sequence[Still], views: Sequence[Viewpoint]) -> Array:
     """One picture [H, W, C] uint8: a column for each pose, under its label, and a row for each view."""
-    columns = [list(drawn.pictures(motion.rows[still.row : still.row + 1], views)) for still in stills]
+    columns = [list(painter.pictures(motion.rows[still.row : still.row + 1], views)) for still in stills]
     return tiled(columns, [still.label for still in stills])
 
 

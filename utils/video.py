@@ -138,6 +138,10 @@ def clip_writer(
     if kind == ".png":
         yield lambda frame: write_png(path, frame)
     elif kind == "":
+        if not (path / ".lock").exists() and any(path.glob("[0-9]*.png")):
+            raise UserError(
+                f"{path} holds pictures that are not of a clip, which would be replaced: name another folder"
+            )
         with only_writer(path), PngWriter() as pngs:
             remove_numbered_pngs(path)
             count = 0

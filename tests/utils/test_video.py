@@ -86,10 +86,19 @@ def test_a_clip_goes_where_its_name_says(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), frames[1])
     written = [np.asarray(Image.open(tmp_path / "folder" / f"0000{i}.png")) for i in (0, 1)]
     assert all(np.array_equal(*pair) for pair in zip(written, frames))
+    with clip_writer(tmp_path / "folder", 16, 16, fps=5) as add:  # a shorter one
+        add(frames[0])
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "00001.png").write_bytes(b"a photograph")
+    with pytest.raises(UserError, match="pictures that are not of a clip"):
+        with clip_writer(tmp_path / "mine", 16, 16, fps=5) as add:
+            add(frames[0])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["00001.png"]
     for name, alpha, message in (("a.gif", False, "another ending"), ("b.mp4", True, "no alpha channel")):
         with pytest.raises(UserError, match=message), clip_writer(tmp_path / name, 16, 16, fps=5, alpha=alpha):
             pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "folder", "one.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "folder", "mine", "one.png"]
 
 
 def test_frames_are_encoded_beside_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
