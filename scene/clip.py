@@ -12,10 +12,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from gaussian_renderer import LARGEST_PICTURE
 from ops.types import Gaussians
 from scene.avatar import Avatar
 from scene.cameras import Viewpoint
 from scene.motion import Motion, Still
+from utils.errors import UserError
 from utils.images import to_bytes
 from utils.video import clip_writer
 
@@ -83,7 +85,17 @@ def chosen_stills(motion: Motion, count: int) -> list[Still]:
 
 
 def contact_sheet(painter: Painter, motion: Motion, stills: Sequence[Still], views: Sequence[Viewpoint]) -> Array:
-    """One picture [H, W, C] uint8: a column for each pose, under its label, and a row for each view."""
+    """One picture [H, W, C] uint8: a column for each pose, under its label, and a row for each view.
+
+    Raises:
+        UserError: more pixels than one picture may have.
+    """
+    width, height = painter.size
+    if len(stills) * len(views) * width * height > LARGEST_PICTURE:
+        raise UserError(
+            f"a sheet of {len(stills)} poses and {len(views)} views of {width}x{height} pixels is larger than "
+            f"{LARGEST_PICTURE:,} pixels (8192x8192): give a smaller --size, or fewer of them"
+        )
     columns = [list(painter.pictures(motion.rows[still.row : still.row + 1], views)) for still in stills]
     return tiled(columns, [still.label for still in stills])
 

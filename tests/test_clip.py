@@ -186,6 +186,10 @@ def test_a_contact_sheet(puppet: Path, tracked: Path, tmp_path: Path) -> None:
         (["--motion", "sweep", "-o", "x.avi"], "x.avi has another ending"),
         (["--motion", "sweep", "--alpha", "-o", "x.mp4"], "holds no alpha channel"),
         (["--motion", "sweep", "--contact_sheet", "3", "1", "-o", "x.mp4"], "--contact_sheet is a .png"),
+        (
+            ["--motion", "sweep", "--contact_sheet", "1000", "1000"],
+            "33 poses and 1000 views of 512x512 pixels is larger",
+        ),
         (["--motion", "neutral", "--orbit_degrees", "20"], "--orbit_degrees"),
         (["--motion", "neutral", "--orbit_seconds", "2"], "--orbit_seconds"),
         (["--motion", "neutral", "--iteration", "5"], "there are 7"),
