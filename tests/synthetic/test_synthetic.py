@@ -212,6 +212,12 @@ def test_capture_is_complete(capture: Path) -> None:
         with np.load(capture / name) as stored:
             assert {k: stored[k].shape for k in stored.files} == shapes
             assert all(stored[k].dtype == np.float32 and np.isfinite(stored[k]).all() for k in stored.files)
+    with np.load(capture / "blendshape_mapping.npz") as stored:
+        assert {k: stored[k].shape for k in stored.files} == {
+            "expr": (52, 17),
+            "jaw_pose": (52, 3),
+            "eyes_pose": (52, 6),
+        }
 
 
 def test_background_is_white_and_masks_are_partial_at_the_edge(capture: Path) -> None:
