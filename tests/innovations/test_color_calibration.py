@@ -361,6 +361,17 @@ def test_file_and_checkpoint_round_trip(tmp_path: Path, options: dict[str, objec
     assert torch.equal(other(image, "b", alpha), color(image, "b", alpha))
 
 
+def test_reads_what_was_written_before_there_was_a_lattice(tmp_path: Path) -> None:
+    """The names, shapes and sizes of the file are part of its format."""
+    shapes = {"0.weight": (8, 3, 1, 1), "0.bias": (8,), "1.weight": (3, 8, 1, 1), "1.bias": (3,)}
+    weights = {f"network.convolutions.{name}": 0.1 * picture(*shape) for name, shape in shapes.items()}
+    content = {"format": calibration.FORMAT, "version": 1, "hidden_dim": 8, "num_layers": 2, "camera_ids": []}
+    torch.save({**content, "weights": weights}, tmp_path / calibration.FILE_NAME)
+    loaded, image = ColorCalibration.load(tmp_path / calibration.FILE_NAME), picture(3, 20, 20, low=0.01, high=0.99)
+    assert loaded.network is not None and loaded.parts.state_dict().keys() == weights.keys()
+    torch.testing.assert_close(loaded(image, ""), per_pixel(loaded.network, image), rtol=0, atol=2e-3)
+
+
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     state = moved().state_dict()
     for other in (
