@@ -59,12 +59,15 @@ struct Channels {
     // Those of `count` pixels of a picture, zeros after them; and back.
     void read(const float* from, int64_t plane, int64_t count) {
         for (int c = 0; c < 3; ++c) {
-            if (count < kLanes) store(at[c], broadcast(0.0f));
-            std::copy_n(from + c * plane, count, at[c]);
+            store(at[c], count == kLanes ? load(from + c * plane) : broadcast(0.0f));
+            for (int64_t k = 0; count < kLanes && k < count; ++k) at[c][k] = from[c * plane + k];
         }
     }
     void write(float* to, int64_t plane, int64_t count) const {
-        for (int c = 0; c < 3; ++c) std::copy_n(at[c], count, to + c * plane);
+        for (int c = 0; c < 3; ++c) {
+            if (count == kLanes) store(to + c * plane, load(at[c]));
+            for (int64_t k = 0; count < kLanes && k < count; ++k) to[c * plane + k] = at[c][k];
+        }
     }
 };
 
