@@ -316,6 +316,12 @@ class InnovationOptions:
     )
     color_net_hidden_dim: int = _color_part(16, "channels of its hidden layers", at_least=1, at_most=256)
     color_net_layers: int = _color_part(3, "number of its layers", at_least=1, at_most=16)
+    lambda_color_drift: float = _color_part(
+        10.0,
+        "weight of the mean squared change that it makes to the colours that occur, which the avatar can take over; "
+        "0: both may drift apart",
+        at_least=0,
+    )
     lambda_color_reg: float = _color_part(0.0, "weight of the squared size of its weights", at_least=0)
     color_per_camera: bool = _color_part(
         False, "also learn the exposure and white balance of each training camera", switch=True

@@ -32,7 +32,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_progressive_resolution": True,
         "use_color_calibration": True,
         "color_net_hidden_dim": 16,
-        "lambda_color_reg": 1e-4,
     },
     "quality": {
         **_PARTS,

@@ -4,6 +4,10 @@ What the cameras did to the colors (tone curve, exposure, white balance) need
 not be baked into the avatar. The picture passes first through the affine map
 of its camera and then through one network shared by all; both start as the
 identity.
+
+What all cameras share, the avatar's own colors can take over: only the sum of the two is seen. So the cameras' maps
+are the identity in their mean, and the network is held near it over the colors that occur (`ColorCalibration.drift`).
+Otherwise both drift apart, and the avatar has wrong colors in every other program.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.color_net import color_net, residual
+from ops.color_lattice import color_lattice, lattice_colors
 from utils.errors import UserError, one_line
 from utils.tensor_files import save_tensors
 from utils.tensor_reader import load_tensors
@@ -29,19 +34,26 @@ RATE = 1e-3  # found with benchmarks/color_network.py --rates
 # The network learns in one iteration of so many, which saves more than a quarter of its cost. Its few
 # hundred weights see every pixel of every view, so that fewer steps do.
 LEARN_EVERY = 4
+SIDE = 13  # vertices along each channel of the lattice on which the network is evaluated
+RESIDUAL_LIMIT = 10.0  # of |r|, the shift of a logit
+DRIFT_STRIDE = 8  # pixels both ways: so few of a picture's say which colors occur
 
 
 class ColorCalibrationNetwork(nn.Module):
     """A map of colors to colors: 1x1 convolutions with ReLU, the identity until it is trained.
+
+    Its outputs r shift the logits of a color, x e^r / (1 - x + x e^r). It sees only the three numbers of a pixel, so it
+    is evaluated on a lattice of colors, and e^r interpolated for each pixel (`ops.color_lattice`), in training as in
+    rendering: its size costs nothing per pixel.
 
     Black and white stay what they are, so a composited white background cannot
     get a tint. The last layer starts at zero, hence no shift.
 
     A rendered picture may leave [0, 1]. It is clamped first, and its gradient
     passes the clamp where a step down the gradient leads back inside.
-
-    The formulas and the kernel are in `ops.color_net`.
     """
+
+    vertices: Tensor  # [SIDE^3, 3]
 
     def __init__(self, hidden_dim: int = 16, num_layers: int = 3, *, generator: torch.Generator | None = None) -> None:
         """`num_layers` counts the convolutions: 3 -> hidden_dim -> ... -> 3; with one there is no hidden layer.
@@ -75,6 +87,7 @@ class ColorCalibrationNetwork(nn.Module):
                 bias.uniform_(-0.5, 0.5, generator=generator)
             for last in convolutions[-1].parameters():
                 last.zero_()
+        self.register_buffer("vertices", lattice_colors(SIDE), persistent=False)
 
     def forward(
         self,
@@ -87,11 +100,18 @@ class ColorCalibrationNetwork(nn.Module):
         """
         if image.ndim not in (3, 4) or image.shape[-3] != 3:
             raise ValueError(f"expected an image [3, H, W] or [B, 3, H, W], got {tuple(image.shape)}")
-        return color_net(image, list(self.parameters()))
+        return color_lattice(image, self.residual(self.vertices).exp().view(SIDE, SIDE, SIDE, 3))
 
-    def residual(self, image: Tensor) -> Tensor:
-        """The shift of the logit, of the shape of the image, which is within 0..1."""
-        return residual(image, list(self.parameters()))
+    def residual(
+        self,
+        colors: Tensor,  # [M, 3]  0..1
+    ) -> Tensor:  # [M, 3]
+        """The shift of the logits."""
+        weights = list(self.parameters())
+        *hidden, last = zip(weights[::2], weights[1::2])
+        for weight, bias in hidden:
+            colors = F.linear(colors, weight.flatten(1), bias).relu()
+        return F.linear(colors, last[0].flatten(1), last[1]).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
 
     def regularizer(self) -> Tensor:
         """The mean of the squares of all weights and biases, a scalar.
@@ -227,6 +247,17 @@ class ColorCalibration:
         if self.cameras is not None:
             image = self.cameras(image, camera_id, alpha, self.background)
         return image if self.network is None else self.network(image)
+
+    def drift(self, image: Tensor) -> Tensor:
+        """The mean square of x (1 - x) r, the network's change to first order, over colors x of a rendering [3, H, W].
+
+        The gradient reaches the network only. With this in the loss the identity is the optimum wherever the avatar's
+        own colors can do the same.
+        """
+        if self.network is None:
+            return torch.zeros((), device=image.device)
+        colors = image.detach()[:, ::DRIFT_STRIDE, ::DRIFT_STRIDE].flatten(1).T.clamp(0, 1)
+        return (colors * (1 - colors) * self.network.residual(colors)).square().mean()
 
     def regularizer(self) -> Tensor | float:
         """A scalar: mean squared weight of the network and squared distances of the maps from the identity."""

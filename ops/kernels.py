@@ -299,7 +299,6 @@ _POINTERS: dict[str, tuple[torch.dtype | None, Any]] = {
     "int32_t": (torch.int32, ctypes.c_int32),
     "int64_t": (torch.int64, ctypes.c_int64),
     "uint8_t": (torch.uint8, ctypes.c_uint8),
-    "uint16_t": (torch.uint16, ctypes.c_uint16),
     "bool": (torch.bool, ctypes.c_bool),
 }
 _NUMBERS = {base: number for base, (_, number) in _POINTERS.items() if number}

@@ -26,12 +26,12 @@ class Objective:
         self,
         optim: OptimizationOptions,
         avatar: GaussianModel,
-        color_terms: Callable[[], Terms] = dict,
+        color_terms: Callable[[Tensor], Terms] = lambda image: {},
         lambda_alpha: float = 0.0,
         perceptual: PerceptualLoss | NoPerceptualLoss = NO_PERCEPTUAL_LOSS,
         temporal: TemporalConsistency | NoTemporalConsistency = NO_TEMPORAL_CONSISTENCY,
     ) -> None:
-        """`color_terms` gives what the color calibration adds; `lambda_alpha` is the weight of the silhouette."""
+        """`color_terms` gives what the color calibration adds for a picture; `lambda_alpha` weights the silhouette."""
         self.optim, self.avatar, self.color_terms, self.lambda_alpha = optim, avatar, color_terms, lambda_alpha
         self.perceptual, self.temporal = perceptual, temporal
         self.offset_terms: Callable[[int], Terms] = lambda timestep: {}
@@ -58,7 +58,7 @@ class Objective:
             **image_terms(self.optim, image, ground_truth, weights),
             **local_terms(self.optim, self.avatar, gaussians, vertices, out.radii > 0),
             **alpha_terms(self.lambda_alpha, out.alpha, alpha),
-            **self.color_terms(),
+            **self.color_terms(out.image),
             **self.offset_terms(timestep),
             **self.perceptual(index, image, ground_truth),
             **self.temporal(timestep),

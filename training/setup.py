@@ -37,6 +37,7 @@ from scene.flame import Flame, FlameParameters, find_head_model, load_head_model
 from scene.gaussian_model import GaussianModel
 from training import checkpoint
 from training.density_control import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
+from training.objective import Terms
 from training.optimizers import GaussianOptimizer, RowAdam
 from training.reporter import Reporter
 from training.views import Views
@@ -195,10 +196,10 @@ def build_region(extra: InnovationOptions, avatar: GaussianModel) -> RegionAdapt
 
 def build_color(
     extra: InnovationOptions, views: Views, *, seed: int
-) -> tuple[ColorCalibration | NoColorCalibration, Callable[[], dict[str, Tensor]]]:
-    """The color calibration, and the terms that it adds to the loss."""
+) -> tuple[ColorCalibration | NoColorCalibration, Callable[[Tensor], Terms]]:
+    """The color calibration, and the terms that it adds to the loss of a rendering [3, H, W]."""
     if not extra.use_color_calibration:
-        return NoColorCalibration(), dict
+        return NoColorCalibration(), lambda image: {}
     color = ColorCalibration(
         [camera.camera_id for camera in views.cameras["train"]],
         hidden_dim=extra.color_net_hidden_dim,
@@ -209,9 +210,16 @@ def build_color(
         generator=torch.Generator().manual_seed(seed + 3),
         device=views.background.device,
     )
-    if not extra.lambda_color_reg:
-        return color, dict
-    return color, lambda: {"col_reg": torch.as_tensor(extra.lambda_color_reg * color.regularizer())}
+
+    def terms(image: Tensor) -> Terms:
+        found = {}
+        if extra.lambda_color_drift:
+            found["col_drift"] = extra.lambda_color_drift * color.drift(image)
+        if extra.lambda_color_reg:
+            found["col_reg"] = torch.as_tensor(extra.lambda_color_reg * color.regularizer())
+        return found
+
+    return color, terms
 
 
 def build_warm_start(extra: InnovationOptions) -> WarmStart:

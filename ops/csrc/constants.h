@@ -19,9 +19,6 @@ constexpr double kWindowSigma = 1.5;  // pixels
 constexpr float kSsimK1 = 0.01f;      // of the colors' range
 constexpr float kSsimK2 = 0.03f;
 
-// The color network
-constexpr float kResidualLimit = 10.0f;  // of |r|, the shift of a logit
-
 // Visibility of triangles
 constexpr double kMeshNear = 1e-3;     // metres; a triangle with a corner nearer than this, or behind, takes no part
 constexpr double kFarAway = 1e6;       // cells; beyond it float positions say nothing

@@ -118,6 +118,7 @@ def test_long_forms_and_absolute_paths() -> None:
         ),
         ("--color_net_hidden_dim 0", ["--color_net_hidden_dim", "at least 1"]),
         ("--color_net_layers 0", ["--color_net_layers", "at least 1"]),
+        ("--lambda_color_drift -1", ["--lambda_color_drift"]),
         ("--lambda_color_reg -1", ["--lambda_color_reg"]),
         ("--color_lr nan", ["--color_lr"]),
         ("--warm_opacity 1", ["--warm_opacity"]),
@@ -218,6 +219,7 @@ INNOVATIONS = dict(
     use_color_calibration=False,
     color_net_hidden_dim=16,
     color_net_layers=3,
+    lambda_color_drift=10.0,
     lambda_color_reg=0.0,
     color_per_camera=False,
     color_lr=1e-3,
@@ -253,7 +255,7 @@ TABLE = {
     "balanced": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --region_weight_nose 1.5 "
     "--use_smart_densification --densify_percentile_clone 75 --densify_percentile_split 90 "
     "--densify_floor 0.56 --use_progressive_resolution --use_color_calibration --color_net_hidden_dim 16 "
-    "--lambda_color_reg 0.0001 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
     "quality": "--use_region_adaptive_loss --region_weight_eyes 2.5 --region_weight_mouth 2.5 "
     "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
     "--densify_percentile_split 88 --densify_floor 0.53 --use_color_calibration "
@@ -279,7 +281,7 @@ def test_every_efficient_flag_is_taken() -> None:
         "--densify_split_radius 8 "
         "--use_progressive_resolution --resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 "
         "--use_color_calibration --color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 "
-        "--color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
+        "--lambda_color_drift 2 --color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
         "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_prune_opacity 0.02 "
         "--warm_feature_lr_factor 3 "
         "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
@@ -310,6 +312,7 @@ def test_every_efficient_flag_is_taken() -> None:
         use_color_calibration=True,
         color_net_hidden_dim=8,
         color_net_layers=2,
+        lambda_color_drift=2.0,
         lambda_color_reg=0.5,
         color_per_camera=True,
         color_lr=0.1,

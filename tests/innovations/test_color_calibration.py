@@ -52,12 +52,32 @@ def move(color: ColorCalibration) -> None:
 
 
 @pytest.mark.parametrize("hidden_dim, num_layers", [(16, 3), (24, 3), (1, 2), (7, 4), (5, 1)])
-@pytest.mark.parametrize("shape", [(3, 9, 31), (2, 3, 70, 67), (1, 3, 1, 1)])
-def test_equals_linear_layers_per_pixel(twin: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]) -> None:
-    network, image = trained(hidden_dim, num_layers), picture(*shape, low=0.01, high=0.99)
-    out = network(image)
+def test_equals_linear_layers_at_the_vertices(twin: str, hidden_dim: int, num_layers: int) -> None:
+    network = trained(hidden_dim, num_layers)
+    inner = ((network.vertices > 0) & (network.vertices < 1)).all(dim=1)  # the logit is infinite at the ends
+    image = network.vertices[inner].T.reshape(3, 11, 121)
+    torch.testing.assert_close(network(image), per_pixel(network, image), rtol=0, atol=2e-5)
+
+
+def test_error_of_the_interpolation(twin: str) -> None:
+    """Strong tone curves, fitted on the lattice: between the vertices it is the network per pixel, to 2e-4.
+
+    That is the mean; the kinks of the network make single colors worse.
+    """
+    network, random = ColorCalibrationNetwork(24, generator=torch.Generator().manual_seed(1)), torch.Generator()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(80):
+        image = torch.rand(3, 20, 50, generator=random)
+        wanted = image ** torch.tensor([0.7, 1.0, 1.4]).view(3, 1, 1)
+        (network(image) - wanted).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    image = picture(2, 3, 70, 67, low=0.01, high=0.99)
+    out, exact = network(image).detach(), per_pixel(network, image)
+    assert (exact - image).abs().mean() > 0.03
+    assert (out - exact).abs().mean() < 2e-4 and (out - exact).abs().max() < 4e-3
     assert out.shape == image.shape
-    torch.testing.assert_close(out, per_pixel(network, image), rtol=0, atol=1e-6)
+    torch.testing.assert_close(network(image[1, :, :1, :1]), out[1, :, :1, :1])  # one picture, one pixel
 
 
 def test_starts_as_the_identity(twin: str) -> None:
@@ -127,8 +147,10 @@ def test_flat_groups_have_the_gradient_of_a_trained_network(twin: str) -> None:
     for value, sign in ((1.0, -1.0), (0.0, 1.0)):
         image = torch.full((3, 4, 32), value, requires_grad=True)
         network(image).sum().backward()
-        residual = network.residual(torch.full((3, 1, 1), value)).detach()
-        torch.testing.assert_close(image.grad, (sign * residual).exp().expand(3, 4, 32), rtol=1e-5, atol=0)
+        residual = network.residual(torch.full((1, 3), value)).detach()
+        torch.testing.assert_close(
+            image.grad, (sign * residual).exp().view(3, 1, 1).expand(3, 4, 32), rtol=1e-4, atol=0
+        )
 
 
 def test_nan_is_not_hidden(twin: str) -> None:
@@ -175,24 +197,37 @@ def test_regularizer_is_the_mean_of_squares() -> None:
         torch.testing.assert_close(parameter.grad, 6.0 * parameter.detach() / count)
 
 
-@pytest.mark.parametrize(
-    "hidden_dim, num_layers, shape",
-    [(16, 3, (3, 70, 131)), (24, 3, (2, 3, 37, 41)), (5, 2, (3, 17, 3)), (10, 4, (3, 64, 64)), (7, 1, (3, 9, 9))],
-)
-def test_gradient_of_the_picture_is_the_same_when_the_weights_stand_still(
-    twin: str, hidden_dim: int, num_layers: int, shape: tuple[int, ...]
-) -> None:
-    network, image = trained(hidden_dim, num_layers), picture(*shape, low=-0.1, high=1.1)
-    image[..., : shape[-2] // 3, :] = 1.0
-    gradient = picture(*shape) - 0.5
-    results = []
-    for learning in (True, False):
-        network.requires_grad_(learning)
-        leaf = image.clone().requires_grad_()
-        out = network(leaf)
-        out.backward(gradient)
-        results.append((out.detach(), leaf.grad))
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+def test_drift_is_the_change_of_the_colors_that_occur() -> None:
+    """Against layers for each pixel in float64; the gradient reaches the network alone."""
+    color = ColorCalibration(generator=torch.Generator().manual_seed(1))
+    assert color.network is not None and color.drift(picture(3, 9, 9)).item() == 0
+    with torch.no_grad():
+        for parameter in color.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    image = picture(3, 61, 58, low=0.05, high=0.95).requires_grad_()
+    drift = color.drift(image)
+    seen = image.detach()[:, ::8, ::8]
+    assert drift.item() == pytest.approx((per_pixel(color.network, seen) - seen).square().mean().item(), rel=0.05)
+    drift.backward()
+    assert image.grad is None and all(p.grad is not None and p.grad.any() for p in color.network.parameters())
+    assert ColorCalibration(["a"], network=False, per_camera=True).drift(image) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 10.0])
+def test_what_all_cameras_share_belongs_to_the_avatar(weight: float) -> None:
+    """Colors and network fitted together, the colors slower: only with the drift in the loss they are the true ones."""
+    truth = picture(3, 24, 20, low=0.2, high=0.8)
+    colors = nn.Parameter(truth + 0.1)
+    color = ColorCalibration(generator=torch.Generator().manual_seed(1))
+    slow = torch.optim.Adam([colors], lr=1e-3)
+    for _ in range(250):
+        loss = (color(colors, "a") - truth).abs().mean() + weight * color.drift(colors)
+        loss.backward()
+        slow.step()
+        slow.zero_grad()
+        move(color)
+    left = (colors - truth).abs().mean().item()
+    assert left < 0.01 if weight else left > 0.04
 
 
 def test_network_learns_in_every_fourth_step_and_cameras_in_each() -> None:
@@ -267,10 +302,12 @@ def test_no_common_drift() -> None:
     torch.testing.assert_close(affine.deviation.grad, torch.zeros(3, 3, 4), rtol=0, atol=1e-4)
 
 
-def test_training_with_adam_recovers_cameras_too() -> None:
-    """The object of the loop, with its own learning rates and one camera per step."""
+@pytest.mark.parametrize("network", [False, True])
+def test_training_with_adam_recovers_cameras_too(network: bool) -> None:
+    """The object of the loop, with its own learning rates and one camera per step; the network takes nothing of it."""
     truth, subject = perturbed(3)
-    color = ColorCalibration(list(truth), network=False, per_camera=True)
+    color = ColorCalibration(list(truth), network=network, per_camera=True, generator=torch.Generator().manual_seed(1))
+    assert color.cameras is not None
     targets = {k: torch.einsum("ij,jhw->ihw", m[:, :3], subject) + m[:, 3, None, None] for k, m in truth.items()}
 
     def error() -> float:
@@ -280,10 +317,13 @@ def test_training_with_adam_recovers_cameras_too() -> None:
     before = error()
     for step in range(450):
         camera_id = f"cam{step % 3}"
-        (color(subject, camera_id) - targets[camera_id]).abs().mean().backward()
-        color.optimizer.step()
-        color.optimizer.zero_grad()
+        ((color(subject, camera_id) - targets[camera_id]).abs().mean() + 10 * color.drift(subject)).backward()
+        move(color)
     assert error() < 0.15 * before
+    if color.network is not None:
+        assert (color.network(subject) - subject).abs().mean() < 0.003
+    for camera_id, target in targets.items():
+        assert (color.cameras(subject, camera_id) - target).abs().mean() < 0.25 * (subject - target).abs().mean()
 
 
 # ---- the object of the loop -----------------------------------------------------
@@ -324,6 +364,17 @@ def test_file_and_checkpoint_round_trip(tmp_path: Path, options: dict[str, objec
         parts.optimizer.step()
         parts.optimizer.zero_grad()
     assert torch.equal(other(image, "b", alpha), color(image, "b", alpha))
+
+
+def test_reads_what_was_written_before_there_was_a_lattice(tmp_path: Path) -> None:
+    """The names, shapes and sizes of the file are part of its format."""
+    shapes = {"0.weight": (8, 3, 1, 1), "0.bias": (8,), "1.weight": (3, 8, 1, 1), "1.bias": (3,)}
+    weights = {f"network.convolutions.{name}": 0.1 * picture(*shape) for name, shape in shapes.items()}
+    content = {"format": calibration.FORMAT, "version": 1, "hidden_dim": 8, "num_layers": 2, "camera_ids": []}
+    torch.save({**content, "weights": weights}, tmp_path / calibration.FILE_NAME)
+    loaded, image = ColorCalibration.load(tmp_path / calibration.FILE_NAME), picture(3, 20, 20, low=0.01, high=0.99)
+    assert loaded.network is not None and loaded.parts.state_dict().keys() == weights.keys()
+    torch.testing.assert_close(loaded(image, ""), per_pixel(loaded.network, image), rtol=0, atol=2e-3)
 
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
