@@ -80,7 +80,7 @@ struct Tile {
 template <size_t... I>
 ALWAYS_INLINE void zip(FloatPart& a, FloatPart& b, std::index_sequence<I...>) {
     const FloatPart low = shuffle(a, b, std::index_sequence<(I % 2 * kWidth + I / 2)...>());
-    b = shuffle(a, b, std::index_sequence<((I % 2 * kWidth + I / 2) + kColumns)...>());
+    b = shuffle(a, b, std::index_sequence<(I % 2 * kWidth + I / 2 + kWidth / 2)...>());
     a = low;
 }
 template <size_t... I>
@@ -131,18 +131,19 @@ void store_tile(const Tile& tile, const float* blocks, float* plane, int stride)
 // The Gaussian along the sixteen rows: 2^(height[i] - p (px - middle[i])^2), px from the tile's left edge, where
 // floats have digits to spare.
 struct Rows {
-    alignas(64) float middle[kTile], height[kTile], dy[kTile];
+    alignas(64) float middle[kTile], height[kTile];
+    alignas(64) float r_dy[kTile];  // only for the absolute sums
 };
 
 // Returns the blocks that may hold alpha >= 1/255.
-template <bool keep_dy>
+template <bool absolute>
 ALWAYS_INLINE Blocks prepare(Rows& rows, const Splat& s, const Tile& tile) {
     const Lanes dy = load(kConstants.y) - (s.y - tile.row);
     const Lanes middle = (s.x - tile.column) + s.slope * dy;
     const Lanes height = s.log2_opacity - s.r * (dy * dy);
     store(rows.middle, middle);
     store(rows.height, height);
-    if (keep_dy) store(rows.dy, dy);
+    if constexpr (absolute) store(rows.r_dy, s.r * dy);
     // The slack keeps rounding from deciding what the exact per-pixel test is there for. Rows out of reach are NaN.
     const Lanes half = sqrt((height - (kLog2MinAlpha - 1e-3f)) * (1.0f / s.p));
     const Lanes left = middle - half, right = middle + half;
@@ -231,9 +232,9 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
                          const float* grad_alpha) {
     constexpr int kCollected = absolute ? kAllPartials : kPartials;
     const Tile tile(w, index);
-    alignas(64) float grad[4][kTilePixels];    // of red, green, blue, alpha
-    alignas(64) float transmittance[kTilePixels]; // behind the Gaussian at hand
-    alignas(64) float behind[kTilePixels];        // what a pixel of what is behind it adds to the loss, to first order
+    alignas(64) float grad[4][kTilePixels];        // of red, green, blue, alpha
+    alignas(64) float transmittance[kTilePixels];  // behind the Gaussian at hand
+    alignas(64) float behind[kTilePixels];         // what a pixel of what is behind it adds to the loss, to first order
     alignas(64) int32_t closed_at[kTilePixels];
     const size_t plane = size_t(w.view.width) * w.view.height;
     for (int c = 0; c < 3; ++c) load_tile(tile, grad_image + c * plane, w.view.width, grad[c]);
@@ -276,8 +277,8 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
         }
         if (place < next) active = taking(place);
         const Splat& s = w.splats[w.entries[begin + place].splat];
-        Blocks todo = prepare<true>(rows, s, tile) & active;
-        const Block p = all(s.p), slope = all(s.slope), r = all(s.r), shear = all(s.slope * s.p);
+        Blocks todo = prepare<absolute>(rows, s, tile) & active;
+        const Block p = all(s.p), slope = all(s.slope), shear = all(s.slope * s.p);
         const Block red = all(s.color[0]), green = all(s.color[1]), blue = all(s.color[2]);
         const Block zero = all(0.0f);
         Block sum_red = zero, sum_green = zero, sum_blue = zero;
@@ -321,7 +322,7 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
                 if constexpr (absolute) {
                     const Block size = abs(change);
                     size_x += size * abs(offset);
-                    size_y += size * abs(r * of_rows(rows.dy + y) - shear * offset);
+                    size_y += size * abs(of_rows(rows.r_dy + y) - shear * offset);
                 }
             }
             todo &= ~column;
@@ -334,7 +335,7 @@ void blend_tile_backward(Workspace& w, int index, const float* background, const
             sum_wv += of_wv;
             sum_vv += column_vv;
         }
-        const float nearest_dy = rows.dy[nearest];
+        const float nearest_dy = kConstants.y[nearest] - y_mean;
         const Block sum_y = sum_v + sum * nearest_dy;
         const Block sum_wy = sum_wv + sum_w * nearest_dy;
         const Block sum_yy = sum_vv + (sum_v + sum_y) * nearest_dy;
