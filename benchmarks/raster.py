@@ -114,6 +114,7 @@ class Passes:
         self.forward = timed(torch.no_grad()(self._draw), device)
         self.both = timed(self._pull_back, device)
         self.stages: dict[str, list[float]] = {}  # ms within the native kernels, by the passes of `both`
+        self.entries = 0  # pairs of a tile and a Gaussian, of the native kernels
 
     def _draw(self) -> RenderOut:
         return self.rasterize(self.gaussians, self.camera, self.background, sh_degree=3)
@@ -126,6 +127,7 @@ class Passes:
             field.grad = None
         for stage, seconds in workspace.seconds().items() if workspace else ():
             self.stages.setdefault(stage, []).append(1e3 * seconds)
+        self.entries = workspace.entries() if workspace else 0
 
 
 def measure(kind: SceneKind, backends: list[str], device: torch.device, repeats: int) -> list[Row]:

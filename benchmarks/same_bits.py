@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import ROOT, new_parser
-from benchmarks.static_scene import static_scene
+from benchmarks.static_scene import static_flags, static_scene
 from benchmarks.timing import SLICE, ratio, slice_count, time_in_turns
 from utils.errors import UserError, run_script
 
@@ -33,18 +33,6 @@ PRESETS = ("baseline", "ultra", "balanced", "quality")
 STATIC = "static"
 ALWAYS = ["--eval", "--white_background", "--seed", "0"]
 SIDES = ("old", "new")
-# The README's flags of a static scene; those that count iterations, for 600 of 30,000.
-STATIC_FLAGS = {
-    "position_lr_init": 0.00016,
-    "position_lr_final": 0.0000016,
-    "position_lr_max_steps": 600,
-    "scaling_lr": 0.005,
-    "densify_from_iter": 60,
-    "densify_until_iter": 400,
-    "densification_interval": 20,
-    "opacity_reset_interval": 3000,  # beyond the end: there is no time to recover
-    "sh_increase_interval": 100,
-}
 
 
 @contextlib.contextmanager
@@ -71,7 +59,7 @@ def flags_of(name: str, capture: Path, scene: Path) -> list[str]:
     """The train.py flags of a configuration."""
     if name != STATIC:
         return ["-s", str(capture), *AVATAR, name]
-    return ["-s", str(scene), *(word for flag, value in STATIC_FLAGS.items() for word in (f"--{flag}", str(value)))]
+    return ["-s", str(scene), *static_flags(600)]
 
 
 def train(code: Path, output: Path, flags: list[str], iterations: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A static scene in COLMAP's text format, cut out of a rigged capture: one moment, seen by all its cameras.
 
-python -m benchmarks.static_scene -s CAPTURE --out DIR
+    python -m benchmarks.static_scene -s CAPTURE --out DIR
+
+`python -m benchmarks.static_race -s DIR` trains it, or any other.
 """
 
 from __future__ import annotations
@@ -18,6 +20,22 @@ from scene.images.decode import decode
 from utils.errors import run_script
 
 GRAY = "128 128 128"  # of the start points: the mesh has no colors
+
+
+def static_flags(iterations: int) -> list[str]:
+    """The flags of a static scene in doc/data_formats.md; those that count iterations, for a short run of so many."""
+    flags = {
+        "position_lr_init": 0.00016,
+        "position_lr_final": 0.0000016,
+        "position_lr_max_steps": iterations,
+        "scaling_lr": 0.005,
+        "densify_from_iter": iterations // 10,
+        "densify_until_iter": 2 * iterations // 3,
+        "densification_interval": max(1, iterations // 30),
+        "opacity_reset_interval": 5 * iterations,  # beyond the end: there is no time to recover
+        "sh_increase_interval": max(1, iterations // 6),
+    }
+    return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
 
 def static_scene(capture: Path, folder: Path) -> Path:

@@ -65,6 +65,10 @@ class Workspace:
         kernels.run("splat_seconds", self.handle, values)
         return dict(zip(STAGES, values.tolist()))
 
+    def entries(self) -> int:
+        """Pairs of a 16×16 tile and a Gaussian that reaches it, in the last pass; for the benchmark."""
+        return kernels.run("splat_entries", self.handle)
+
 
 _NO_ROOM = "the rasterizer ran out of memory: too many Gaussians cover too many tiles"
 

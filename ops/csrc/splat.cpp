@@ -24,6 +24,12 @@ NATIVE_EXPORT void splat_seconds(const void* workspace, double* seconds) {
     for (int i = 0; i < 5; ++i) seconds[i] = w.seconds[i];
 }
 
+// Pairs of a tile and a Gaussian in the lists of the last forward.
+NATIVE_EXPORT int64_t splat_entries(const void* workspace) {
+    const auto& w = *static_cast<const splat::Workspace*>(workspace);
+    return w.tile_start[size_t(w.tiles())];
+}
+
 NATIVE_EXPORT int splat_forward(void* workspace, const splat::View* view, int64_t count, const float* means,
                                 const float* quats, const float* scales, const float* opacities, const float* sh,
                                 const float* background, float* image, float* alpha, int32_t* radii, bool keep) {

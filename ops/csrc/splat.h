@@ -92,7 +92,7 @@ struct Workspace {
     Buffer<uint32_t> tile_start;   // [tiles + 1]
     Buffer<TileEntry> entries;     // by tile, each front to back
     Buffer<float> transmittance;   // [tiles][256] after the last contributor
-    Buffer<int32_t> last;          // [tiles][256] its place in the tile's list, -1 = none
+    Buffer<int32_t> closed_at;     // [tiles][256] place in the tile's list of the first one too many, or beyond it
     Buffer<float> partials;         // [slots][kPartialStride]
     double seconds[5] = {};        // of the last project, bin, blend, blend backward, project backward
 

@@ -113,6 +113,17 @@ def test_cuda_backends_match_reference(backend: str, name: str) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("seed", [50, 51, 52])
+def test_needles_keep_their_digits(seed: int) -> None:
+    """Hundreds of pixels long and a half wide: about the mean, the squares of the far tiles' pixels would cancel."""
+    scene = make_scene(seed, 25, size=(200, 150), sigma=(0.02, 400.0), opacity=(0.05, 0.3))
+    expected, actual = compare(native.rasterize, scene)
+    for name in ("means", "quats", "scales", "means2d"):
+        value = expected.grads[name]
+        assert (actual.grads[name] - value).abs().max() <= 5e-5 * value.abs().max(), name
+
+
+@needs_native
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_degrees_and_unused_coefficients(degree: int) -> None:
     _, actual = compare(native.rasterize, _plain(degree))
