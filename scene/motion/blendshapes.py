@@ -26,6 +26,7 @@ FPS = 60.0  # of Live Link Face, where the time codes do not tell
 # Half an hour at 60 rows a second takes 60 MB.
 MAX_FILE_BYTES = 128 << 20
 MAX_LINE = 1 << 16
+LARGEST = 1000.0  # of a weight, and of what it adds
 # Where names are all we have: how far eyeLook... turns an eyeball, and jawLeft and jawRight the jaw; radians.
 EYE_TURN, JAW_TURN = math.radians(30), math.radians(6)
 JAW_OPEN = 0.3  # radians, likewise, where the file does not say
@@ -38,7 +39,7 @@ def read_weights(path: Path) -> tuple[Array, float]:
     head and eyes) are not used, but that time codes tell the rate.
 
     Raises:
-        UserError: unreadable, no such table, a column missing or there twice, or a value that is no finite number.
+        UserError: unreadable, no such table, a column missing or there twice, or a value that is no weight.
     """
     lines = _lines(path)
     header = next(lines, None)
@@ -64,12 +65,13 @@ def read_weights(path: Path) -> tuple[Array, float]:
         if len(line) != len(header):
             raise UserError(f"{path}, line {number} has {len(line)} columns, but the first line has {len(header)}")
         try:
-            row = np.array([0.0 if column is None else float(line[column]) for column in columns], dtype=np.float32)
+            row = np.array([0.0 if column is None else float(line[column]) for column in columns])
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {one_line(error)[:100]}") from error
-        if not np.isfinite(row).all():
-            raise UserError(f"{path}, line {number}: {NAMES[int((~np.isfinite(row)).argmax())]} is not a finite number")
-        rows.append(row)
+        fits = np.abs(row) <= LARGEST
+        if not fits.all():
+            raise UserError(f"{path}, line {number}: {NAMES[int(fits.argmin())]} must be a weight of about 0 to 1")
+        rows.append(row.astype(np.float32))
         seconds.append(_second(line[code]) if code is not None else None)
     if not rows:
         raise UserError(f"{path} has no rows below its column names")
@@ -162,8 +164,8 @@ def read_mapping(path: Path, head: HeadModel) -> Array:
                 f"{path}: '{name}' has shape {array.shape}, expected ({len(NAMES)}, {width or 'any'}): a row for each "
                 "of ARKit's blendshapes"
             )
-        if not np.isfinite(array).all():
-            raise UserError(f"{path}: '{name}' holds values that are not finite")
+        if not (np.abs(array) <= LARGEST).all():
+            raise UserError(f"{path}: '{name}' holds values that are not finite, or beyond {LARGEST:g}")
         mapping[:, columns[name]] = array if width else fit_coefficients(array, head.n_expr, f"{path}: 'expr'")
     return mapping
 

@@ -149,10 +149,11 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     assert "no column jawOpen: a table of ARKit's 52 blendshape weights is needed" in text
     assert "column 'JawOpen' twice" in spoilt(tmp_path, good.replace("HeadYaw", "JawOpen"))
     assert "line 3 has 5 columns, but the first line has 58" in spoilt(tmp_path, f"{header}\n{line}\n1,2,3,4,5\n")
-    assert "line 2: eyeLookDownLeft is not a finite number" in spoilt(
+    assert "line 2: eyeLookDownLeft must be a weight of about 0 to 1" in spoilt(
         tmp_path, good.replace("61,0.0,0.0", "61,0.0,nan")
     )
     assert "line 2: could not convert string to float: 'x'" in spoilt(tmp_path, good.replace("61,0.0", "61,x"))
+    assert "line 2: eyeBlinkLeft must be a weight" in spoilt(tmp_path, good.replace("61,0.0", "61,-1e300"))
     assert "a line of more than" in spoilt(tmp_path, "x" * 100_000)
 
 
@@ -166,6 +167,7 @@ def test_mappings_that_are_none(avatar: Avatar, tmp_path: Path) -> None:
         ({"expr": np.zeros((51, 20))}, r"'expr' has shape \(51, 20\), expected \(52, any\)"),
         ({"jaw_pose": np.zeros((52, 6))}, r"'jaw_pose' has shape \(52, 6\), expected \(52, 3\)"),
         ({"expr": np.full((52, 20), np.inf)}, "'expr' holds values that are not finite"),
+        ({"expr": np.full((52, 20), 1e300)}, "or beyond 1000"),
         ({"expr": np.ones((52, 30))}, "'expr' has 30 coefficients, but the head model has 20"),
         ({"matrix": np.zeros((52, 20))}, "holds none of expr, rotation"),
     ):
