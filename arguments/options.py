@@ -330,6 +330,12 @@ class InnovationOptions:
     warm_scale: float = _warm_part(
         0.5, "its size of a Gaussian; 1 is that of an ordinary start", unit="triangle scales", above=0
     )
+    warm_gaussians: int = _warm_part(
+        0,
+        "its number of Gaussians, spread over the head by what the training images show there; 0: one per triangle",
+        unit="Gaussians",
+        at_least=0,
+    )
     warm_skip_resets: bool = _warm_part(
         True,
         "no opacity resets: a start without floating fog has nothing to reset; on unless switched off",
@@ -347,6 +353,12 @@ class InnovationOptions:
     warm_expr_lr_factor: float = _factor(3.0, "--flame_expr_lr")
     warm_trans_lr_factor: float = _factor(10.0, "--flame_trans_lr")
     warm_pose_lr_factor: float = _factor(10.0, "--flame_pose_lr")
+
+    use_short_run_rates: bool = option(
+        False,
+        "larger learning rates of the Gaussians in a run of less than 20,000 iterations, the more the shorter it is",
+        switch=True,
+    )
 
     lambda_alpha: float = option(
         0.0, "weight of the error of the silhouette, where masks or alpha are known: no debris over it", at_least=0

@@ -95,7 +95,7 @@ def test_long_forms_and_absolute_paths() -> None:
         ("--port 70000", ["--port"]),
         ("-t ''", ["--target_path"]),
         ("--eval=1", ["--eval"]),
-        ("--preset fancy", ["--preset", "fancy", "baseline, ultra, balanced, quality"]),
+        ("--preset fancy", ["--preset", "fancy", "baseline, ultra, balanced, quality, fast"]),
         ("--use_amp=1", ["--use_amp"]),
         ("--densify_percentile_clone -1", ["--densify_percentile_clone", "at least 0"]),
         ("--densify_percentile_split 101", ["--densify_percentile_split", "at most 100"]),
@@ -226,12 +226,14 @@ INNOVATIONS = dict(
     warm_colors=True,
     warm_opacity=0.5,
     warm_scale=0.5,
+    warm_gaussians=0,
     warm_skip_resets=True,
     warm_prune_opacity=0.05,
     warm_feature_lr_factor=2.0,
     warm_expr_lr_factor=3.0,
     warm_trans_lr_factor=10.0,
     warm_pose_lr_factor=10.0,
+    use_short_run_rates=False,
     lambda_alpha=0.0,
     lr_cooldown=0.0,
     batch_views=1,
@@ -252,6 +254,8 @@ TABLE = {
     "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
     "--densify_percentile_split 88 --densify_floor 0.53 --use_color_calibration "
     "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "fast": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --use_smart_densification "
+    "--use_amp --use_warm_start --warm_gaussians 20000 --use_short_run_rates --lr_cooldown 0.2 --lambda_alpha 0.2",
 }
 
 
@@ -272,7 +276,8 @@ def test_every_efficient_flag_is_taken() -> None:
         "--use_progressive_resolution --resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 "
         "--use_color_calibration --color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 "
         "--color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
-        "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_prune_opacity 0.02 "
+        "--warm_opacity 0.1 --warm_scale 1 --warm_gaussians 30000 --use_short_run_rates "
+        "--no_warm_skip_resets --warm_prune_opacity 0.02 "
         "--warm_feature_lr_factor 3 "
         "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
         "--lambda_alpha 0.7 --lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9"
@@ -308,6 +313,8 @@ def test_every_efficient_flag_is_taken() -> None:
         warm_colors=False,
         warm_opacity=0.1,
         warm_scale=1.0,
+        warm_gaussians=30_000,
+        use_short_run_rates=True,
         warm_skip_resets=False,
         warm_prune_opacity=0.02,
         warm_expr_lr_factor=1.0,
