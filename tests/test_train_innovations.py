@@ -34,7 +34,7 @@ SCHEDULE = (
 )
 EVERYTHING = (
     "--preset balanced --color_per_camera --batch_views 2 --max_gaussians 500 --resolution_milestones 20,45 "
-    "--lr_cooldown 0.5"
+    "--lr_cooldown 0.5 --warm_gaussians 380 --use_short_run_rates"
 )
 
 
@@ -100,8 +100,8 @@ def test_switched_off_they_leave_no_trace(capture: Path, tmp_path: Path) -> None
     """Every part of a preset switched off again is the plain run, bit for bit."""
     run(capture, tmp_path / "plain")
     off = (
-        "--preset balanced --no_region_adaptive_loss --no_smart_densification --no_progressive_resolution "
-        "--no_color_calibration --no_amp --no_warm_start --lr_cooldown 0 --lambda_alpha 0"
+        "--preset balanced --use_short_run_rates --no_region_adaptive_loss --no_smart_densification "
+        "--no_progressive_resolution --no_color_calibration --no_amp --no_warm_start --no_short_run_rates --lr_cooldown 0 --lambda_alpha 0"
     )
     run(capture, tmp_path / "off", off)
     assert_same_run(tmp_path / "plain", tmp_path / "off", STEPS)
