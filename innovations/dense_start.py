@@ -45,7 +45,7 @@ def detail(views: Iterable[tuple[Camera, Tensor, Tensor]], faces: Tensor) -> Ten
         slope = torch.zeros_like(luma)
         slope[:, 1:-1] += (luma[:, 2:] - luma[:, :-2]).abs()
         slope[1:-1] += (luma[2:] - luma[:-2]).abs()
-        slope, _ = sample(camera, slope.expand(3, -1, -1), inside(corners), None)
+        slope, _ = sample(camera, slope[None], inside(corners), None)
         total += torch.where(seen.visible, area * (FLAT + slope[:, 0]), 0.0)
     return total
 

@@ -101,7 +101,8 @@ def test_switched_off_they_leave_no_trace(capture: Path, tmp_path: Path) -> None
     run(capture, tmp_path / "plain")
     off = (
         "--preset balanced --use_short_run_rates --no_region_adaptive_loss --no_smart_densification "
-        "--no_progressive_resolution --no_color_calibration --no_amp --no_warm_start --no_short_run_rates --lr_cooldown 0 --lambda_alpha 0"
+        "--no_progressive_resolution --no_color_calibration --no_amp --no_warm_start --no_short_run_rates "
+        "--lr_cooldown 0 --lambda_alpha 0"
     )
     run(capture, tmp_path / "off", off)
     assert_same_run(tmp_path / "plain", tmp_path / "off", STEPS)
