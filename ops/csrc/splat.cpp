@@ -1,7 +1,6 @@
 // The C interface of the splatting rasterizer; see gaussian_renderer/backends/native.py.
 #include "splat.h"
 
-
 #include <new>
 
 namespace {
