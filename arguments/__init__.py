@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arguments.config_file import read_cfg_args, write_cfg_args
 from arguments.options import (
+    SHORT_RUN,
     InnovationOptions,
     ModelOptions,
     OptimizationOptions,
@@ -26,6 +27,7 @@ __all__ = [
     "PipelineOptions",
     "RenderOptions",
     "RunOptions",
+    "SHORT_RUN",
     "flatten",
     "milestones",
     "notes",

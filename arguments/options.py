@@ -19,6 +19,9 @@ from ops import BACKENDS
 # The length of run that the defaults are made for; see `schedule.scale_schedule`.
 DEFAULT_ITERATIONS = 600_000
 
+# From so many iterations on a run is not short: `--use_short_run_rates` changes nothing.
+SHORT_RUN = 20_000
+
 DEVICES = ("auto", "cpu", "cuda")
 # Of learning rates: far beyond any that trains, and small enough that no number of steps leaves the range of float32.
 MAX_RATE = 1e6
@@ -356,7 +359,7 @@ class InnovationOptions:
 
     use_short_run_rates: bool = option(
         False,
-        "larger learning rates of the Gaussians in a run of less than 20,000 iterations, the more the shorter it is",
+        f"larger learning rates of the Gaussians in a run of less than {SHORT_RUN:,} iterations, the shorter the more",
         switch=True,
     )
 

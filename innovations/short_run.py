@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-FULL_AT = 600  # iterations: the rates of so short a run, and of shorter ones, get the whole of their factors,
-NONE_FROM = 20_000  # those of one so long none, and in between an even share of the logarithm
+FULL_AT = 600  # iterations: the rates of so short a run, and of shorter ones, get the whole of their factors
 
 
 class RateFactors(NamedTuple):
@@ -27,7 +26,7 @@ class RateFactors(NamedTuple):
 WHOLE = RateFactors(position=5.0, last_position=10.0, feature=2.0, opacity=2.0, scaling=3.0, rotation=3.0)
 
 
-def rate_factors(iterations: int) -> RateFactors:
-    """The factors for a run of so many iterations."""
-    share = math.log(NONE_FROM / iterations) / math.log(NONE_FROM / FULL_AT)
+def rate_factors(iterations: int, none_from: int) -> RateFactors:
+    """The factors for a run of so many iterations: between `FULL_AT` and `none_from` an even share of the logarithm."""
+    share = math.log(none_from / iterations) / math.log(none_from / FULL_AT)
     return RateFactors(*(factor ** min(max(share, 0.0), 1.0) for factor in WHOLE))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from arguments import (
+    SHORT_RUN,
     InnovationOptions,
     ModelOptions,
     OptimizationOptions,
@@ -283,7 +284,7 @@ def build_optimizer(
     optim: OptimizationOptions, extra: InnovationOptions, avatar: GaussianModel, warm: WarmStart, extent: float
 ) -> GaussianOptimizer:
     """Adam over the Gaussians; `extent` of the scene in meters."""
-    factors = rate_factors(optim.iterations) if extra.use_short_run_rates else RateFactors()
+    factors = rate_factors(optim.iterations, SHORT_RUN) if extra.use_short_run_rates else RateFactors()
     return GaussianOptimizer(
         avatar,
         extent=extent,

@@ -379,6 +379,13 @@ def test_parts_of_what_is_off_are_noted(more: str) -> None:
     ]
 
 
+def test_rates_for_a_short_run_are_noted_where_the_run_is_long() -> None:
+    (note,) = arguments.notes(train("--use_short_run_rates --iterations 20000"))
+    assert note == "note: --use_short_run_rates has no effect on a run of 20,000 iterations or more"
+    assert not arguments.notes(train("--use_short_run_rates --iterations 19999"))
+    assert len(arguments.notes(train("--preset fast"))) == 1  # nobody typed it
+
+
 def test_a_run_too_short_for_its_full_resolution_is_noted() -> None:
     line = "--use_progressive_resolution --iterations"
     (note,) = arguments.notes(train(f"{line} 6000"))

@@ -8,9 +8,9 @@ from innovations.short_run import WHOLE, RateFactors, rate_factors
 
 
 def test_the_shorter_the_larger() -> None:
-    assert rate_factors(1) == rate_factors(600) == WHOLE
-    assert rate_factors(20_000) == rate_factors(600_000) == RateFactors()
+    assert rate_factors(1, 20_000) == rate_factors(600, 20_000) == WHOLE
+    assert rate_factors(20_000, 20_000) == rate_factors(600_000, 20_000) == RateFactors()
     # The middle in the logarithm has the root.
-    assert rate_factors(round((600 * 20_000) ** 0.5)).scaling == pytest.approx(3**0.5, rel=1e-3)
-    for more, fewer in zip(rate_factors(1000), rate_factors(5000)):
+    assert rate_factors(round((600 * 20_000) ** 0.5), 20_000).scaling == pytest.approx(3**0.5, rel=1e-3)
+    for more, fewer in zip(rate_factors(1000, 20_000), rate_factors(5000, 20_000)):
         assert more > fewer > 1
