@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from arguments.config_file import read_cfg_args, write_cfg_args
-from arguments.options import (
-    METRICS,
-    InnovationOptions,
-    ModelOptions,
-    OptimizationOptions,
-    Options,
-    PipelineOptions,
-    RunOptions,
-    flatten,
-)
+from arguments.innovation_options import SHORT_RUN, InnovationOptions
+from arguments.options import METRICS, ModelOptions, OptimizationOptions, Options, PipelineOptions, RunOptions, flatten
 from arguments.parser import notes, parse_render, parse_train
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
@@ -28,6 +20,7 @@ __all__ = [
     "PipelineOptions",
     "RenderOptions",
     "RunOptions",
+    "SHORT_RUN",
     "flatten",
     "milestones",
     "notes",

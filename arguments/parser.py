@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from arguments.fields import comma_list, field_types, off_flag, validate
-from arguments.options import InnovationOptions, Options, groups
+from arguments.innovation_options import SHORT_RUN, InnovationOptions
+from arguments.options import Options, groups
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
 from arguments.schedule import scale_schedule
@@ -162,6 +163,11 @@ def notes(options: Options) -> list[str]:
         lines.append("note: --compute_cov3D_python has no effect; the kernels compute the same covariances themselves")
     lines += [f"note: --{name} has no effect without --{needed}" for name, needed in _without_effect(options)]
     innovations = options.innovations
+    chosen = PRESETS.get(innovations.preset or "", {})
+    if options.optimization.iterations >= SHORT_RUN and innovations.use_short_run_rates > chosen.get(
+        "use_short_run_rates", False
+    ):
+        lines.append(f"note: --use_short_run_rates has no effect on a run of {SHORT_RUN:,} iterations or more")
     milestones = innovations.resolution_milestones
     if innovations.use_progressive_resolution and milestones and milestones[-1] > options.optimization.iterations:
         lines.append(

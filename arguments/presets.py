@@ -44,6 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_color_calibration": True,
         "color_net_hidden_dim": 24,
     },
+    # For runs of seconds to minutes.
+    "fast": {**_PARTS, "warm_gaussians": 20_000, "use_short_run_rates": True},
     # What the efficient presets came to replace.
     "full": {
         "use_vgg_loss": True,

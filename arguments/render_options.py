@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from arguments.fields import option
+from arguments.innovation_options import refine_steps, refined_cameras, refinement_conflict
 from arguments.options import (
     METRICS,
     camera_choice,
@@ -13,9 +14,6 @@ from arguments.options import (
     metrics_choice,
     quiet_choice,
     rasterizer_choice,
-    refine_steps,
-    refined_cameras,
-    refinement_conflict,
     threads_choice,
 )
 

@@ -27,7 +27,7 @@ NEIGHBORS = 8  # that give a triangle which nobody sees its color
 BACKGROUND_TOLERANCE = 4 / 255  # per channel; nearer to the background's color is background
 COLOR_SCALE = 0.1  # residuals larger than this (highlights, a strand of hair, tracking errors) count little
 # Where a triangle is sampled, as weights of its corners: the centroid and the middles of its three thirds.
-_SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3))
+SAMPLES = ((1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3))
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class WarmStart:
     flame_expr_factor: float  # of the learning rates of FLAME's parameters: their own values fit
     flame_pose_factor: float  # 600,000 iterations, and hardly move in a short run
     flame_trans_factor: float
+    gaussians: int = 0  # spread over the mesh by what the photographs show there; 0: one on each triangle
 
     @property
     def raw_opacity(self) -> float:
@@ -92,13 +93,15 @@ def triangle_colors(
     views: Iterable[tuple[Camera, Tensor, Tensor]],  # (camera, image [3, H, W] 0..1, vertices [V, 3] metres)
     faces: Tensor,  # [F, 3]  int64, counter-clockwise from outside
     background: Sequence[float] | None = None,  # RGB 0..1, what the images are composited over
+    points: tuple[Tensor, Tensor] | None = None,  # [N] int64 triangles, [N, 3] weights of their corners
 ) -> tuple[Tensor, Tensor]:
-    """The color of every triangle as the images show it: ([F, 3] in 0..1, [F] bool whether it was seen).
+    """The color of every triangle, or of `points` on them, as the images show it: ([F, 3] in 0..1, [F] bool whether it
+    was seen).
 
     A robust mean over the views that see the triangle, weighted with the square
     of the cosine under which they do: the median first, then a mean that counts what is far from it
     little. Samples of the background's color are left out: there the mesh
-    stands over. Triangles never seen get the mean of the nearest that were, or, if there
+    stands over. What is never seen gets the mean of the nearest that were, or, if there
     are none, the mean color of the foreground: the pixels unlike the background.
 
     All views are kept in memory as [F, 3]; choose some 50 with `spread_views`. Deterministic.
@@ -115,14 +118,25 @@ def triangle_colors(
             total += (image * foreground).sum(dim=(1, 2), dtype=torch.float64)
             pixels = pixels + foreground.sum()
         seen = see(camera, vertices, faces, *grid_size(camera.width, camera.height, GRID_CELLS))
-        corners = vertices[faces]
-        centers = corners.mean(dim=1) if centers is None else centers
-        color, covered = _sample(camera, image, corners, behind)
-        weight = torch.where(seen.visible & covered, seen.facing, 0.0) ** 2
+        corners, visible, facing = vertices[faces], seen.visible, seen.facing
+        if points is None:
+            samples = inside(corners)
+        else:
+            triangle, weight = points
+            samples = torch.einsum("nc,ncd->nd", weight, corners[triangle])[None]
+            visible, facing = visible[triangle], facing[triangle]
+        if centers is None:
+            centers = corners.mean(dim=1) if points is None else samples[0]
+        color, covered = sample(camera, image, samples, behind)
+        weight = torch.where(visible & covered, facing, 0.0) ** 2
         colors.append(torch.where(weight[:, None] > 0, color, 0.0))
         weights.append(weight)
     if centers is None:
-        return torch.full((len(faces), 3), GRAY, device=faces.device), torch.zeros_like(faces[:, 0], dtype=torch.bool)
+        count = len(faces if points is None else points[0])
+        return (
+            torch.full((count, 3), GRAY, device=faces.device),
+            torch.zeros(count, dtype=torch.bool, device=faces.device),
+        )
 
     mean, sums = _robust_mean(torch.stack(colors), torch.stack(weights))
     seen_at_all = sums > 0
@@ -140,14 +154,25 @@ def _nearest(known: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
     return values[torch.from_numpy(nearest).to(values.device)].mean(dim=1)
 
 
-def _sample(camera: Camera, image: Tensor, corners: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Bilinear colors [F, 3] of the triangles `corners` [F, 3, 3], and whether all samples are foreground."""
-    pose = camera.world_to_camera.to(corners)
-    points = torch.einsum("sc,fcd->sfd", corners.new_tensor(_SAMPLES), corners) @ pose[:3, :3].T + pose[:3, 3]
+def project(camera: Camera, points: Tensor) -> Tensor:
+    """[..., 2] the pixels at which the points [..., 3] (metres, world space) are seen."""
+    pose = camera.world_to_camera.to(points)
+    points = points @ pose[:3, :3].T + pose[:3, 3]
     depth = points[..., 2].clamp_min(1e-6)  # behind the camera nothing is visible anyway
-    x = (camera.fx * points[..., 0] / depth + camera.cx) / camera.width * 2 - 1
-    y = (camera.fy * points[..., 1] / depth + camera.cy) / camera.height * 2 - 1
-    grid = torch.stack([x, y], dim=-1)[None]
+    x = camera.fx * points[..., 0] / depth + camera.cx
+    y = camera.fy * points[..., 1] / depth + camera.cy
+    return torch.stack([x, y], dim=-1)
+
+
+def inside(corners: Tensor) -> Tensor:
+    """[S, F, 3] where triangles with these `corners` [F, 3, 3] are sampled."""
+    return torch.einsum("sc,fcd->sfd", corners.new_tensor(SAMPLES), corners)
+
+
+def sample(camera: Camera, image: Tensor, points: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean bilinear colors [N, 3] at the points [S, N, 3] of each, and whether all of them are foreground."""
+    size = points.new_tensor([camera.width, camera.height])
+    grid = (project(camera, points) / size * 2 - 1)[None]
     samples = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
     if behind is None:
         covered = torch.ones_like(samples[0, 0], dtype=torch.bool)

@@ -191,6 +191,21 @@ class GaussianModel:
             setattr(self, name, parameter)
         self.binding = binding
 
+    def spread(self, binding: Tensor, weights: Tensor, vertices: Tensor) -> None:
+        """Puts copies of each triangle's Gaussian elsewhere on it, instead of the one there is.
+
+        Args:
+            binding: [N] int64, their triangles; at the start the Gaussians are in the order of the triangles.
+            weights: [N, 3] of the triangle's corners: where each is to be.
+            vertices: [V, 3] of the mesh in some pose, meters.
+        """
+        assert self.flame is not None  # it is bound
+        frames = rig.triangle_frames(vertices, self.flame.faces)
+        offset = torch.einsum("nc,ncd->nd", weights, vertices[self.flame.faces[binding]]) - frames.origin[binding]
+        xyz = torch.einsum("nij,ni->nj", frames.rotation[binding], offset) / frames.scale[binding, None]
+        moved = {name: value[binding] for name, value in self.parameters().items()} | {"xyz": xyz}
+        self.replace_rows({name: Parameter(value.detach().contiguous()) for name, value in moved.items()}, binding)
+
     def __len__(self) -> int:
         return self.xyz.shape[0]
 

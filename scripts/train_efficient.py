@@ -2,7 +2,7 @@
 
   ./train_efficient.sh
       on a terminal: asks for the preset and for the data set
-  ./train_efficient.sh balanced|ultra|quality|baseline|full -s DATA [-m OUT] [any train.py flag]
+  ./train_efficient.sh balanced|ultra|quality|baseline|fast|full -s DATA [-m OUT] [any train.py flag]
       trains a head avatar with that preset, without questions
   ./train_efficient.sh demo [any train.py flag]
       everything on a procedural head: makes the environment, the data set,
@@ -36,6 +36,7 @@ PRESETS = {
     "ultra": ("Ultra-Efficient", "region loss, smart densification, warm start ...: +2.0 dB, ×1.04 the time"),
     "quality": ("Quality-First", "more Gaussians and a larger colour network: +2.7 dB, ×1.65 the time"),
     "baseline": ("Baseline", "nothing of that: the time of all others is relative to this"),
+    "fast": ("Fast", "ultra for runs of seconds to minutes: a dense start and larger learning rates"),
     "full": ("Full", "what these replace (VGG loss ...), to compare: very slow on a CPU; needs the LPIPS weights"),
 }
 MODES = (*PRESETS, "demo")

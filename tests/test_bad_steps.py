@@ -17,7 +17,7 @@ from toy_datasets import load
 
 import innovations.amp
 from arguments import parse_train
-from arguments.options import MAX_RATE
+from arguments.innovation_options import MAX_RATE
 from gaussian_renderer.backends.native import rasterize as native_rasterize
 from gaussian_renderer.backends.reference import rasterize as reference_rasterize
 from innovations.amp import MixedPrecision

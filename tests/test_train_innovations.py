@@ -24,6 +24,7 @@ from scene.images.cache import ImageCache
 from training import checkpoint, setup
 from training.objective import Objective
 from training.setup import build_avatar, build_warm_start, warm_up
+from training.views import Views
 from utils.errors import UserError
 
 STEPS = 90
@@ -34,7 +35,7 @@ SCHEDULE = (
 )
 EVERYTHING = (
     "--preset balanced --color_per_camera --batch_views 2 --max_gaussians 500 --resolution_milestones 20,45 "
-    "--lr_cooldown 0.5"
+    "--lr_cooldown 0.5 --warm_gaussians 380 --use_short_run_rates"
 )
 
 
@@ -100,8 +101,9 @@ def test_switched_off_they_leave_no_trace(capture: Path, tmp_path: Path) -> None
     """Every part of a preset switched off again is the plain run, bit for bit."""
     run(capture, tmp_path / "plain")
     off = (
-        "--preset balanced --no_region_adaptive_loss --no_smart_densification --no_progressive_resolution "
-        "--no_color_calibration --no_amp --no_warm_start --lr_cooldown 0 --lambda_alpha 0"
+        "--preset balanced --use_short_run_rates --no_region_adaptive_loss --no_smart_densification "
+        "--no_progressive_resolution --no_color_calibration --no_amp --no_warm_start --no_short_run_rates "
+        "--lr_cooldown 0 --lambda_alpha 0"
     )
     run(capture, tmp_path / "off", off)
     assert_same_run(tmp_path / "plain", tmp_path / "off", STEPS)
@@ -185,6 +187,32 @@ def test_a_warm_start_begins_nearer(capture: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--use_warm_start"):
         options = parse_train(flags(capture, tmp_path / "x", "--use_warm_start"))
         warm_up(_unbound(), build_warm_start(options.innovations), None)
+
+
+def test_a_dense_start_puts_each_where_it_took_its_color(capture: Path, tmp_path: Path) -> None:
+    options = parse_train(flags(capture, tmp_path / "x", "--use_warm_start --warm_gaussians 700"))
+    dataset = setup.load_capture(options)
+    avatar = build_avatar(options.model, dataset, None, seed=0, device=torch.device("cpu"))
+    views = Views(dataset, options, torch.device("cpu"))
+    sparse = len(avatar)
+    warm_up(avatar, build_warm_start(options.innovations), views)
+    assert len(avatar) == 700 > 2 * sparse
+    assert len(avatar.opacity) == len(avatar.rotation) == len(avatar.features) == 700
+    assert avatar.binding is not None and avatar.flame is not None
+    number = torch.bincount(avatar.binding)
+    assert len(number) == sparse and number.min() == 1
+    # n of a triangle share the area of the one that there was.
+    torch.testing.assert_close(avatar.scaling.exp()[:, 0] * number[avatar.binding].sqrt(), torch.full((700,), 0.5))
+    # All lie in their triangles, whatever the pose: in its plane, at weights of its corners between 0 and 1.
+    for timestep in (0, 3):
+        gaussians, vertices = avatar(timestep)
+        assert vertices is not None
+        a, b, c = vertices[avatar.flame.faces[avatar.binding]].unbind(1)
+        edges = torch.stack([b - a, c - a], dim=2).double()
+        inside = torch.linalg.lstsq(edges, (gaussians.means - a).double()[..., None]).solution
+        off = (edges @ inside)[..., 0] - (gaussians.means - a)
+        assert off.abs().max() < 1e-6
+        assert inside.min() > -0.05 and inside.sum(dim=1).max() < 1.05  # the triangle is bent by the pose
 
 
 def _unbound() -> Any:

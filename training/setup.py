@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from arguments import (
+    SHORT_RUN,
     InnovationOptions,
     ModelOptions,
     OptimizationOptions,
@@ -25,12 +26,14 @@ from evaluation.pose_refinement import SplitViews, refinable_views
 from gaussian_renderer import Rasterizer, render
 from innovations.adaptive_densification import NO_ADAPTIVE_DENSIFICATION, AdaptiveDensification, NoAdaptiveDensification
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
+from innovations.dense_start import detail, place
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
+from innovations.short_run import RateFactors, rate_factors
 from innovations.smart_densification import SmartDensification
 from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, triangle_colors
 from ops.sh import from_colors
-from ops.types import RenderOut
+from ops.types import Camera, RenderOut
 from scene.cameras import write_cameras_json
 from scene.dataset import Dataset, load_dataset
 from scene.flame import Flame, FlameParameters, find_head_model, load_head_model
@@ -237,6 +240,7 @@ def build_warm_start(extra: InnovationOptions) -> WarmStart:
         flame_expr_factor=extra.warm_expr_lr_factor,
         flame_pose_factor=extra.warm_pose_lr_factor,
         flame_trans_factor=extra.warm_trans_lr_factor,
+        gaussians=extra.warm_gaussians,
     )
 
 
@@ -248,16 +252,26 @@ def warm_up(avatar: GaussianModel, warm: WarmStart, views: Views) -> None:
     flame, parameters = avatar.flame, avatar.flame_parameters
     if flame is None or parameters is None:
         raise UserError("--use_warm_start is for avatars on a head mesh: add --bind_to_mesh, or --no_warm_start")
+    cameras, image = views.cameras["train"], views.ground_truth["train"]
+    chosen = spread_views(cameras)
+
+    def shown() -> Iterator[tuple[Camera, Tensor, Tensor]]:
+        for index in chosen:
+            yield cameras[index], image(index), flame.vertices(parameters, cameras[index].timestep)
+
+    points = None
+    if warm.gaussians > len(avatar):
+        placed = place(detail(shown(), flame.faces), warm.gaussians)
+        points = placed.binding, placed.weights
+        corners = flame.vertices(parameters, cameras[chosen[0]].timestep)
+        avatar.spread(placed.binding, placed.weights, corners)
     avatar.opacity.fill_(warm.raw_opacity)
     avatar.scaling.fill_(warm.raw_scale)
+    if points:
+        avatar.scaling.add_(0.5 * placed.share.log()[:, None])
     if warm.colors:
-        cameras, image = views.cameras["train"], views.ground_truth["train"]
-        seen = (
-            (cameras[index], image(index), flame.vertices(parameters, cameras[index].timestep))
-            for index in spread_views(cameras)
-        )
-        colors, _ = triangle_colors(seen, flame.faces, views.background.tolist())
-        avatar.features[:, 0] = from_colors(colors)[avatar.binding]
+        colors, _ = triangle_colors(shown(), flame.faces, views.background.tolist(), points)
+        avatar.features[:, 0] = from_colors(colors if points else colors[avatar.binding])
 
 
 def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> Callable[..., RenderOut]:
@@ -279,18 +293,19 @@ def build_optimizer(
     optim: OptimizationOptions, extra: InnovationOptions, avatar: GaussianModel, warm: WarmStart, extent: float
 ) -> GaussianOptimizer:
     """Adam over the Gaussians; `extent` of the scene in meters."""
+    factors = rate_factors(optim.iterations, SHORT_RUN) if extra.use_short_run_rates else RateFactors()
     return GaussianOptimizer(
         avatar,
         extent=extent,
-        feature_lr=optim.feature_lr * warm.feature_factor,
+        feature_lr=optim.feature_lr * warm.feature_factor * factors.feature,
         cooldown=extra.lr_cooldown,
         iterations=optim.iterations,
-        position_lr_init=optim.position_lr_init,
-        position_lr_final=optim.position_lr_final,
+        position_lr_init=optim.position_lr_init * factors.position,
+        position_lr_final=optim.position_lr_final * factors.last_position,
         position_lr_max_steps=optim.position_lr_max_steps,
-        opacity_lr=optim.opacity_lr,
-        scaling_lr=optim.scaling_lr,
-        rotation_lr=optim.rotation_lr,
+        opacity_lr=optim.opacity_lr * factors.opacity,
+        scaling_lr=optim.scaling_lr * factors.scaling,
+        rotation_lr=optim.rotation_lr * factors.rotation,
     )
 
 

@@ -66,11 +66,14 @@ ROWS: dict[str, list[str]] = {
         f"warm_{part}": ["--use_warm_start", *itertools.chain(*(WITHOUT[other] for other in WITHOUT if other != part))]
         for part in WITHOUT
     },
+    "warm_dense": ["--use_warm_start", "--warm_gaussians", "20000"],
+    "short_run_rates": ["--use_short_run_rates"],
     "cooldown": ["--lr_cooldown", "0.2"],
     "alpha": ["--lambda_alpha", "0.2"],
     "ultra": ["--preset", "ultra"],
     "balanced": ["--preset", "balanced"],
     "quality": ["--preset", "quality"],
+    "fast": ["--preset", "fast"],
     "vgg": ["--use_vgg_loss"],
     "adaptive": ["--use_adaptive_densification"],
     "temporal": ["--use_temporal_consistency"],

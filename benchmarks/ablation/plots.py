@@ -31,7 +31,8 @@ def lines(path: Path, title: str, x_label: str, curves: Mapping[str, Sequence[tu
     figure, axis = pyplot().subplots(figsize=(9, 5.2), layout="constrained")
     palette = colors(list(curves))
     for name, curve in curves.items():
-        axis.plot(*zip(*curve), color=palette[name], label=name)
+        # Where there are few points they are shown: a single one makes no line.
+        axis.plot(*zip(*curve), color=palette[name], label=name, marker="o" if len(curve) < 10 else "")
     axis.set(title=title, xlabel=x_label)
     _save(path, figure, axis)
 

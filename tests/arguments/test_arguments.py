@@ -95,7 +95,7 @@ def test_long_forms_and_absolute_paths() -> None:
         ("--port 70000", ["--port"]),
         ("-t ''", ["--target_path"]),
         ("--eval=1", ["--eval"]),
-        ("--preset fancy", ["--preset", "fancy", "baseline, ultra, balanced, quality"]),
+        ("--preset fancy", ["--preset", "fancy", "baseline, ultra, balanced, quality, fast"]),
         ("--use_amp=1", ["--use_amp"]),
         ("--densify_percentile_clone -1", ["--densify_percentile_clone", "at least 0"]),
         ("--densify_percentile_split 101", ["--densify_percentile_split", "at most 100"]),
@@ -228,12 +228,14 @@ INNOVATIONS = dict(
     warm_colors=True,
     warm_opacity=0.5,
     warm_scale=0.5,
+    warm_gaussians=0,
     warm_skip_resets=True,
     warm_prune_opacity=0.05,
     warm_feature_lr_factor=2.0,
     warm_expr_lr_factor=3.0,
     warm_trans_lr_factor=10.0,
     warm_pose_lr_factor=10.0,
+    use_short_run_rates=False,
     lambda_alpha=0.0,
     lr_cooldown=0.0,
     use_vgg_loss=False,
@@ -260,6 +262,8 @@ TABLE = {
     "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
     "--densify_percentile_split 88 --densify_floor 0.53 --use_color_calibration "
     "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "fast": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --use_smart_densification "
+    "--use_amp --use_warm_start --warm_gaussians 20000 --use_short_run_rates --lr_cooldown 0.2 --lambda_alpha 0.2",
     "full": "--use_vgg_loss --lambda_perceptual 0.05 --use_adaptive_densification --adaptive_densify_ratio 1.5 "
     "--use_temporal_consistency --lambda_temporal 0.01",
 }
@@ -282,7 +286,8 @@ def test_every_efficient_flag_is_taken() -> None:
         "--use_progressive_resolution --resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 "
         "--use_color_calibration --color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 "
         "--lambda_color_drift 2 --color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
-        "--warm_opacity 0.1 --warm_scale 1 --no_warm_skip_resets --warm_prune_opacity 0.02 "
+        "--warm_opacity 0.1 --warm_scale 1 --warm_gaussians 30000 --use_short_run_rates "
+        "--no_warm_skip_resets --warm_prune_opacity 0.02 "
         "--warm_feature_lr_factor 3 "
         "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
         "--use_vgg_loss --lambda_perceptual 0.2 --use_adaptive_densification --adaptive_densify_ratio 3 "
@@ -321,6 +326,8 @@ def test_every_efficient_flag_is_taken() -> None:
         warm_colors=False,
         warm_opacity=0.1,
         warm_scale=1.0,
+        warm_gaussians=30_000,
+        use_short_run_rates=True,
         warm_skip_resets=False,
         warm_prune_opacity=0.02,
         warm_expr_lr_factor=1.0,
@@ -389,6 +396,13 @@ def test_parts_of_what_is_off_are_noted(more: str) -> None:
         "note: --resolution_milestones has no effect without --use_progressive_resolution",
         "note: --color_per_camera has no effect without --use_color_calibration",
     ]
+
+
+def test_rates_for_a_short_run_are_noted_where_the_run_is_long() -> None:
+    (note,) = arguments.notes(train("--use_short_run_rates --iterations 20000"))
+    assert note == "note: --use_short_run_rates has no effect on a run of 20,000 iterations or more"
+    assert not arguments.notes(train("--use_short_run_rates --iterations 19999"))
+    assert len(arguments.notes(train("--preset fast"))) == 1  # nobody typed it
 
 
 def test_a_run_too_short_for_its_full_resolution_is_noted() -> None:

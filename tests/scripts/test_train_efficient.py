@@ -136,7 +136,11 @@ def test_a_shortened_run_keeps_its_shortened_interval(run: Run) -> None:
         ("balanced -m out -s", {}, "-s needs a value"),
         ("balanced --model_path=", {}, "--model_path is empty"),
         ("demo -s mine", {}, "balanced -s mine"),
-        ("fancy -s mine", {}, "unknown mode 'fancy'; the modes are: balanced, ultra, quality, baseline, full, demo"),
+        (
+            "fancy -s mine",
+            {},
+            "unknown mode 'fancy'; the modes are: balanced, ultra, quality, baseline, fast, full, demo",
+        ),
         ("Balancd -s mine", {}, r"unknown mode 'balancd'; did you mean balanced\?; the modes are"),
         ("Balanced -s heat_306", {}, r"there is no folder heat_306; did you mean head 306\? \(-s\)"),
         (
@@ -184,15 +188,16 @@ def test_the_menu(run: Run, capsys: Capture, answers: list[str], answer: str, pr
     assert command[2:6] == ["-s", os.path.abspath("."), "-m", f"output/{preset}_some where"]
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert [line.split()[:2] for line in lines[1:6]] == [
+    assert [line.split()[:2] for line in lines[1:7]] == [
         ["1", "Balanced"],
         ["2", "Ultra-Efficient"],
         ["3", "Quality-First"],
         ["4", "Baseline"],
-        ["5", "Full"],
+        ["5", "Fast"],
+        ["6", "Full"],
     ]
     assert max(map(len, out[: out.index("+ ")].splitlines())) <= 120
-    assert out.split("--scale_schedule\n")[1].startswith("1 to 5, or a name [1]: \nFolder of the data set: \n+ ")
+    assert out.split("--scale_schedule\n")[1].startswith("1 to 6, or a name [1]: \nFolder of the data set: \n+ ")
 
 
 def test_the_menu_says_what_the_readme_says() -> None:
@@ -209,7 +214,7 @@ def test_wrong_answers_are_asked_again_and_the_folder_is_offered(run: Run, capsy
     (command,) = run(DATA_DIR="head 306", SUBJECT="306")
     assert command[2:6] == ["-s", "head 306", "-m", "output/quality_306"]
     out, again = capsys.readouterr().out, "Folder of the data set [head 306]: \n"
-    number = "1 to 5, or a name [1]: \n"
+    number = "1 to 6, or a name [1]: \n"
     assert (
         f"There is no '9' in the list.\n{number}There is no 'ultro' in the list; did you mean ultra?\n{number}" in out
     )
