@@ -77,7 +77,8 @@ struct Places {
     int32_t at[kLanes];   // float of their cell's first vertex
 
     Places(const Channels& color, int side) {
-        Ints cell = broadcast_int(0);
+        constexpr int n = kLanes;
+        Integers<n> cell = {};
         for (int c = 0; c < 3; ++c) {
             const Lanes position = clamped(load(color.at[c])) * (side - 1.0f);
             const Lanes last = min(position, side - 2.0f);  // the last cell ends with 1 and takes a NaN
@@ -90,7 +91,7 @@ struct Places {
             store(share.at[c], position - low);
         }
         FOR_PARTS cell.part[i] *= 4;
-        store_int(at, cell);
+        store(at, cell);
     }
 };
 
