@@ -11,11 +11,13 @@ from arguments.options import (
     PipelineOptions,
     RunOptions,
     flatten,
+    public,
 )
-from arguments.parser import notes, parse_render, parse_train
+from arguments.parser import notes, parse_render, parse_train, parse_view
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
 from arguments.schedule import milestones, scale_schedule
+from arguments.view_options import ViewOptions
 
 __all__ = [
     "InnovationOptions",
@@ -26,11 +28,14 @@ __all__ = [
     "PipelineOptions",
     "RenderOptions",
     "RunOptions",
+    "ViewOptions",
     "flatten",
     "milestones",
     "notes",
     "parse_render",
     "parse_train",
+    "parse_view",
+    "public",
     "read_cfg_args",
     "scale_schedule",
     "write_cfg_args",
