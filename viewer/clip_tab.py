@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -109,7 +109,7 @@ class ClipTab:
             background = torch.tensor(self.look.background).to(background)
         drawn = Painter(avatar, self.size, background)
 
-        def job() -> Iterator[None]:
+        def job() -> Generator[None, None, None]:
             self.progress.visible = True
             try:
                 for done, count in film.shoot(path, drawn):

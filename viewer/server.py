@@ -12,6 +12,7 @@ import http
 import ipaddress
 import logging
 import os
+import re
 import socket
 import traceback
 import warnings
@@ -73,7 +74,12 @@ class Doorkeeper:
         Args:
             listening: what `listen` gave.
             token: what a browser has to know; None: nothing.
+
+        Raises:
+            UserError: the token would not stand in an address as it is.
         """
+        if token is not None and not re.fullmatch("[A-Za-z0-9_-]+", token):
+            raise UserError("--viewer_token must be of letters, digits, - and _, and not empty")
         self.listening, self.token = listening, token
         self.host, self.port = listening.getsockname()[:2]
         self.private = ipaddress.ip_address(self.host).is_loopback

@@ -133,5 +133,7 @@ class Viewer:
         self.stage.avatar, self.stage.state = avatar, object()
 
     def close(self) -> None:
-        """Ends the web server."""
+        """Ends the web server, and what it has not finished."""
+        for job in self.stage.jobs:
+            job.close()
         self._server.stop()

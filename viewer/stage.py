@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +47,7 @@ class Stage:
         self.photograph: Callable[[str, int], Tensor] = lru_cache(maxsize=4)(
             lambda name, row: self.shots[name][row].photograph()
         )
-        self.jobs: deque[Iterator[None]] = deque()  # what takes long, done piece by piece
+        self.jobs: deque[Generator[None, None, None]] = deque()  # what takes long, done piece by piece
         self.woken = threading.Event()
         self.notes: deque[tuple[int, Callable[[], None]]] = deque()  # number of a browser, what it wants
 

@@ -90,6 +90,12 @@ def test_the_token_is_asked_for_and_kept_in_a_cookie(locked: server.Doorkeeper) 
     assert not opens(locked, Cookie='viewer=x; ;;=;"')
 
 
+@pytest.mark.parametrize("token", ["", "a b", "a;b", "a&b", "ä", "a\n"])
+def test_a_token_that_an_address_cannot_hold(token: str) -> None:
+    with server.listen(None, 0) as listening, pytest.raises(UserError, match="--viewer_token"):
+        server.Doorkeeper(listening, token)
+
+
 def test_no_file_of_the_machine_is_served(door: server.Doorkeeper, tmp_path: Path) -> None:
     up = "/".join([".."] * 20)
     for path in (f"/{up}/etc/passwd", f"/{up.replace('.', '%2e')}/etc/passwd", "//etc/passwd", "/etc/passwd"):

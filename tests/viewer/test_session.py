@@ -331,3 +331,16 @@ def test_a_static_scene_is_shown_from_its_camera(tmp_path: Path) -> None:
         pump(viewer, browser, lambda: visitor.panel.clip.message.content.endswith(".mp4"))
         viewer.close()
     assert {path.name for path in (tmp_path / "clips").iterdir()} == {"clip.mp4", "clip_2.mp4"}
+
+
+def test_a_clip_that_is_not_finished_leaves_no_file(viewer: Viewer) -> None:
+    browser, visitor = visit(viewer)
+    for turn in (0.0, 0.3):
+        browser.orbit(turn)
+        settle(viewer, browser)
+        browser.set("Add key frame", True)
+    browser.set("Make mp4", True)
+    pump(viewer, browser, lambda: visitor.panel.clip.progress.value > 0)
+    viewer.close()
+    clips = viewer.stage.folder / "clips"
+    assert not clips.exists() or list(clips.iterdir()) == []
