@@ -4,9 +4,9 @@
     python -m benchmarks.viewer -m OUT -s DATA [--iterations 600]    also the cost
 
 The first part shows the avatar in OUT, with as many Gaussians as asked for, to a scripted browser in a process of its
-own, which drags the camera all the time. The second trains with a port and without in turns (see `benchmarks.timing`): first while
-nobody looks, then while a browser on the same machine drags the camera all the time, which takes its part of the
-cores from both.
+own, which drags the camera all the time. The second trains with a port and without in turns (see
+`benchmarks.timing`): first while nobody looks, then while a browser on the same machine drags the camera all the time,
+which takes its part of the cores from both.
 """
 
 from __future__ import annotations
