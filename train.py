@@ -15,11 +15,11 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from arguments import Options, milestones, notes, parse_train
+from arguments import Options, milestones, notes, parse_train, public
 from evaluation.debris import speck_share
 from evaluation.evaluate import calibrated
 from evaluation.metrics import format_table
@@ -33,6 +33,7 @@ from training import checkpoint, setup
 from training.former import build_former
 from training.guards import BadSteps, check_finite, explain_failure
 from training.listeners import Checkpoints, Evaluation, SavedAvatars
+from training.live import build_live, open_door
 from training.objective import Objective, Terms, mean_terms
 from training.sampler import ShuffledSampler
 from training.stages import NO_STAGES, Stages
@@ -40,6 +41,9 @@ from training.views import Views
 from utils.errors import run_script
 from utils.files import refuse_escaping_links
 from utils.interrupt import StopSignals
+
+if TYPE_CHECKING:
+    from viewer.server import Doorkeeper
 
 
 def train(options: Options, stages: Stages = NO_STAGES) -> dict[str, Any]:
@@ -53,10 +57,11 @@ def train(options: Options, stages: Stages = NO_STAGES) -> dict[str, Any]:
         SystemExit: SIGINT, SIGTERM or SIGHUP came; everything is saved.
     """
     with explain_failure(options), ExitStack() as stack:
-        return run_training(options, stages, stack)
+        door = open_door(stack, options.run)  # None: no viewer
+        return run_training(public(options), stages, stack, door)
 
 
-def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str, Any]:
+def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doorkeeper | None) -> dict[str, Any]:
     """`train`, to be read from top to bottom; `stack` ends with it."""
     optim, run, extra = options.optimization, options.run, options.innovations
     output = Path(options.model.model_path)
@@ -117,7 +122,8 @@ def run_training(options: Options, stages: Stages, stack: ExitStack) -> dict[str
     state = {"avatar": avatar, **({"flame": avatar.flame_parameters} if avatar.flame_parameters else {}), **parts}
     evaluation = Evaluation(avatar, views, calibrated(draw, color), region, reporter, due.test, run)
     saved = SavedAvatars(output, avatar, color, reporter, due.save)
-    listeners = [evaluation, saved, Checkpoints(output, options, state, reporter, stop)]
+    live = build_live(stack, door, options, avatar, color, dataset, views, (backend, rasterize), reporter, stop)
+    listeners = [evaluation, saved, live, Checkpoints(output, options, state, reporter, stop)]
 
     # ---- loop -------------------------------------------------------------------------------------
     for step in range(first, optim.iterations + 1):

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from arguments.config_file import read_cfg_args, write_cfg_args
 from arguments.innovation_options import SHORT_RUN, InnovationOptions
-from arguments.options import METRICS, ModelOptions, OptimizationOptions, Options, PipelineOptions, RunOptions, flatten
-from arguments.parser import notes, parse_render, parse_train
+from arguments.options import (
+    METRICS,
+    ModelOptions,
+    OptimizationOptions,
+    Options,
+    PipelineOptions,
+    RunOptions,
+    flatten,
+    public,
+)
+from arguments.parser import notes, parse_render, parse_train, parse_view
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
 from arguments.schedule import milestones, scale_schedule
+from arguments.view_options import ViewOptions
 
 __all__ = [
     "InnovationOptions",
@@ -21,11 +31,14 @@ __all__ = [
     "RenderOptions",
     "RunOptions",
     "SHORT_RUN",
+    "ViewOptions",
     "flatten",
     "milestones",
     "notes",
     "parse_render",
     "parse_train",
+    "parse_view",
+    "public",
     "read_cfg_args",
     "scale_schedule",
     "write_cfg_args",

@@ -29,6 +29,7 @@ def option(
     commas: bool = False,  # a list typed as one word: 1,2,3
     switch: bool = False,  # has a second flag that turns it off, see `off_flag`
     part_of: str = "",  # the option without which this one does nothing
+    secret: bool = False,  # of the user's, see `options.public`
 ) -> Any:
     """A dataclass field that carries everything the parser and the checks need."""
     about = dict(locals())

@@ -35,6 +35,18 @@ quiet_choice = partial(option, False, "print no progress")
 metrics_choice = partial(option, METRICS, choices=METRICS)
 
 
+def viewer_port(default: int | None) -> Any:
+    return option(default, "port of the live viewer, a page in the browser", at_least=1, at_most=65535)
+
+
+viewer_ip = partial(
+    option, None, "address that the viewer listens on; default: 127.0.0.1, which only this machine can reach"
+)
+viewer_token = partial(
+    option, None, "word that a browser has to know: the address is then that with ?token=WORD", secret=True
+)
+
+
 def _listed(deed: str) -> Any:
     return option(
         (), f"{deed} at these iterations instead of every --interval; those beyond the run are ignored", at_least=1
@@ -159,9 +171,11 @@ class PipelineOptions:
 class RunOptions:
     """Where and how the run proceeds."""
 
-    ip: str | None = option(None, "address of the live viewer (accepted; there is no viewer yet)")
-    port: int | None = option(
-        None, "port of the live viewer (accepted; there is no viewer yet)", at_least=1, at_most=65535
+    port: int | None = viewer_port(None)
+    ip: str | None = viewer_ip()
+    viewer_token: str | None = viewer_token()
+    viewer_share: float = option(
+        0.2, "share of the time that the viewer may take while somebody looks", unit="0 to 1", above=0, at_most=0.9
     )
     debug_from: int = option(-1, "turn --debug on from this iteration; -1: never", unit="iterations", at_least=-1)
     detect_anomaly: bool = option(False, "let autograd name the operation behind a NaN gradient (slow)")
@@ -233,3 +247,15 @@ def flatten(options: Options) -> dict[str, Any]:
     return {
         field.name: getattr(group, field.name) for _, group in groups(options) for field in dataclasses.fields(group)
     }
+
+
+def public(options: Options) -> Options:
+    """The same without secrets: what may be written into files that others get."""
+    return Options(
+        **{
+            name: dataclasses.replace(
+                group, **{field.name: field.default for field in dataclasses.fields(group) if field.metadata["secret"]}
+            )
+            for name, group in groups(options)
+        }
+    )

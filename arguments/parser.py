@@ -13,11 +13,14 @@ from typing import Any, NoReturn
 
 from arguments.fields import comma_list, field_types, off_flag, validate
 from arguments.innovation_options import SHORT_RUN, InnovationOptions
-from arguments.options import Options, groups
+from arguments.options import Options, RunOptions, groups
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
 from arguments.schedule import scale_schedule
+from arguments.view_options import ViewOptions
 from utils.errors import UserError
+
+OF_VIEWER = ("ip", "viewer_token", "viewer_share")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,9 +150,19 @@ def parse_render(argv: Sequence[str]) -> RenderOptions:
     Raises:
         UserError: an unknown flag, a missing one, or a value out of its limits.
     """
-    parser = _new_parser("render.py", "Render a trained avatar and measure the pictures.")
-    _add_flags(parser, RenderOptions())
-    options = _fill(RenderOptions(), vars(parser.parse_args(list(argv))))
+    return _parse_one("render.py", "Render a trained avatar and measure the pictures.", RenderOptions(), argv)
+
+
+def parse_view(argv: Sequence[str]) -> ViewOptions:
+    """The options of `view.py`; errors as `parse_render`'s."""
+    return _parse_one("view.py", "Look at an avatar in a browser.", ViewOptions(), argv)
+
+
+def _parse_one(program: str, description: str, group: Any, argv: Sequence[str]) -> Any:
+    """The options of a program that has a single group of them, and needs an avatar."""
+    parser = _new_parser(program, description)
+    _add_flags(parser, group)
+    options = _fill(group, vars(parser.parse_args(list(argv))))
     _require(options, "model_path")
     return options
 
@@ -157,8 +170,10 @@ def parse_render(argv: Sequence[str]) -> RenderOptions:
 def notes(options: Options) -> list[str]:
     """One line for each thing that a user may not expect: flags without effect, and what the preset stands for."""
     lines = []
-    if options.run.ip is not None or options.run.port is not None:
-        lines.append("note: there is no live viewer yet; --ip and --port are ignored")
+    if options.run.port is None:
+        plain = RunOptions()
+        names = [name for name in OF_VIEWER if getattr(options.run, name) != getattr(plain, name)]
+        lines += [f"note: --{name} has no effect without --port" for name in names]
     if options.pipeline.compute_cov3D_python:
         lines.append("note: --compute_cov3D_python has no effect; the kernels compute the same covariances themselves")
     lines += [f"note: --{name} has no effect without --{needed}" for name, needed in _without_effect(options)]

@@ -54,16 +54,16 @@ def place_of_head(avatar: Avatar, rows: Array) -> HeadPlace:
     Raises:
         UserError: a static scene.
     """
-    motion, flame, head = avatar.motion(), avatar.model.flame, avatar.head
-    assert flame is not None and head is not None  # what has a motion has a head
+    motion, flame = avatar.motion(), avatar.model.flame
+    assert flame is not None  # what has a motion has a head
 
     def mesh(row: Array) -> Array:
         values = torch.from_numpy(row).to(motion.values)
         return flame.from_row(values, motion.shape, motion.static_offset).double().cpu().numpy()
 
     still = mesh(np.zeros(rows.shape[1]))
-    eyes = (head.joint_regressor.double().numpy() @ still)[3:5, 1].mean()
-    carried = head.weights[:, 1:].sum(dim=1).numpy() > 0.5  # by the neck and what hangs on it
+    eyes = (flame.joint_regressor.double().cpu().numpy() @ still)[3:5, 1].mean()
+    carried = flame.weights[:, 1:].sum(dim=1).cpu().numpy() > 0.5  # by the neck and what hangs on it
     crown = still[carried if carried.any() else slice(None), 1].max()
     chosen = carried & (still[:, 1] >= eyes - CHIN * (crown - eyes))
     chosen = chosen if chosen.sum() >= 4 else np.ones(len(still), dtype=bool)

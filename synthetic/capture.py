@@ -19,9 +19,10 @@ from PIL import Image
 
 from synthetic.blendshapes import blendshape_mapping
 from synthetic.model import Head, build_head, hair_offset
+from synthetic.modes import EXPRESSION_NAMES
 from synthetic.motion import make_motion, make_views, tracked
 from synthetic.render import Assets, View, make_assets, render_frame
-from utils.blendshapes import MAPPING_NAME
+from utils.blendshapes import MAPPING_NAME, MODES_NAME
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, remove_leftovers, write_json
@@ -85,6 +86,7 @@ def make_capture(
     _write_pickle(out / "head_model.pkl", head.model)
     _write_pickle(out / "masks.pkl", head.masks)
     write_npz(out / MAPPING_NAME, blendshape_mapping())
+    write_json(out / MODES_NAME, {"expression": EXPRESSION_NAMES})
     canonical = {name: np.zeros_like(value) for name, value in motion[0].items()}
     # As VHAP does: the mouth of the canonical pose is open.
     canonical["jaw_pose"][0, 0] = 0.3

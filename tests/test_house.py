@@ -15,7 +15,7 @@ FLOORS = (
     ("scene",),
     ("evaluation", "exporters", "viewer"),
     ("training",),
-    ("train", "render", "scripts"),
+    ("train", "render", "view", "scripts"),
     ("benchmarks",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

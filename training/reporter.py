@@ -78,9 +78,10 @@ class Reporter:
         self._readings = 0  # since then
         self._estimated = False
         self._log = Path(folder) / LOG
-        # To be set: what else to show as curves, and when the evaluation after an iteration comes.
+        # To be set: what else to show as curves, when the evaluation after an iteration comes, who hears of all curves.
         self.gauges: Callable[[int], Mapping[str, float]] = lambda step: {}
         self.next_evaluation: Callable[[int], int] = lambda step: iterations
+        self.on_scalars: Callable[[int, Mapping[str, float | None]], None] = lambda step, values: None
         self._bar = progress_bar(
             iterations, "Training", "it", quiet=quiet, initial=start, smoothing=0.1, bar_format=BAR
         )
@@ -171,6 +172,7 @@ class Reporter:
             if value is not None:
                 self._writer.scalar(name, value, iteration)
                 self._scalars[name] = value
+        self.on_scalars(iteration, values)
 
     def options(self, values: Mapping[str, Any], splits: Iterable[str]) -> None:
         """Shows the options as text, and as hparams beside the metrics of these splits at the end."""

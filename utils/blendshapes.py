@@ -16,3 +16,4 @@ NAMES = tuple(
     ).split()
 )
 MAPPING_NAME = "blendshape_mapping.npz"  # beside a head model
+MODES_NAME = "expr_names.json"  # beside a head model whose expression modes have names

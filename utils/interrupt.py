@@ -38,6 +38,10 @@ class StopSignals:
     ) -> None:
         self.release()
 
+    def ask(self) -> None:
+        """As if SIGINT came, even where the program was told to ignore that."""
+        self._note(signal.SIGINT, None)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self.release()

@@ -6,6 +6,7 @@ import csv
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from scene.dataset.common import read_json, short
 from scene.flame import HeadModel
 from scene.flame.parameters import MOTION, fit_coefficients, row_columns
 from scene.motion.rows import Motion
-from utils.blendshapes import MAPPING_NAME, NAMES
+from utils.blendshapes import MAPPING_NAME, MODES_NAME, NAMES
 from utils.errors import UserError, one_line
 from utils.npz import read_npz
 from utils.untrusted import read_regular
@@ -21,7 +22,6 @@ from utils.untrusted import read_regular
 Array = np.ndarray
 
 OPTIONAL = ("tongueOut",)  # trackers other than ARKit have none
-MODES_NAME = "expr_names.json"  # beside a head model whose expression modes have names
 FPS = 60.0  # of Live Link Face, where the time codes do not tell
 # Half an hour at 60 rows a second takes 60 MB.
 MAX_FILE_BYTES = 128 << 20
@@ -181,9 +181,7 @@ def mapping_from_names(path: Path, head: HeadModel) -> Array:
         UserError: a broken file, or names of which none is a blendshape's.
     """
     content = read_json(path)
-    modes = content.get("expression")
-    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes) or len(modes) > head.n_expr:
-        raise UserError(f"{path}: 'expression' must be a list of the names of up to {head.n_expr} expression modes")
+    modes = _modes(content, path, head.n_expr)
     opening = content.get("theta0_rad", JAW_OPEN)
     if type(opening) not in (int, float) or not abs(opening) <= math.pi:
         raise UserError(f"{path}: 'theta0_rad' must be the angle of an open jaw in radians, not {short(opening)}")
@@ -206,6 +204,23 @@ def mapping_from_names(path: Path, head: HeadModel) -> Array:
         for look, axis, sign in (("Down", 0, 1.0), ("Up", 0, -1.0), ("Out", 1, outward), ("In", 1, -outward)):
             mapping[NAMES.index(f"eyeLook{look}{side}"), start + axis] = sign * EYE_TURN
     return mapping
+
+
+def mode_names(head_file: Path | None, n_expr: int) -> tuple[str, ...]:
+    """The names of the expression modes, from the `expr_names.json` beside a head model; none without that file.
+
+    Raises:
+        UserError: a broken file.
+    """
+    path = head_file.parent / MODES_NAME if head_file else None
+    return tuple(_modes(read_json(path), path, n_expr)) if path and path.is_file() else ()
+
+
+def _modes(content: dict[str, Any], path: Path, n_expr: int) -> list[str]:
+    modes = content.get("expression")
+    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes) or len(modes) > n_expr:
+        raise UserError(f"{path}: 'expression' must be a list of the names of up to {n_expr} expression modes")
+    return modes
 
 
 def from_weights(path: Path, mapping: Array, rest: Array) -> Motion:

@@ -122,7 +122,11 @@ class KeyFrames:
     # ---- files --------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Writes them as JSON; the size and rate that were asked for too."""
+        """Writes them as JSON."""
+        write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """What a file of them holds; the size and rate that were asked for too."""
         entries = []
         for frame in self.frames:
             entry: dict[str, Any] = {"seconds": frame.seconds}
@@ -136,7 +140,7 @@ class KeyFrames:
             content["size"] = list(self.size)
         if self.fps is not None:
             content["fps"] = self.fps
-        write_json(path, {**content, "key_frames": entries})
+        return {**content, "key_frames": entries}
 
     @classmethod
     def load(cls, path: str | Path) -> KeyFrames:

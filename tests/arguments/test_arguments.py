@@ -9,7 +9,7 @@ import pytest
 from command_line import DEFAULTS, train
 
 import arguments
-from arguments import Options, parse_render, parse_train, read_cfg_args, write_cfg_args
+from arguments import Options, parse_render, parse_train, parse_view, read_cfg_args, write_cfg_args
 from arguments.options import flatten, groups
 from utils.errors import UserError
 
@@ -146,13 +146,14 @@ def test_every_option_is_explained_on_the_help_page(capsys: pytest.CaptureFixtur
     for parse, names in (
         (parse_train, flatten(Options())),
         (parse_render, dataclasses.asdict(arguments.RenderOptions())),
+        (parse_view, dataclasses.asdict(arguments.ViewOptions())),
     ):
         with pytest.raises(SystemExit) as caught:
             parse(["--help"])
         assert caught.value.code == 0
         page = capsys.readouterr().out
         assert [name for name in names if f"--{name}" not in page] == []
-    for group in [group for _, group in groups(Options())] + [arguments.RenderOptions()]:
+    for group in [group for _, group in groups(Options())] + [arguments.RenderOptions(), arguments.ViewOptions()]:
         for field in dataclasses.fields(group):
             assert field.metadata["help"] and "\n" not in field.metadata["help"], field.name
 
@@ -164,9 +165,10 @@ def test_names_are_unique_over_the_groups() -> None:
 
 def test_flags_without_effect_are_noted() -> None:
     assert arguments.notes(train()) == []
-    for line in ("--port 6009", "--ip localhost"):
+    for line in ("--ip localhost", "--viewer_token Sesame", "--viewer_share 0.5"):
         (note,) = arguments.notes(train(line))
-        assert "no live viewer" in note
+        assert note == f"note: {line.split()[0]} has no effect without --port"
+        assert arguments.notes(train(f"{line} --port 6009")) == []
     (note,) = arguments.notes(train("--compute_cov3D_python"))
     assert "no effect" in note
 

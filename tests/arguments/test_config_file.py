@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import arguments
-from arguments import Options, read_cfg_args, write_cfg_args
+from arguments import Options, public, read_cfg_args, write_cfg_args
 from arguments.fields import field_types
 from arguments.options import flatten
 from utils.errors import UserError
@@ -226,3 +226,11 @@ def test_wrong_values_name_file_and_field(field: str, text: str, tmp_path: Path)
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cfg_args"):
         read_cfg_args(tmp_path / "nowhere")
+
+
+def test_a_secret_is_not_written(tmp_path: Path) -> None:
+    options = train("--port 6009 --viewer_token Sesame")
+    assert options.run.viewer_token == "Sesame"
+    assert public(options).run == dataclasses.replace(options.run, viewer_token=None)
+    write_cfg_args(tmp_path, public(options))
+    assert "Sesame" not in (tmp_path / "cfg_args").read_text() and read_cfg_args(tmp_path) == public(options)
