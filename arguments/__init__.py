@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from arguments.config_file import read_cfg_args, write_cfg_args
+from arguments.export_options import ExportOptions
 from arguments.options import (
     InnovationOptions,
     ModelOptions,
@@ -12,12 +13,13 @@ from arguments.options import (
     RunOptions,
     flatten,
 )
-from arguments.parser import notes, parse_render, parse_train
+from arguments.parser import notes, parse_export, parse_render, parse_train
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
 from arguments.schedule import milestones, scale_schedule
 
 __all__ = [
+    "ExportOptions",
     "InnovationOptions",
     "ModelOptions",
     "OptimizationOptions",
@@ -29,6 +31,7 @@ __all__ = [
     "flatten",
     "milestones",
     "notes",
+    "parse_export",
     "parse_render",
     "parse_train",
     "read_cfg_args",

@@ -15,7 +15,7 @@ FLOORS = (
     ("scene",),
     ("evaluation", "exporters", "viewer"),
     ("training",),
-    ("train", "render", "scripts"),
+    ("train", "render", "export", "scripts"),
     ("benchmarks",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
