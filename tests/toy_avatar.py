@@ -1,4 +1,4 @@
-"""A small avatar, made by hand: a ball with a jaw and eyes, expressions, correctives, colors that depend on the view."""
+"""A small avatar, made by hand: a ball with jaw and eyes, expressions, correctives, and colors that change with the view."""
 
 from __future__ import annotations
 
