@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_avatar import MODES, write_avatar
+from moving_ball import MODES, write_avatar
 
 from exporters.html.pack import QUALITIES, pack
 from scene import Avatar, load_avatar

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from places import ROOT
-from toy_avatar import TIMESTEPS, write_avatar
+from moving_ball import TIMESTEPS, write_avatar
 
 from arguments import parse_export
 from benchmarks.html_page import OpenPage, browser, cameras, chromium, compare, move_sliders, opened

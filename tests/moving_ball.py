@@ -1,4 +1,4 @@
-"""A small avatar, made by hand: a ball with jaw and eyes, expressions, correctives, and colors that change with the view."""
+"""A small avatar without a training: a ball with jaw and eyes, expressions, correctives, and colors of degree 3."""
 
 from __future__ import annotations
 
