@@ -1,10 +1,12 @@
-"""Renders a trained avatar (or static scene) and measures the pictures.
+"""Renders a trained avatar (or static scene) and measures the pictures, or makes a clip of any motion.
 
     python render.py -m OUT [--skip_train] [--skip_val] [--skip_test] [--select_camera_id N] [--render_mesh]
     python render.py -m OUT -t TARGET          follow the cameras and the motion of another capture
     python render.py -m OUT --export_world 0   only write an ordinary splat file of one moment
     python render.py -m OUT --refine_flame 40 --refine_cameras 6 9
                                                also with test poses fitted to these cameras
+    python render.py -m OUT --motion sweep --camera orbit [-o clip.mp4] [--contact_sheet POSES VIEWS]
+                                               a clip or a sheet of it; needs no capture
 
 Writes <OUT>/<split>/ours_<iteration>/: renders/, gt/ and renders_mesh/ with a
 PNG per view, each also as an mp4, comparison.png and metrics.json. Refined
@@ -20,11 +22,13 @@ import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 # isort: split
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -35,11 +39,18 @@ from evaluation.pictures import Means, SplitRenderer
 from evaluation.pose_refinement import SplitViews, refinable_views, refine_motion, summary
 from scene import Avatar, load_avatar
 from scene.avatar import choose_iteration
+from scene.clip import Painter, chosen_stills, contact_sheet, write_clip
 from scene.dataset import Dataset, View, load_dataset
 from scene.images.cache import ImageCache
+from scene.motion import Motion, load_motion
+from scene.motion.key_frames import KeyFrames
+from scene.motion.rows import FPS
+from scene.motion.sources import NEUTRAL, adapted
 from scene.ply import export_world
+from scene.view_path import FRONT, ViewPath, load_view_path
 from utils.errors import UserError, run_script
 from utils.files import only_writer, refuse_escaping_links
+from utils.images import css_color, write_png
 from utils.progress import progress_bar
 
 REFINED_NAME = "flame_param_refined.npz"
@@ -50,6 +61,9 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
     output = Path(options.model_path)
     trained = read_cfg_args(output)
     refuse_escaping_links(output)
+    if options.clip:
+        render_clip(options)
+        return {}
     if options.refine_flame:
         check_refinable(options, trained)
     iteration = choose_iteration(output, options.iteration)
@@ -57,16 +71,7 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
     say: Callable[[str], Any] = (lambda text: None) if options.quiet else tqdm.write
     # The avatar carries its own motion: exporting a timestep of it needs no capture.
     capture = None if options.export_world is not None and motion_of is None else load_capture(options, trained)
-    avatar = load_avatar(
-        output,
-        iteration=iteration,
-        source=options.source_path,
-        head_model=options.head_model,
-        calibrated=not options.no_color_calibration,
-        device=options.device,
-        rasterizer=options.rasterizer,
-        threads=options.threads,
-    )
+    avatar = open_avatar(options)
     if capture is not None and motion_of is not None:
         avatar.follow(capture, motion_of)
     if capture is None or options.export_world is not None:
@@ -114,6 +119,20 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
     for folder in folders:
         say(f"{folder}: renders.mp4, renders/*.png" + ("" if motion_of else ", comparison.png, metrics.json"))
     return measured
+
+
+def open_avatar(options: RenderOptions) -> Avatar:
+    """The avatar, as the options say."""
+    return load_avatar(
+        options.model_path,
+        iteration=options.iteration,
+        source=options.source_path,
+        head_model=options.head_model,
+        calibrated=not options.no_color_calibration,
+        device=options.device,
+        rasterizer=options.rasterizer,
+        threads=options.threads,
+    )
 
 
 def load_capture(options: RenderOptions, trained: Options) -> Dataset:
@@ -177,6 +196,82 @@ def export(avatar: Avatar, timestep: int, motion_of: Path | None) -> str:
     with torch.no_grad():
         export_world(path, avatar.model(avatar.row(timestep))[0])
     return f"{path}: {len(avatar.model):,} Gaussians in world space"
+
+
+# ---- clips ----------------------------------------------------------------------
+
+
+def render_clip(options: RenderOptions) -> None:
+    """What --motion and --camera ask for: a clip, a single picture or a contact sheet."""
+    background = None if options.background is None else css_color(options.background)
+    avatar = open_avatar(options)
+    motion, path, fps = motion_and_view(options, avatar)
+    for note in motion.notes:
+        print(f"note: {note}", file=sys.stderr)
+    painter = Painter(avatar, path.size, background, alpha=options.alpha)
+    size = "{}x{} pixels".format(*path.size)
+    if options.contact_sheet:
+        file = clip_file(options, f"{motion.name}_{path.name}_sheet.png")
+        if file.suffix.lower() != ".png":
+            raise UserError(f"--contact_sheet is a .png: {file} has another ending")
+        stills = chosen_stills(motion, options.contact_sheet[0])
+        views = path.sides(options.contact_sheet[1], options.orbit_degrees)
+        write_png(file, contact_sheet(painter, motion, stills, views))
+        done = f"{len(stills)} poses, {len(views)} views, {size} each"
+    else:
+        count = len(motion) if len(motion) > 1 else path.frames(fps)
+        ending = ".png" if count == 1 else ".webm" if options.alpha else ".mp4"
+        file = clip_file(options, f"{motion.name}_{path.name}{ending}")
+        if file.suffix.lower() == ".png" and count > 1:
+            raise UserError(f"{file} can hold one picture, but the clip has {count}: name an .mp4 or a folder")
+        started = time.perf_counter()
+        with progress_bar(count, "Rendering", "picture", quiet=options.quiet) as bar:
+            along = (path.at(index / fps) for index in range(count))
+            write_clip(file, painter, motion, along, fps=fps, on_picture=bar.update)
+        speed = count / (time.perf_counter() - started)
+        done = f"{count} pictures of {size}, {fps:g} a second; rendered and encoded at {speed:.1f} a second"
+    if not options.quiet:
+        print(f"{file}: {done}; {len(avatar.model):,} Gaussians, rasterizer {avatar.backend} on {avatar.model.device}")
+
+
+def motion_and_view(options: RenderOptions, avatar: Avatar) -> tuple[Motion, ViewPath, float]:
+    """The motion, changed as the options say, the camera, and the pictures a second."""
+    camera = options.camera or FRONT
+    # Key frames may bring the poses too.
+    keys = KeyFrames.load(camera) if camera.lower().endswith(".json") else None
+    source = options.motion or (camera if keys is not None and keys.has_poses else NEUTRAL)
+    if options.mapping and not source.lower().endswith(".csv"):
+        raise UserError(f"--mapping is about a .csv of blendshape weights: --motion {source} is none")
+    known = options.fps or (keys.fps if keys is not None else None)
+    if avatar.head is None and options.motion is None:
+        motion = Motion("scene", np.zeros((1, 0)))
+    else:
+        motion = load_motion(source, avatar, fps=known, mapping=options.mapping)
+        motion = adapted(
+            motion,
+            avatar,
+            smooth=options.smooth,
+            relative=options.relative,
+            rest_frames=options.rest_frames,
+            scale=options.motion_scale,
+            fps=known,
+        )
+    fps = known or motion.fps or FPS
+    motion = motion.at_rate(fps)
+    path = load_view_path(
+        camera,
+        avatar,
+        motion.rows,
+        size=(options.size[0], options.size[1]) if options.size else None,
+        degrees=options.orbit_degrees,
+        seconds=options.orbit_seconds,
+    )
+    return motion, path, fps
+
+
+def clip_file(options: RenderOptions, name: str) -> Path:
+    """The file of a clip; under a name of our own it goes into clips/ in the avatar's folder."""
+    return Path(options.output) if options.output else Path(options.model_path) / "clips" / name
 
 
 # ---- pose refinement ------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from arguments.fields import option
@@ -15,6 +16,15 @@ from arguments.options import (
     refinement_conflict,
     threads_choice,
 )
+
+# What is about clips only, and what does not go with them.
+CLIP = (
+    "output size fps background alpha motion_scale smooth relative rest_frames mapping orbit_degrees orbit_seconds "
+    "contact_sheet"
+).split()
+CAPTURED = (
+    "skip_train skip_val skip_test select_camera_id target_path render_mesh refine_flame refine_cameras export_world"
+).split()
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,66 @@ class RenderOptions:
         unit="timestep",
         at_least=0,
     )
+    motion: str | None = option(
+        None,
+        "a clip without a capture, of this motion: neutral, sweep (expressions, jaw, neck and eyes in turn), a folder "
+        "of FLAME files or an .npz with a row per timestep, a .csv of ARKit's blendshape weights, a .json of key "
+        "frames; default with --camera: the poses of its key frames, else neutral",
+    )
+    camera: str | None = option(
+        None,
+        "its camera: front, orbit, capture:ID (of the avatar's cameras.json), or a .json of key frames, ours or a "
+        "camera path of nerfstudio; default with --motion: front",
+    )
+    output: str | None = option(
+        None,
+        "its file: .mp4, .webm, or a folder for PNGs; one picture: .png; default: in clips/ in the avatar's folder",
+        short="-o",
+        path=True,
+    )
+    size: tuple[int, ...] = option(
+        (), "its width and height; default: those of the camera", unit="pixels", at_least=16, at_most=8192
+    )
+    fps: float | None = option(
+        None,
+        "its pictures a second; a motion that knows its own rate is interpolated, of others each row is a picture; "
+        "default: the rate of the motion or of the key frames, else 25",
+        at_least=1,
+        at_most=1000,
+    )
+    background: str | None = option(
+        None, "its background: white, black, '#rrggbb' or another colour of CSS; default: as in training"
+    )
+    alpha: bool = option(False, "an alpha channel instead of a background, in PNGs or a .webm")
+    motion_scale: float = option(
+        1.0, "expression, jaw, eyes and neck this many times as far from rest", at_least=0, at_most=100
+    )
+    smooth: float = option(
+        0.0,
+        "average the motion over time, against the jitter of a tracker, by a Gaussian of this standard deviation",
+        unit="seconds",
+        at_least=0,
+        at_most=60,
+    )
+    relative: bool = option(
+        False, "of another person's motion only its changes, from that person's face at rest to the avatar's"
+    )
+    rest_frames: tuple[int, ...] = option(
+        (),
+        "where the faces are at rest for --relative: a row of the motion and a row of the avatar's own; default: those "
+        "nearest to the median",
+        at_least=0,
+    )
+    mapping: str | None = option(
+        None, "what blendshape weights do to the head model, an .npz, see doc/motion.md", path=True
+    )
+    orbit_degrees: float = option(
+        40.0, "how far --camera orbit goes to each side; 180: all the way round", unit="degrees", above=0, at_most=180
+    )
+    orbit_seconds: float = option(6.0, "of a round of --camera orbit", unit="seconds", at_least=0.1, at_most=3600)
+    contact_sheet: tuple[int, ...] = option(
+        (), "one PNG instead of a clip: so many poses of the motion, from so many sides", at_least=1, at_most=1000
+    )
     rasterizer: str = rasterizer_choice()
     device: str = device_choice()
     threads: int = threads_choice()
@@ -54,4 +124,35 @@ class RenderOptions:
 
     def conflict(self) -> str | None:
         """What is wrong between the values, as a sentence; None when they fit together."""
-        return refinement_conflict("refine_flame", self.refine_flame, self.refine_cameras)
+        return refinement_conflict("refine_flame", self.refine_flame, self.refine_cameras) or self._clip_conflict()
+
+    @property
+    def clip(self) -> bool:
+        """Whether a clip or a contact sheet is asked for."""
+        return self.motion is not None or self.camera is not None
+
+    def _clip_conflict(self) -> str | None:
+        typed = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
+        for name in CAPTURED if self.clip else CLIP:
+            if name in typed:
+                return (
+                    f"--{name} is about the pictures of a capture: it does not go with --motion and --camera"
+                    if self.clip
+                    else f"--{name} is about a clip: it needs --motion or --camera"
+                )
+        for name in ("size", "rest_frames", "contact_sheet"):
+            if len(getattr(self, name)) not in (0, 2):
+                return f"--{name} needs two numbers, not {len(getattr(self, name))}"
+        if self.alpha and self.background is not None:
+            return "--alpha and --background exclude each other: one leaves the background out"
+        for name, needed in (("relative", "motion"), ("rest_frames", "relative"), ("mapping", "motion")):
+            if name in typed and needed not in typed:
+                return f"--{name} needs --{needed}"
+        if self.contact_sheet and self.fps is not None:
+            return "--fps is about a clip: it does nothing for a --contact_sheet"
+        turning = self.camera == "orbit"
+        if "orbit_degrees" in typed and not (turning or self.contact_sheet):
+            return "--orbit_degrees needs --camera orbit, or a --contact_sheet"
+        if "orbit_seconds" in typed and (not turning or self.contact_sheet):
+            return "--orbit_seconds needs --camera orbit, and a clip"
+        return None

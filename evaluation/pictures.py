@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ops.types import Camera, RenderOut
 from scene.dataset import View
 from scene.gaussian_model import GaussianModel
 from utils.files import write_json
-from utils.images import PngWriter, error_map, side_by_side, to_bytes, write_png
+from utils.images import PngWriter, error_map, remove_numbered_pngs, side_by_side, to_bytes, write_png
 from utils.progress import progress_bar
 from utils.video import video_writer
 
@@ -81,7 +80,7 @@ class SplitRenderer:
         compared = {order[position] for position in evenly_spaced(len(order), COMPARED_VIEWS)}
         kinds = ["renders", *(["gt"] if self.ground_truth else []), *(["renders_mesh"] if self.mesh else [])]
         for kind in kinds:
-            _remove_numbered_pngs(folder / kind)
+            remove_numbered_pngs(folder / kind)
         figures: dict[int, Means] = {}
         columns: list[np.ndarray] = []
         records: dict[int, dict[str, Any]] = {}
@@ -119,10 +118,3 @@ class SplitRenderer:
 
             evaluate(self.model, self.cameras, self.ground_truth, self.draw, self.suite, indices=order, on_image=keep)
         return figures, columns, records
-
-
-def _remove_numbered_pngs(folder: Path) -> None:
-    """Clears what an earlier rendering of more views would leave among the new ones."""
-    for path in folder.glob("*.png"):
-        if re.fullmatch(r"[0-9]{5,}\.png", path.name):
-            path.unlink()

@@ -46,6 +46,15 @@ class Avatar:
     background: Tensor  # [3] what it was trained over
     backend: str  # name of the rasterizer
     rasterize: Rasterizer
+    head_file: Path | None = None  # of the head model
+
+    def neutral(self) -> Tensor:
+        """[D] the pose of a face at rest, its head where it is at the first timestep; UserError for a static scene."""
+        motion = self.motion()
+        row = torch.zeros_like(motion.values[0])
+        for name in ("rotation", "translation"):
+            row[motion.columns[name]] = motion.values[0, motion.columns[name]].detach()
+        return row
 
     def pose(self, timestep: int, **changes: Sequence[float] | Tensor) -> Tensor:
         """[D] the FLAME parameters of a timestep as the capture numbers it, with some of them replaced.
@@ -76,9 +85,25 @@ class Avatar:
     @torch.no_grad()
     def render(self, camera: Camera, pose: Tensor | None = None, background: Tensor | None = None) -> Tensor:
         """[3, H, W] 0..1: the picture in calibrated colors; `pose` as in `gaussians`, `background` [3] 0..1."""
-        gaussians, _ = self.gaussians(pose)
-        out = self.draw(gaussians, camera, **({} if background is None else {"background": background}))
-        return self.color(out.image, camera.camera_id, out.alpha).clamp(0.0, 1.0)
+        out = self.look(self.gaussians(pose)[0], camera)
+        image = out.image if background is None else self.over(out, background)
+        return image.clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def look(self, gaussians: Gaussians, camera: Camera) -> RenderOut:
+        """The picture in calibrated colors, over the background that the avatar was trained with, not clamped."""
+        out = self.draw(gaussians, camera)
+        return out._replace(image=self.color(out.image, camera.camera_id, out.alpha))
+
+    def over(self, out: RenderOut, background: Tensor) -> Tensor:
+        """[3, H, W] a picture of `look` over another background [3], which is not calibrated."""
+        return out.image + (1.0 - out.alpha) * (background.to(self.background) - self.background)[:, None, None]
+
+    def cut_out(self, out: RenderOut) -> Tensor:
+        """[4, H, W] 0..1: a picture of `look` as color, not multiplied by alpha, and alpha; black where nothing is."""
+        own = out.image - (1.0 - out.alpha) * self.background[:, None, None]
+        color = torch.where(out.alpha > 0, own / out.alpha.clamp(min=1e-6), torch.zeros_like(own))
+        return torch.cat([color, out.alpha]).clamp(0.0, 1.0)
 
     def draw(self, gaussians: Gaussians, camera: Camera, **changes: Any) -> RenderOut:
         """What the rasterizer makes of it, before the color calibration; `changes` are arguments of `render`."""
@@ -183,10 +208,11 @@ def load_avatar(
     chosen_device, backend, rasterize = choose_device_and_rasterizer(device, rasterizer, threads)
     saved = saved_folder(folder, iteration)
     background = torch.tensor([1.0 if options.model.white_background else 0.0] * 3, device=chosen_device)
-    head = None
+    head = head_file = None
     if options.model.bind_to_mesh:
         source = source or options.model.source_path
-        head = load_head_model(find_head_model(head_model or options.model.head_model, source, avatar=folder))
+        head_file = find_head_model(head_model or options.model.head_model, source, avatar=folder)
+        head = load_head_model(head_file)
         motion = FlameParameters.load(saved / FLAME_NAME, head, device=chosen_device, trainable=False)
         flame = Flame(head, device=chosen_device)
         model = GaussianModel.load(saved, flame=flame, flame_parameters=motion, device=chosen_device)
@@ -195,7 +221,7 @@ def load_avatar(
     color: ColorCalibration | NoColorCalibration = NoColorCalibration()
     if calibrated and options.innovations.use_color_calibration:
         color = ColorCalibration.load(saved / COLOR_NAME, background=background, device=chosen_device)
-    return Avatar(model, head, color, options, iteration, saved / PLY_NAME, background, backend, rasterize)
+    return Avatar(model, head, color, options, iteration, saved / PLY_NAME, background, backend, rasterize, head_file)
 
 
 def saved_folder(output: Path, iteration: int) -> Path:

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from synthetic.blendshapes import blendshape_mapping
 from synthetic.model import Head, build_head, hair_offset
 from synthetic.motion import make_motion, make_views, tracked
 from synthetic.render import Assets, View, make_assets, render_frame
+from utils.blendshapes import MAPPING_NAME
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import atomic_path, remove_leftovers, write_json
@@ -82,6 +84,7 @@ def make_capture(
 
     _write_pickle(out / "head_model.pkl", head.model)
     _write_pickle(out / "masks.pkl", head.masks)
+    write_npz(out / MAPPING_NAME, blendshape_mapping())
     canonical = {name: np.zeros_like(value) for name, value in motion[0].items()}
     # As VHAP does: the mouth of the canonical pose is open.
     canonical["jaw_pose"][0, 0] = 0.3

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from runs import SCHEDULE, command
+from toy_avatar import write_avatar
 from toy_capture import TIMESTEPS, write_capture
 
 from ops import kernels
@@ -58,6 +59,12 @@ def finished(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     done = command(capture, model, SCHEDULE)
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(model=model, stdout=done.stdout, stderr=done.stderr)
+
+
+@pytest.fixture(scope="session")
+def puppet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of an avatar of the procedural head; nobody writes into it."""
+    return write_avatar(tmp_path_factory.mktemp("puppet") / "avatar")
 
 
 @pytest.fixture(params=["torch", "native"])

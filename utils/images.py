@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,9 +10,10 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.files import atomic_path
 
 # Measured on 550x802 renderings: level 1 takes a quarter of the time of Pillow's
@@ -38,17 +40,26 @@ def to_bytes(image: Tensor) -> np.ndarray:
     """An image as bytes, rounded to the nearest level.
 
     Args:
-        image: [3, H, W] float, 0..1 (clamped), on any device.
+        image: [3, H, W] float, 0..1 (clamped), on any device; or [4, H, W], with alpha.
 
     Returns:
-        [H, W, 3] uint8.
+        [H, W, 3] uint8; or [H, W, 4].
     """
     levels = image.detach().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
     return levels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
+def css_color(text: str) -> Tensor:
+    """[3] 0..1: a color as CSS writes it, such as white or #20c040; UserError for anything else."""
+    try:
+        color = ImageColor.getrgb(text)
+    except ValueError as error:
+        raise UserError(f"'{text}' is no color: give one as white, black or '#20c040'") from error
+    return torch.tensor(color[:3], dtype=torch.float32) / 255.0
+
+
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
-    """Writes [H, W, 3] uint8 `pixels` as a PNG, atomically."""
+    """Writes [H, W, 3] uint8 `pixels`, or [H, W, 4] with alpha, as a PNG, atomically."""
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=PNG_LEVEL)
 
@@ -86,6 +97,13 @@ def side_by_side(panels: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded, axis=1)
 
 
+def remove_numbered_pngs(folder: Path) -> None:
+    """Clears what an earlier rendering of more views would leave among the new ones."""
+    for path in folder.glob("*.png"):
+        if re.fullmatch(r"[0-9]{5,}\.png", path.name):
+            path.unlink()
+
+
 class PngWriter:
     """Writes PNGs in a few threads, so that rendering need not wait for zlib and the disk.
 
@@ -100,7 +118,7 @@ class PngWriter:
         self._error: BaseException | None = None
 
     def write(self, path: str | Path, pixels: np.ndarray) -> None:
-        """Queues [H, W, 3] uint8 `pixels`; the caller must not change them afterwards."""
+        """Queues [H, W, 3 or 4] uint8 `pixels`; the caller must not change them afterwards."""
         self._raise_error()
         self._slots.acquire()
         self._pool.submit(write_png, path, pixels).add_done_callback(self._done)

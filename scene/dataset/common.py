@@ -137,12 +137,12 @@ def scene_extent(views: Sequence[View]) -> float:
     return 1.1 * radius if radius > 1e-6 else 1.0
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The object, or with `kind` the list, in a JSON file.
 
     Raises:
         UserError: unreadable, too large, not JSON (with line and column), nested
-            too deeply, or not an object.
+            too deeply, or something else than that.
     """
     try:
         content = read_regular(path, MAX_JSON_BYTES)
@@ -162,9 +162,25 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:  # not UTF-8, or an integer of thousands of digits
         raise UserError(f"{path} is not a readable JSON file: {str(error)[:200]}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {short(value)}")
+    if not isinstance(value, kind):
+        raise UserError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}, not {short(value)}")
     return value
+
+
+def read_numbers(value: Any, where: str, *shape: int) -> np.ndarray:
+    """Finite numbers of this shape from JSON, as float64; UserError naming `where` otherwise."""
+    try:
+        numbers = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        numbers = np.empty(0)
+    if (
+        isinstance(value, (str, bool, type(None)))
+        or numbers.shape != shape
+        or not (np.abs(numbers) < LARGEST_POSITION).all()
+    ):
+        wanted = f"{'x'.join(map(str, shape))} finite numbers" if shape else "a finite number"
+        raise UserError(f"{where} must be {wanted} below {LARGEST_POSITION:g}, not {short(value)}")
+    return numbers
 
 
 def locate(text: object, folder: Path, source: Path, where: str) -> Path:

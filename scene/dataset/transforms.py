@@ -11,7 +11,6 @@ import torch
 
 from ops.types import Camera
 from scene.dataset.common import (
-    LARGEST_POSITION,
     MAX_PIXELS,
     View,
     existing_image,
@@ -20,6 +19,7 @@ from scene.dataset.common import (
     locate,
     printable,
     read_json,
+    read_numbers,
     short,
     training_size,
 )
@@ -27,6 +27,18 @@ from utils.errors import UserError
 
 MAX_FOCAL = 1e9  # pixels; a camera far beyond any, whose projection still fits float32
 DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
+
+
+def camera_pose(value: Any, where: str) -> np.ndarray:
+    """[4, 4] camera-to-world with OpenCV axes, from one with OpenGL axes in a JSON file; UserError naming `where`."""
+    matrix = read_numbers(value, where, 4, 4)
+    rotation = matrix[:3, :3]
+    rigid = np.abs(rotation.T @ rotation - np.eye(3)).max() < 1e-2 and np.linalg.det(rotation) > 0
+    if not rigid or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise UserError(f"{where} is not a rotation and a translation (camera-to-world, last row 0 0 0 1)")
+    # OpenGL cameras look along -z with y up; OpenCV's along +z with y down.
+    matrix[:3, 1:3] *= -1.0
+    return matrix
 
 
 class Frame:
@@ -123,26 +135,8 @@ class Frame:
 
     def world_to_camera(self) -> torch.Tensor:
         """[4, 4] float32, OpenCV axes, from the OpenGL camera-to-world `transform_matrix`."""
-        value = self.own.get("transform_matrix")
-        try:
-            matrix = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            matrix = np.empty(0)
-        if matrix.shape != (4, 4) or not (np.abs(matrix) < LARGEST_POSITION).all():
-            raise UserError(
-                f"{self.where('transform_matrix')} must be 4x4 finite numbers below {LARGEST_POSITION:g}, "
-                f"not {short(value)}"
-            )
-        rotation = matrix[:3, :3]
-        rigid = np.abs(rotation.T @ rotation - np.eye(3)).max() < 1e-2 and np.linalg.det(rotation) > 0
-        if not rigid or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            raise UserError(
-                f"{self.where('transform_matrix')} is not a rotation and a translation "
-                "(camera-to-world, last row 0 0 0 1)"
-            )
-        # OpenGL cameras look along -z with y up; OpenCV's along +z with y down.
-        matrix[:3, 1:3] *= -1.0
-        return torch.from_numpy(np.linalg.inv(matrix).astype(np.float32))
+        pose = camera_pose(self.own.get("transform_matrix"), self.where("transform_matrix"))
+        return torch.from_numpy(np.linalg.inv(pose).astype(np.float32))
 
     def view(self, source: Path, resolution: float, timestep_index: int) -> tuple[View, bool]:
         """The frame as a view at training size, and whether it names a mask that is not there."""

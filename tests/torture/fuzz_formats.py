@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -23,13 +24,17 @@ from toy_datasets import write_colmap
 from toy_head import toy_arrays, toy_head
 
 from arguments import parse_train, read_cfg_args, write_cfg_args
+from scene.cameras import read_cameras_json
 from scene.dataset import load_dataset
 from scene.dataset.blender import read_points
 from scene.dataset.common import image_size
 from scene.flame.head_model import load_head_model
-from scene.flame.parameters import MOTION, FlameParameters
+from scene.flame.parameters import MOTION, FlameParameters, row_columns
 from scene.images import decode as image_decode
+from scene.motion.blendshapes import mapping_from_names, read_mapping, read_weights
+from scene.motion.key_frames import KeyFrames
 from scene.ply import read_ply, write_ply
+from utils.blendshapes import NAMES
 from utils.errors import UserError
 
 LARGEST_DECODED = 4_000_000  # pixels; larger ones are legal, but would take the time of all others
@@ -46,6 +51,7 @@ def formats(folder: Path) -> dict[str, Format]:
         **tensors(folder),
         **_captures(folder),
         **_colmap(folder),
+        **_motions(folder),
         "cfg_args": _options(folder),
     }
 
@@ -308,6 +314,45 @@ def _colmap(folder: Path) -> dict[str, Format]:
                 path, [path.read_bytes()], spoil.spoil_bytes, lambda _, read=read: read()
             )
     return found
+
+
+def _motions(folder: Path) -> dict[str, Format]:
+    """What clips are made of: key frames, camera paths, lists of cameras, blendshape weights and their mappings."""
+    head = toy_head()
+    eye = np.eye(4).tolist()
+    camera = {"position": [0, 0, 1], "quaternion": [0, 1, 0, 0], "fov_degrees": 20, "shift": [0, 0], "camera_id": "a"}
+    keys = [{"seconds": t, "camera": camera, "pose": {"expr": [0.5], "jaw_pose": [0.3, 0, 0]}} for t in (0, 1.5, 2)]
+    path = [{"camera_to_world": sum(eye, []), "fov": 40, "aspect": 1.5} for _ in range(3)]
+    views = {
+        "key_frames": {"format": "head avatar key frames", "version": 1, "size": [64, 48], "key_frames": keys},
+        "camera_path": {"camera_type": "perspective", "fps": 24, "seconds": 1, "camera_path": path, "render_width": 64,
+                        "render_height": 48, "default_fov": 50},
+    }  # fmt: skip
+    entry = {"id": 0, "img_name": "00001_02", "width": 64, "height": 48, "fx": 90.0, "fy": 91.0, "cx": 30.0, "cy": 20.0,
+             "position": [0, 0, 1], "rotation": np.eye(3).tolist(), "camera_id": "c"}  # fmt: skip
+    table = ",".join(["Timecode", *NAMES]) + "".join(f"\n00:00:0{t}:07.5" + ",0.25" * 52 for t in range(4))
+    stream = io.BytesIO()
+    np.savez(stream, expr=np.ones((52, 6)), jaw_pose=np.ones((52, 3)))
+
+    def play(path: Path) -> None:
+        keys = KeyFrames.load(path)
+        if keys.has_views:
+            keys.views()(0.3).camera(64, 48)
+        if keys.has_poses:
+            columns = row_columns(6)
+            keys.motion(np.zeros(columns["translation"].stop), columns, 1.0 / max(1.0, keys.seconds))
+
+    def file(name: str, value: object, read: Callable[[Path], object]) -> Format:
+        return Format(folder / name, [json.dumps(value).encode()], spoil.spoil_json, read)
+
+    names = {"expression": ["jawOpen", "browInnerUp_L"], "theta0_rad": 0.4}
+    return {
+        **{name: file(f"{name}.json", value, play) for name, value in views.items()},
+        "cameras_json": file("cameras.json", [entry, {**entry, "camera_id": None}], read_cameras_json),
+        "mode_names": file("expr_names.json", names, lambda path: mapping_from_names(path, head)),
+        "blendshapes_csv": Format(folder / "weights.csv", [table.encode()], spoil.spoil_bytes, read_weights),
+        "mapping_npz": Format(folder / "map.npz", [stream.getvalue()], either, lambda path: read_mapping(path, head)),
+    }
 
 
 def _options(folder: Path) -> Format:

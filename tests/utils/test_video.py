@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -12,7 +13,7 @@ from PIL import Image
 
 from utils import images
 from utils.errors import UserError
-from utils.video import video_writer
+from utils.video import clip_writer, video_writer
 
 
 def decode(path: Path) -> tuple[dict, np.ndarray]:
@@ -58,6 +59,60 @@ def test_a_frame_of_another_size_is_fitted(tmp_path: Path) -> None:
     _, frames = decode(tmp_path / "mixed.mp4")
     assert frames.shape == (2, 32, 64, 3)
     assert frames[1, :, 20:44].min() > 200 and frames[1, :, :12].max() < 50 and frames[1, :, 52:].max() < 50
+
+
+def test_a_webm_with_alpha(tmp_path: Path) -> None:
+    frame = np.zeros((48, 64, 4), dtype=np.uint8)
+    frame[:, :32] = (200, 60, 50, 255)
+    frame[:, 32:] = (200, 60, 50, 100)
+    with video_writer(tmp_path / "a.webm", 64, 48, fps=30, alpha=True) as video:
+        for _ in range(3):
+            video.add(frame)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *"-v error -c:v libvpx-vp9 -i".split(), str(tmp_path / "a.webm")]
+    raw = subprocess.run([*command, *"-f rawvideo -pix_fmt rgba -".split()], capture_output=True, check=True).stdout
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, 48, 64, 4).astype(int)
+    assert len(frames) == 3
+    assert np.abs(frames[:, 8:40, 4:28] - (200, 60, 50, 255)).max() <= 8
+    assert np.abs(frames[:, 8:40, 36:60] - (200, 60, 50, 100)).max() <= 8
+
+
+def test_a_clip_goes_where_its_name_says(tmp_path: Path) -> None:
+    frames = [color_frame(16, 16, (c, 0, 0)) for c in (10, 200)]
+    for name, count in (("a.mp4", 2), ("folder", 2), ("one.png", 1)):
+        with clip_writer(tmp_path / name, 16, 16, fps=5) as add:
+            for frame in frames[-count:]:
+                add(frame)
+    assert decode(tmp_path / "a.mp4")[1].shape == (2, 16, 16, 3)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), frames[1])
+    written = [np.asarray(Image.open(tmp_path / "folder" / f"0000{i}.png")) for i in (0, 1)]
+    assert all(np.array_equal(*pair) for pair in zip(written, frames))
+    with clip_writer(tmp_path / "folder", 16, 16, fps=5) as add:  # a shorter one
+        add(frames[0])
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "00001.png").write_bytes(b"a photograph")
+    with pytest.raises(UserError, match="pictures that are not of a clip"):
+        with clip_writer(tmp_path / "mine", 16, 16, fps=5) as add:
+            add(frames[0])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["00001.png"]
+    for name, alpha, message in (("a.gif", False, "another ending"), ("b.mp4", True, "no alpha channel")):
+        with pytest.raises(UserError, match=message), clip_writer(tmp_path / name, 16, 16, fps=5, alpha=alpha):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "folder", "mine", "one.png"]
+
+
+def test_frames_are_encoded_beside_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ffmpeg that takes nothing yet holds up nobody, until as many frames wait as may."""
+    program, taken = tmp_path / "ffmpeg", tmp_path / "taken"
+    program.write_text(f"#!/bin/sh\nwhile [ ! -e {taken} ]; do sleep 0.01; done\ncat > /dev/null\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with video_writer(tmp_path / "a.mp4", 640, 480) as video:
+        for _ in range(8):
+            video.add(color_frame(640, 480, (1, 2, 3)))
+        taken.touch()
+        for _ in range(8):
+            video.add(color_frame(640, 480, (1, 2, 3)))
 
 
 def test_a_failing_ffmpeg_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
