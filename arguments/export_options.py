@@ -31,9 +31,15 @@ class ExportOptions:
     )
     title: str = option("", "html: its heading; default: the name of the avatar's folder")
     embed: bool = option(False, "html: page, program and data apart, for a page of your own")
-    expr_names: str | None = option(
+    motion: str | None = option(
         None,
-        "html: JSON list with the names of the expression coefficients; default: expr_names.json beside the capture",
+        "html: the motion it plays, as render.py's: neutral, sweep, FLAME files, blendshape weights or key frames; "
+        "default: the one that it was trained on",
+    )
+    mapping: str | None = option(
+        None,
+        "html: what ARKit's blendshapes do to this head, for blinking and weights (an .npz, described in "
+        "doc/motion.md); default: the one beside the head model",
         path=True,
     )
     no_color_calibration: bool = option(False, "the colors without the calibration that was trained with them")

@@ -157,7 +157,7 @@ def opened(
 
 def cameras(avatar: Avatar, width: int, height: int) -> list[Camera]:
     """From the page's first view, and turned around the head, at so many pixels."""
-    view = first_view(avatar)
+    view = first_view(avatar, avatar.motion().values[:1].double().numpy() if avatar.head else np.empty((1, 0)))
     back, up = torch.tensor(view["back"]), torch.tensor(view["up"])
     seen = []
     for around, above in TURNS:

@@ -11,23 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from arguments import ExportOptions
 from exporters.html import page
-from exporters.html.pack import QUALITIES, pack
+from exporters.html.pack import QUALITIES, Life, pack
 from exporters.html.view import first_view, poster_camera
 from innovations.color_calibration import ColorCalibration
 from scene import Avatar
-from scene.dataset.common import read_json
+from scene.motion import Motion, load_motion
+from scene.motion.blendshapes import MODES_NAME, find_mapping, mode_names
+from scene.motion.rows import FPS
+from utils.blendshapes import MAPPING_NAME, NAMES
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.images import to_bytes
 
-FPS = 25.0
 POSTER_HEIGHT = 720  # pixels
 POSTER_QUALITY = 82  # of JPEG
-NAMES = "expr_names.json"  # beside the capture
 EMBEDDED = ("avatar.js", "avatar.bin", "avatar.html")
 
 
@@ -43,11 +46,18 @@ def export(avatar: Avatar, path: Path, options: ExportOptions) -> Iterator[str]:
     steps = QUALITIES[options.quality]
     title = options.title or Path(options.model_path).name
     background = avatar.background.cpu().tolist()
-    view = first_view(avatar)
-    header: dict[str, Any] = {"title": title, "background": background, "view": view, "fps": FPS}
-    data, kept = pack(avatar, steps, header, _names(avatar, options))
+    life, fps = None, FPS
+    if avatar.head is not None:
+        motion, life = _life(avatar, options)
+        yield from motion.notes
+        fps = motion.fps or FPS
+    elif options.motion or options.mapping:
+        raise UserError(f"--motion and --mapping: {avatar.path} is not bound to a head mesh, so it does not move")
+    view = first_view(avatar, np.empty((1, 0)) if life is None else life.rows)
+    header: dict[str, Any] = {"title": title, "background": background, "view": view, "fps": fps}
+    data, kept = pack(avatar, steps, header, life)
     yield from _left_out(avatar, kept, steps.visible)
-    poster = _poster(avatar, view)
+    poster = _poster(avatar, view, life)
     color = "#" + "".join(f"{round(255 * part):02x}" for part in background)
     if not options.embed:
         _write(path, page.page(title, color, poster, data).encode())
@@ -61,27 +71,19 @@ def export(avatar: Avatar, path: Path, options: ExportOptions) -> Iterator[str]:
     yield f"{path}: {sizes}; browsers load them from a web server only (python -m http.server, in that folder)"
 
 
-def _names(avatar: Avatar, options: ExportOptions) -> list[str]:
-    """The names of the expression coefficients, `{"expression": ["eyeBlink_L", ...]}`; empty where nobody gives any.
-
-    They label the sliders, and by them the eyelids are found. The first coefficients may be named alone.
-
-    Raises:
-        UserError: unreadable, another content, or more than the head model has.
-    """
-    if avatar.head is None:
-        if options.expr_names:
-            raise UserError(f"--expr_names: {avatar.path} is not bound to a head mesh, so it has no expressions")
-        return []
-    path = Path(options.expr_names or Path(options.source_path or avatar.options.model.source_path, NAMES))
-    if not options.expr_names and not path.is_file():
-        return []
-    names = read_json(path).get("expression")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} must hold an object with a list of names under 'expression'")
-    if len(names) > avatar.head.n_expr:
-        raise UserError(f"{path} names {len(names)} expressions, more than the {avatar.head.n_expr} of the head model")
-    return names
+def _life(avatar: Avatar, options: ExportOptions) -> tuple[Motion, Life]:
+    """The motion, its own or that of `--motion`, and what is known of its head's expressions."""
+    assert avatar.head is not None and avatar.head_file is not None
+    motion = Motion("own", avatar.motion().values.detach().double().cpu().numpy())
+    if options.motion:
+        motion = load_motion(options.motion, avatar, fps=FPS, mapping=options.mapping)
+    names = mode_names(avatar.head_file, avatar.head)
+    folder = avatar.head_file.parent
+    blink = None
+    if options.mapping or (folder / MAPPING_NAME).is_file() or (folder / MODES_NAME).is_file():
+        mapping = find_mapping(options.mapping, avatar.head_file, avatar.head)
+        blink = sum(mapping[NAMES.index(name)] for name in ("eyeBlinkLeft", "eyeBlinkRight"))
+    return motion, Life(motion.rows, names, blink if np.any(blink) else None)
 
 
 def _left_out(avatar: Avatar, kept: dict[str, int], visible: float) -> Iterator[str]:
@@ -101,10 +103,11 @@ def _left_out(avatar: Avatar, kept: dict[str, int], visible: float) -> Iterator[
         yield "the colors are those of the average camera, as of any camera that was not trained on"
 
 
-def _poster(avatar: Avatar, view: dict[str, Any]) -> bytes:
-    """A JPEG of the first timestep from the page's first view."""
-    pose = None if avatar.head is None else avatar.motion().values[0]
-    picture = to_bytes(avatar.render(poster_camera(view, POSTER_HEIGHT).to(avatar.model.device), pose))
+def _poster(avatar: Avatar, view: dict[str, Any], life: Life | None) -> bytes:
+    """A JPEG of the first row from the page's first view."""
+    device = avatar.model.device
+    pose = None if life is None else torch.from_numpy(life.rows[0]).to(device, torch.float32)
+    picture = to_bytes(avatar.render(poster_camera(view, POSTER_HEIGHT).to(device), pose))
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "JPEG", quality=POSTER_QUALITY)
     return stream.getvalue()

@@ -46,13 +46,13 @@ export class Avatar extends EventTarget {
       this.columns = columns(this.head.expressions);
       this.orbit = new Orbit(header.view);
       this.gaze = new Gaze(0.6 * header.view.height);
-      this.blinks = new Blinking(header.blinks || []);
+      this.blinks = new Blinking(header.blink);
       listen(this.canvas, this.orbit, () => this.request());
       this.canvas.addEventListener("pointermove", (event) => this.watch(event));
       this.canvas.addEventListener("pointerdown", (event) => this.watch(event));
       new ResizeObserver(() => this.request()).observe(this.canvas);
       this.draw();
-      this.setBlinking(this.blinks.modes.length > 0);
+      this.setBlinking(true);
     } catch (error) {
       this.fail(error);
       return;
@@ -134,10 +134,10 @@ export class Avatar extends EventTarget {
     this.request();
   }
 
-  /** Blinks now and then, where the head model is known to have an expression for it. */
+  /** Blinks now and then, where it is known what closes the eyes of this head. */
   setBlinking(on) {
     clearTimeout(this.timer);
-    this.blinking = on && this.blinks.modes.length > 0;
+    this.blinking = on && this.blinks.closing !== undefined;
     if (!this.blinking) return;
     const wait = () => {
       this.timer = setTimeout(() => { this.request(); wait(); }, 1000 * this.blinks.next(performance.now() / 1000));

@@ -61,9 +61,9 @@ export class Gaze {
 }
 
 export class Blinking {
-  /** `modes`: rows of the expressions that close the eyes. */
-  constructor(modes) {
-    this.modes = modes;
+  /** `closing`: what is added to a row to close the eyes; undefined: nobody knows. */
+  constructor(closing) {
+    this.closing = closing;
     this.start = Infinity;
   }
 
@@ -78,8 +78,11 @@ export class Blinking {
   act(row, now) {
     const phase = (now - this.start) / BLINK;
     if (!(phase > 0 && phase < 1)) return false;
-    const closed = phase < 0.35 ? phase / 0.35 : (1 - phase) / 0.65;
-    for (const mode of this.modes) row[mode] = Math.max(row[mode], closed * closed * (3 - 2 * closed));
+    const way = phase < 0.35 ? phase / 0.35 : (1 - phase) / 0.65;
+    let [along, all] = [0, 0];
+    this.closing.forEach((change, i) => ((along += change * row[i]), (all += change * change)));
+    const open = 1 - clamp(along / all, 0, 1); // what the motion has left to close
+    this.closing.forEach((change, i) => (row[i] += way * way * (3 - 2 * way) * open * change));
     return true;
   }
 }

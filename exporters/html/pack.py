@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import struct
 from typing import Any, NamedTuple
 
@@ -40,10 +39,8 @@ import torch
 
 from ops.kernels import CONSTANTS
 from scene import Avatar
-from scene.flame import FlameParameters
 from utils.errors import UserError
 
-_BLINK = re.compile("eye_?blink", re.IGNORECASE)  # ARKit's eyeBlinkLeft, and its spellings
 MOST_GAUSSIANS = 1_000_000  # a page with more neither loads nor moves in a browser
 
 
@@ -103,12 +100,20 @@ class Arrays:
         return gzip.compress(b"".join([struct.pack("<I", len(text)), text, *self.parts]), 9, mtime=0)
 
 
-def pack(avatar: Avatar, steps: Steps, header: dict[str, Any], names: list[str]) -> tuple[bytes, dict[str, int]]:
+class Life(NamedTuple):
+    """What moves a head."""
+
+    rows: np.ndarray  # [T, D] the motion
+    names: list[str]  # of the first expressions; they label the sliders
+    blink: np.ndarray | None = None  # [D] what closes the eyes, added to a row
+
+
+def pack(avatar: Avatar, steps: Steps, header: dict[str, Any], life: Life | None) -> tuple[bytes, dict[str, int]]:
     """The file, and what was kept: gaussians, expressions.
 
     Args:
         header: what else the page shall find there.
-        names: of the expression coefficients; empty: unknown.
+        life: of an avatar that has a head.
 
     Raises:
         UserError: more Gaussians than a browser shows.
@@ -126,13 +131,18 @@ def pack(avatar: Avatar, steps: Steps, header: dict[str, Any], names: list[str])
     }
     used = _gaussians(avatar, steps, arrays)
     kept = {"gaussians": arrays.listed[0]["shape"][0], "expressions": 0}
-    if avatar.head is not None:
-        header["modes"] = _head(avatar, steps, used, arrays, names)
-        header["blinks"] = [row for row, mode in enumerate(header["modes"]) if _BLINK.search(mode.get("name", ""))]
+    if avatar.head is not None and life is not None:
+        header["modes"] = _head(avatar, steps, used, arrays, life)
         kept["expressions"] = len(header["modes"])
         header["parents"] = list(avatar.head.parents)
         header["correctives"] = _correctives(avatar, steps, used, arrays)
-        _motion(avatar.motion(), header["modes"], steps, arrays)
+        columns = avatar.motion().columns
+        _motion(life.rows, columns, header["modes"], steps, arrays)
+        if life.blink is not None:
+            # As a row of the page: the expressions that it has, poses, translation.
+            order = [columns["expr"].start + mode["index"] for mode in header["modes"]]
+            order += range(columns["expr"].stop, columns["translation"].stop)
+            header["blink"] = life.blink[order].tolist()
     network = getattr(avatar.color, "network", None)
     if network is not None:
         header["network"] = {"hidden": network.hidden_dim, "layers": network.num_layers}
@@ -185,7 +195,7 @@ def _vertices(avatar: Avatar, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return corners, faces.reshape(-1, 3)
 
 
-def _head(avatar: Avatar, steps: Steps, used: np.ndarray, arrays: Arrays, names: list[str]) -> list[dict[str, Any]]:
+def _head(avatar: Avatar, steps: Steps, used: np.ndarray, arrays: Arrays, life: Life) -> list[dict[str, Any]]:
     """Adds the identity and the expression modes; returns what is said of each mode that is kept."""
     head, motion = avatar.head, avatar.motion()
     assert head is not None
@@ -193,7 +203,7 @@ def _head(avatar: Avatar, steps: Steps, used: np.ndarray, arrays: Arrays, names:
     shape, offset = motion.shape.cpu().double(), motion.static_offset.cpu().double()
     base = head.v_template.double() + head.shapedirs.double() @ shape + offset
     modes = head.exprdirs.double().permute(2, 0, 1)  # [E, V, 3]
-    values = motion.values.detach().cpu().double()[:, motion.columns["expr"]]
+    values = torch.from_numpy(life.rows[:, motion.columns["expr"]])
     reach = values.abs().amax(0).clamp_min(1.0)
     lengths = modes[:, corners].norm(dim=2).amax(1) * reach  # meters
     kept = torch.nonzero(lengths > steps.visible)[:, 0].tolist()
@@ -210,13 +220,14 @@ def _head(avatar: Avatar, steps: Steps, used: np.ndarray, arrays: Arrays, names:
     return [
         {
             "index": index,  # in the head model
-            **({"name": names[index]} if index < len(names) else {}),
+            **({"name": life.names[index]} if index < len(life.names) else {}),
             "step": size,  # meters per unit of the coefficient
             "tick": steps.expression * float(reach[index]),  # of the coefficient in the motion
-            "low": float(values[:, index].min()),
-            "high": float(values[:, index].max()),
-            # How far it moves the face when the motion uses it as it mostly does: by this sliders are chosen.
-            "strength": float(modes[index, corners].norm(dim=1).max() * values[:, index].std(correction=0)),
+            # Of its slider: what the motion uses, and a whole unit, to both sides unless it is a named action.
+            "low": min(float(values[:, index].min()), 0.0 if index < len(life.names) else -1.0),
+            "high": max(float(values[:, index].max()), 1.0),
+            # How far the motion mostly moves the face by it, by which sliders are chosen; the unused come last.
+            "strength": float(modes[index, corners].norm(dim=1).max() * (values[:, index].std(correction=0) + 1e-3)),
         }
         for index, size in zip(kept, sizes)
     ]
@@ -241,11 +252,12 @@ def _displacements(modes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return counted.astype(np.int64)
 
 
-def _motion(motion: FlameParameters, modes: list[dict[str, Any]], steps: Steps, arrays: Arrays) -> None:
+def _motion(
+    rows: np.ndarray, columns: dict[str, slice], modes: list[dict[str, Any]], steps: Steps, arrays: Arrays
+) -> None:
     """Adds the parameters over time, as differences of consecutive rows: a face moves little from one to the next."""
-    parts = motion.split(motion.values.detach().cpu().double())
     kept, ticks = [mode["index"] for mode in modes], np.array([mode["tick"] for mode in modes])
-    poses = torch.cat([parts[name] for name in ("rotation", "neck_pose", "jaw_pose", "eyes_pose")], dim=1)
-    arrays.add("expression", np.rint(parts["expr"][:, kept].numpy() / ticks).astype(np.int64), delta=True)
-    arrays.rounded("poses", poses.numpy(), steps.pose, delta=True)
-    arrays.rounded("translation", parts["translation"].numpy(), steps.translation, delta=True)
+    poses = np.concatenate([rows[:, columns[name]] for name in ("rotation", "neck_pose", "jaw_pose", "eyes_pose")], 1)
+    arrays.add("expression", np.rint(rows[:, columns["expr"]][:, kept] / ticks).astype(np.int64), delta=True)
+    arrays.rounded("poses", poses, steps.pose, delta=True)
+    arrays.rounded("translation", rows[:, columns["translation"]], steps.translation, delta=True)

@@ -18,7 +18,7 @@ const POSES = [
   ["Neck, nod", "neck", [0], -0.5, 0.5],
   ["Neck, turn", "neck", [1], -0.7, 0.7],
   ["Neck, tilt", "neck", [2], -0.5, 0.5],
-  ["Eyes, up and down", "eyes", [0, 3], -0.4, 0.4],
+  ["Eyes, up or down", "eyes", [0, 3], -0.4, 0.4],
   ["Eyes, sideways", "eyes", [1, 4], -0.55, 0.55],
 ];
 
@@ -74,12 +74,9 @@ function readable(name) {
 
 function sliders(avatar) {
   const modes = avatar.header.modes || [];
-  const strongest = modes.map((mode, column) => ({ ...mode, column })).filter((mode) => mode.strength > 0);
-  strongest.sort((a, b) => b.strength - a.strength);
-  const expressions = strongest.slice(0, STRONGEST).map(({ name, index, column, low, high }) => {
-    const wide = 0.25 * (high - low) + 0.1;
-    return slider(avatar, name ? readable(name) : `Expression ${index + 1}`, [column], Math.min(low, 0) - wide, high + wide);
-  });
+  const strongest = modes.map((mode, column) => ({ ...mode, column })).sort((a, b) => b.strength - a.strength);
+  const expressions = strongest.slice(0, STRONGEST).map(({ name, index, column, low, high }) =>
+    slider(avatar, name ? readable(name) : `Expression ${index + 1}`, [column], low, high));
   const poses = !modes.length ? [] : POSES.map(([name, part, places, low, high]) =>
     slider(avatar, name, places.map((place) => avatar.columns[part][0] + place), low, high));
   return { expressions, poses };
@@ -92,7 +89,7 @@ function switches(avatar) {
   };
   const made = [];
   if (avatar.header.modes) made.push(check("Eyes follow the pointer", avatar.following, (on) => avatar.setFollowing(on)));
-  if (avatar.blinks.modes.length) made.push(check("Blink", avatar.blinking, (on) => avatar.setBlinking(on)));
+  if (avatar.blinks.closing) made.push(check("Blink", avatar.blinking, (on) => avatar.setBlinking(on)));
   return made;
 }
 

@@ -13,6 +13,7 @@ export class Renderer {
     if (!gl) throw new Error("This browser has no WebGL2, which this page draws with. Any current one has it.");
     this.gl = gl;
     this.canvas = canvas;
+    this.own = header.background; // trained before it, and calibrated with it
     this.background = header.background;
     this.means = numbers(arrays.means);
     this.triangles = arrays.triangles.values;
@@ -144,6 +145,7 @@ export class Renderer {
     gl.disable(gl.BLEND);
     gl.useProgram(finish.program);
     this.bind([this.target.texture, this.network], [finish.picture, finish.network]);
+    gl.uniform3fv(finish.own, this.own);
     gl.uniform3fv(finish.background, this.background);
     gl.bindVertexArray(this.nothing);
     gl.drawArrays(gl.TRIANGLES, 0, 3);

@@ -126,11 +126,12 @@ void main() {
   gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0, 0.0, 1.0);
 }`;
 
-// The background behind the Gaussians, and the color calibration that the avatar was trained with.
+// The background that the avatar was trained with, the color calibration of the two, and the background that is shown.
 export const FINISH_FRAGMENT = `
 precision highp sampler2D;
 
 uniform sampler2D picture;
+uniform vec3 own;
 uniform vec3 background;
 #if LAYERS > 0
 uniform sampler2D network;  // one number per texel: of each layer its weights [out, in], then its biases [out]
@@ -164,9 +165,9 @@ out vec4 result;
 
 void main() {
   vec4 seen = texelFetch(picture, ivec2(gl_FragCoord.xy), 0);
-  vec3 color = clamp(seen.rgb + (1.0 - seen.a) * background, 0.0, 1.0);
+  vec3 color = seen.rgb + (1.0 - seen.a) * own;
 #if LAYERS > 0
-  color = calibrated(color);
+  color = calibrated(clamp(color, 0.0, 1.0));
 #endif
-  result = vec4(color, 1.0);
+  result = vec4(color + (1.0 - seen.a) * (background - own), 1.0);
 }`;

@@ -44,10 +44,10 @@ input { accent-color: var(--accent); }
 :host([open]) .panel { display: block; }
 h1 { margin: 0 0 4px; font-size: 17px; font-weight: 600; overflow-wrap: anywhere; }
 h2 { margin: 18px 0 6px; font-size: 12px; font-weight: 600; color: var(--soft); }
-.slider { display: grid; grid-template-columns: 1fr 118px 20px; align-items: center; gap: 6px; min-height: 27px; }
+.slider { display: grid; grid-template-columns: 1fr 104px 18px; align-items: center; gap: 5px; min-height: 27px; }
 .slider span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .slider input { width: 100%; margin: 0; }
-.free { visibility: hidden; padding: 0; width: 20px; height: 20px; line-height: 1; border-radius: 50%; color: var(--soft); }
+.free { visibility: hidden; padding: 0; width: 18px; height: 18px; line-height: 1; border-radius: 50%; color: var(--soft); }
 .held .free { visibility: visible; }
 .held span { font-weight: 600; }
 .wide { width: 100%; margin-top: 12px; padding: 7px; border: 1px solid var(--line); border-radius: 8px; }
@@ -61,14 +61,13 @@ h2 { margin: 18px 0 6px; font-size: 12px; font-weight: 600; color: var(--soft); 
 .swatches input::-webkit-color-swatch, .swatches input::-moz-color-swatch { opacity: 0; }
 
 @container (max-width: 720px) {
+  main { flex-direction: column; }
   .bar { bottom: 12px; }
   .bar button { width: 42px; height: 42px; }
-  .panel { position: absolute; inset: auto 0 0; width: auto; max-height: 46cqh; padding: 14px 18px 80px; border: 0;
-    border-radius: 18px 18px 0 0; box-shadow: 0 -2px 24px #0003; }
+  .panel { width: auto; max-height: 46cqh; padding: 14px 18px 24px; border: 0; box-shadow: 0 -1px 12px #0002; }
   .slider { min-height: 38px; grid-template-columns: 1fr 48cqw 28px; }
   .free { width: 28px; height: 28px; }
   .switch { min-height: 38px; }
   .swatch, .swatches input { width: 38px; height: 38px; }
-  :host([open]) .bar { z-index: 1; }
 }
 `;

@@ -6,6 +6,7 @@ import csv
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,9 +180,7 @@ def mapping_from_names(path: Path, head: HeadModel) -> Array:
         UserError: a broken file, or names of which none is a blendshape's.
     """
     content = read_json(path)
-    modes = content.get("expression")
-    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes) or len(modes) > head.n_expr:
-        raise UserError(f"{path}: 'expression' must be a list of the names of up to {head.n_expr} expression modes")
+    modes = _mode_names(content, path, head)
     opening = content.get("theta0_rad", JAW_OPEN)
     if type(opening) not in (int, float) or not abs(opening) <= math.pi:
         raise UserError(f"{path}: 'theta0_rad' must be the angle of an open jaw in radians, not {short(opening)}")
@@ -204,6 +203,23 @@ def mapping_from_names(path: Path, head: HeadModel) -> Array:
         for look, axis, sign in (("Down", 0, 1.0), ("Up", 0, -1.0), ("Out", 1, outward), ("In", 1, -outward)):
             mapping[NAMES.index(f"eyeLook{look}{side}"), start + axis] = sign * EYE_TURN
     return mapping
+
+
+def mode_names(head_file: Path, head: HeadModel) -> list[str]:
+    """The names of the first expression modes, of `expr_names.json` beside the head model; none where it is not there.
+
+    Raises:
+        UserError: a broken file.
+    """
+    path = head_file.parent / MODES_NAME
+    return _mode_names(read_json(path), path, head) if path.is_file() else []
+
+
+def _mode_names(content: dict[str, Any], path: Path, head: HeadModel) -> list[str]:
+    modes = content.get("expression")
+    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes) or len(modes) > head.n_expr:
+        raise UserError(f"{path}: 'expression' must be a list of the names of up to {head.n_expr} expression modes")
+    return modes
 
 
 def from_weights(path: Path, mapping: Array, rest: Array) -> Motion:

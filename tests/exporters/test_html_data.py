@@ -14,7 +14,7 @@ import pytest
 import torch
 from moving_ball import MODES, write_avatar
 
-from exporters.html.pack import QUALITIES, pack
+from exporters.html.pack import QUALITIES, Life, pack
 from scene import Avatar, load_avatar
 from utils.errors import UserError
 
@@ -45,6 +45,10 @@ def unpacked(content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, arrays
 
 
+def life(avatar: Avatar) -> Life:
+    return Life(avatar.motion().values.double().numpy(), [])
+
+
 def off(values: np.ndarray, truth: np.ndarray) -> float:
     assert values.shape == truth.shape
     return float(np.abs(values - truth).max())
@@ -53,7 +57,7 @@ def off(values: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_no_number_is_off_by_more_than_half_a_step(avatar: Avatar, quality: str) -> None:
     steps = QUALITIES[quality]
-    content, kept = pack(avatar, steps, {}, [])
+    content, kept = pack(avatar, steps, {}, life(avatar))
     header, arrays = unpacked(content)
     step = {about["name"]: about["step"] for about in header["arrays"]}
     fields = {name: value.double().numpy() for name, value in avatar.model.fields().items()}
@@ -102,7 +106,7 @@ def test_no_number_is_off_by_more_than_half_a_step(avatar: Avatar, quality: str)
     shaped = head.v_template + head.shapedirs @ motion.shape + motion.static_offset
     assert off(step["base"] * arrays["base"], shaped.numpy()) <= step["base"] / 2 + 1e-7
     assert off(step["weights"] * arrays["weights"], head.weights.numpy()) <= step["weights"] / 2 + 1e-7
-    assert pack(avatar, steps, {}, [])[0] == content  # nothing depends on the time or the order of a set
+    assert pack(avatar, steps, {}, life(avatar))[0] == content  # nothing depends on the time or the order of a set
 
 
 def test_values_beyond_16_bits_get_a_larger_step(avatar: Avatar) -> None:
@@ -110,18 +114,20 @@ def test_values_beyond_16_bits_get_a_larger_step(avatar: Avatar) -> None:
     before = model.xyz.detach().clone()
     with torch.no_grad():
         model.xyz[100] = 1e4
-    header, arrays = unpacked(pack(avatar, QUALITIES["high"], {}, [])[0])
+    header, arrays = unpacked(pack(avatar, QUALITIES["high"], {}, life(avatar))[0])
     with torch.no_grad():
         model.xyz.copy_(before)
     step = next(about["step"] for about in header["arrays"] if about["name"] == "means")
     assert step == pytest.approx(1e4 / 32767) and arrays["means"].max() == 32767
 
 
-def test_names_label_the_modes_and_find_the_eyelids(avatar: Avatar) -> None:
-    names = ["jawOpen", "eyeBlink_L", "EyeBlinkRight", "browDown_L"]  # fewer than there are modes
-    header, _ = unpacked(pack(avatar, QUALITIES["high"], {}, names)[0])
-    assert [mode.get("name") for mode in header["modes"]] == [*names, None]
-    assert header["blinks"] == [1, 2]
+def test_names_label_the_modes_and_eyelids_are_those_that_are_kept(avatar: Avatar) -> None:
+    known = life(avatar)
+    closing = np.arange(known.rows.shape[1], dtype=np.float64)
+    named = known._replace(names=["jawOpen", "eyeBlink_L"], blink=closing)  # fewer than there are modes
+    header, _ = unpacked(pack(avatar, QUALITIES["high"], {}, named)[0])
+    assert [mode.get("name") for mode in header["modes"]] == ["jawOpen", "eyeBlink_L", None, None, None]
+    assert header["blink"] == [*range(MODES - 1), *range(MODES, len(closing))]
 
 
 def test_nothing_to_see_is_said(tmp_path: Path) -> None:
@@ -129,4 +135,4 @@ def test_nothing_to_see_is_said(tmp_path: Path) -> None:
     with torch.no_grad():
         avatar.model.opacity.fill_(-20.0)
     with pytest.raises(UserError, match="no Gaussian is opaque enough"):
-        pack(avatar, QUALITIES["high"], {}, [])
+        pack(avatar, QUALITIES["high"], {}, None)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from places import ROOT
 from moving_ball import TIMESTEPS, write_avatar
+from places import ROOT
 
 from arguments import parse_export
 from benchmarks.html_page import OpenPage, browser, cameras, chromium, compare, move_sliders, opened
