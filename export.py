@@ -18,11 +18,13 @@ from arguments import ExportOptions, parse_export
 from exporters import FORMATS
 from scene import load_avatar
 from utils.errors import run_script
+from utils.files import refuse_escaping_links
 
 
 def export(options: ExportOptions) -> Path:
     """Writes what was asked for; returns where."""
     chosen = FORMATS[options.format or ""]
+    refuse_escaping_links(options.model_path)
     avatar = load_avatar(
         options.model_path,
         iteration=options.iteration,

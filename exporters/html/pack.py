@@ -41,6 +41,7 @@ from ops.kernels import CONSTANTS
 from scene import Avatar
 from utils.errors import UserError
 
+LEVEL = 6  # of gzip: 9 takes fifteen times as long for files 3 % smaller
 MOST_GAUSSIANS = 1_000_000  # a page with more neither loads nor moves in a browser
 
 
@@ -97,7 +98,7 @@ class Arrays:
     def file(self, header: dict[str, Any]) -> bytes:
         """The whole file; the same arrays give the same bytes."""
         text = json.dumps({**header, "arrays": self.listed}, separators=(",", ":")).encode()
-        return gzip.compress(b"".join([struct.pack("<I", len(text)), text, *self.parts]), 9, mtime=0)
+        return gzip.compress(b"".join([struct.pack("<I", len(text)), text, *self.parts]), LEVEL, mtime=0)
 
 
 class Life(NamedTuple):

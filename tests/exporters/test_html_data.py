@@ -14,8 +14,14 @@ import pytest
 import torch
 from moving_ball import MODES, write_avatar
 
+from arguments import Options
 from exporters.html.pack import QUALITIES, Life, pack
+from exporters.html.page import page
+from innovations.color_calibration import NoColorCalibration
 from scene import Avatar, load_avatar
+from scene.flame import Flame, FlameParameters, HeadModel
+from scene.flame.parameters import MOTION
+from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
 
 KINDS = {"i8": np.int8, "i16": np.int16, "i32": np.int32, "f32": np.float32}
@@ -136,3 +142,59 @@ def test_nothing_to_see_is_said(tmp_path: Path) -> None:
         avatar.model.opacity.fill_(-20.0)
     with pytest.raises(UserError, match="no Gaussian is opaque enough"):
         pack(avatar, QUALITIES["high"], {}, None)
+
+
+@pytest.fixture(scope="module")
+def crowd() -> Avatar:
+    """As large as those of FLAME: 20,000 Gaussians, 100 expressions, 1,000 timesteps; numbers without any order."""
+    rng = np.random.default_rng(0)
+    vertices, faces, modes, rows, count = 5143, 10144, 100, 1000, 20_000
+    points = rng.normal(size=(vertices, 3)) * 0.08
+    # Most of the face's, a centimeter at first and then less and less; FLAME's are smoother.
+    reach = np.exp(-((points - [0, -0.03, 0.1]) ** 2).sum(1) / 0.07**2)[:, None, None]
+    strength = 0.01 / np.arange(1, modes + 1) ** 0.75
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).float()
+
+    weights = rng.random((vertices, 5)) ** 3
+    head = HeadModel(
+        tensor(points),
+        torch.from_numpy(rng.integers(vertices, size=(faces, 3))),
+        torch.zeros(vertices, 3, 1),
+        tensor(rng.normal(size=(vertices, 3, modes)) * reach * strength / 3),
+        tensor(rng.normal(size=(vertices, 3, 36)) * reach * 0.002),
+        tensor(np.full((5, vertices), 1 / vertices)),
+        tensor(weights / weights.sum(1, keepdims=True)),
+    )
+    time = np.linspace(0, 40, rows)[:, None]
+    arrays = {"expr": np.sin(time * (1 + np.arange(modes) / 30)) + 0.05 * rng.normal(size=(rows, modes))}
+    arrays |= {name: 0.05 * rng.normal(size=(rows, width)).cumsum(0) * 0.1 for name, width in MOTION.items()}
+    parameters = FlameParameters({**arrays, "shape": np.zeros(1)}, None, head)
+    fields = {
+        "xyz": 0.4 * rng.normal(size=(count, 3)),
+        "features_dc": rng.normal(size=(count, 1, 3)),
+        "features_rest": 0.08 * rng.normal(size=(count, 15, 3)),
+        "opacity": 2 * rng.normal(size=(count, 1)),
+        "scaling": rng.normal(size=(count, 3)) - 1,
+        "rotation": rng.normal(size=(count, 4)),
+    }
+    model = GaussianModel(
+        {name: tensor(value) for name, value in fields.items()},
+        sh_degree=3,
+        binding=torch.from_numpy(np.concatenate([np.arange(faces), rng.integers(faces, size=count - faces)])),
+        flame=Flame(head),
+        flame_parameters=parameters,
+    )
+    model.active_sh_degree = 3
+    options, black = Options(), torch.zeros(3)
+    return Avatar(model, head, NoColorCalibration(), options, 1, Path("none.ply"), black, "native", lambda *_: None)
+
+
+@pytest.mark.parametrize("quality, megabytes", [("high", 6.0), ("small", 2.0)])
+def test_an_avatar_of_flame_is_small_enough_to_send(crowd: Avatar, quality: str, megabytes: float) -> None:
+    content, kept = pack(crowd, QUALITIES[quality], {}, life(crowd))
+    assert kept["gaussians"] > 19_000 and kept["expressions"] > 90
+    size = len(page("head", "#fff", bytes(60_000), content)) / 1e6
+    print(f"{quality}: {size:.2f} MB")
+    assert size <= megabytes
