@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from scene.avatar import save_avatar, saved_folder
 from scene.flame import Flame, FlameParameters, load_head_model
 from scene.flame.parameters import MOTION
 from scene.gaussian_model import GaussianModel
+from scene.motion.blendshapes import MODES_NAME
 
 MODES = 6  # the last one moves nothing by more than a micrometer
 TIMESTEPS = 9
 DEGREE = 3
+NAMED = ("eyeBlink_L", "eyeBlink_R", "jawOpen")  # the first of the modes
 PER_TRIANGLE = 3
 
 
@@ -76,12 +79,13 @@ def write_avatar(
         "features_dc": noise(count, 1, 3),
         "features_rest": 0.15 * noise(count, (DEGREE + 1) ** 2 - 1, 3),
         "opacity": 2 * noise(count, 1),
-        "scaling": 0.4 * noise(count, 3) - torch.tensor([1.0, 2.5, 1.0]),
+        "scaling": 0.4 * noise(count, 3) - torch.tensor([1.5, 3.0, 1.5]),
         "rotation": noise(count, 4),
     }
     fields["opacity"][:5] = -8.0  # too faint to be drawn
     if bound:
         write_head(folder / "head_model.pkl", seed)
+        (folder / MODES_NAME).write_text(json.dumps({"expression": list(NAMED)}))
         head = load_head_model(folder / "head_model.pkl")
         time = np.linspace(0, 1, TIMESTEPS)[:, None]
         arrays = {"expr": np.sin(7 * time + np.arange(MODES)), "shape": np.ones(1)}

@@ -3,12 +3,13 @@
 import { numbers, unpack } from "./data.js";
 import { Head, Stage } from "./head.js";
 import { Blinking, Gaze, columns } from "./life.js";
-import { times, transposed } from "./math.js";
+import { clamp, times, transposed } from "./math.js";
 import { Orbit, listen } from "./orbit.js";
 import { Renderer } from "./renderer.js";
 
 const SLOW = 1 / 18; // seconds per frame from which on fewer pixels are drawn
 const QUICK = 1 / 45;
+const LINGER = 0.3; // seconds that a hand still counts as moving
 const COARSEST = 0.4; // of the pixels' side
 
 /**
@@ -29,7 +30,8 @@ export class Avatar extends EventTarget {
     this.blinking = false;
     this.scale = 1; // of the device's pixels
     this.given = null; // camera set from outside
-    this.last = 0;
+    this.last = 0; // seconds: the frame before
+    this.touched = -Infinity; // seconds: when somebody last moved something
     this.asked = 0;
   }
 
@@ -39,6 +41,7 @@ export class Avatar extends EventTarget {
       const data = await unpack(bytes);
       const { header, arrays } = data;
       this.header = header;
+      this.fps = header.fps;
       this.head = header.modes ? new Head(data) : new Stage();
       this.renderer = new Renderer(this.canvas, data, () => this.fail(new Error("The graphics card was lost; reload.")));
       this.motion = header.modes ? motionRows(header, arrays) : [new Float32Array(0)];
@@ -47,7 +50,7 @@ export class Avatar extends EventTarget {
       this.orbit = new Orbit(header.view);
       this.gaze = new Gaze(0.6 * header.view.height);
       this.blinks = new Blinking(header.blink);
-      listen(this.canvas, this.orbit, () => this.request());
+      listen(this.canvas, this.orbit, () => this.touch());
       this.canvas.addEventListener("pointermove", (event) => this.watch(event));
       this.canvas.addEventListener("pointerdown", (event) => this.watch(event));
       new ResizeObserver(() => this.request()).observe(this.canvas);
@@ -109,10 +112,10 @@ export class Avatar extends EventTarget {
   /** Plays the motion from where it is: {from: row, loop: true, fps}. */
   play({ from, loop = true, fps } = {}) {
     if (this.motion.length < 2) return;
-    if (from !== undefined) this.time = from;
+    if (from !== undefined) this.seek(from);
     else if (this.time >= this.motion.length - 1) this.time = 0;
     this.loop = loop;
-    if (fps) this.header.fps = fps;
+    if (fps) this.fps = fps;
     this.playing = true;
     this.tell("play");
     this.request();
@@ -125,8 +128,8 @@ export class Avatar extends EventTarget {
 
   /** Shows a row of the motion, or something between two. */
   seek(time) {
-    this.time = Math.min(Math.max(time, 0), this.motion.length - 1);
-    this.request();
+    this.time = clamp(time, 0, this.motion.length - 1);
+    this.touch();
   }
 
   setFollowing(on) {
@@ -137,10 +140,15 @@ export class Avatar extends EventTarget {
   /** Blinks now and then, where it is known what closes the eyes of this head. */
   setBlinking(on) {
     clearTimeout(this.timer);
+    this.request();
     this.blinking = on && this.blinks.closing !== undefined;
     if (!this.blinking) return;
     const wait = () => {
-      this.timer = setTimeout(() => { this.request(); wait(); }, 1000 * this.blinks.next(performance.now() / 1000));
+      this.timer = setTimeout(() => {
+        this.blinks.begin(performance.now() / 1000);
+        this.request();
+        wait();
+      }, 1000 * this.blinks.pause());
     };
     wait();
   }
@@ -169,6 +177,11 @@ export class Avatar extends EventTarget {
 
   changed() {
     this.tell("change");
+    this.touch();
+  }
+
+  touch() {
+    this.touched = performance.now() / 1000;
     this.request();
   }
 
@@ -192,14 +205,14 @@ export class Avatar extends EventTarget {
     this.last = now;
     if (this.playing) this.advance(seconds);
     const alive = this.draw(now, seconds);
-    this.moving = this.playing || alive;
+    this.moving = this.playing || alive || now - this.touched < LINGER;
     this.adapt(moving ? seconds : 0);
     this.tell("frame", { time: this.time, seconds });
     if (this.moving) this.request();
   }
 
   advance(seconds) {
-    this.time += seconds * this.header.fps;
+    this.time += seconds * this.fps;
     if (this.time < this.motion.length - 1) return;
     if (this.loop) this.time %= this.motion.length - 1;
     else {
@@ -212,14 +225,17 @@ export class Avatar extends EventTarget {
   draw(now = performance.now() / 1000, seconds = 0) {
     const camera = this.given || this.orbit.camera(...this.size());
     let alive = false;
-    if (this.head.expressions || this.row.length) {
+    if (this.row.length) {
       this.blend();
       if (this.following) alive = this.gaze.act(this.row, this.head, camera, now, seconds);
       if (this.blinking) alive = this.blinks.act(this.row, now) || alive;
     }
     for (const [column, value] of this.held) this.row[column] = value;
-    this.head.pose(this.row);
-    this.renderer.move(this.head.frames);
+    if (!this.drawn || this.row.some((value, i) => value !== this.drawn[i])) {
+      this.head.pose(this.row);
+      this.renderer.move(this.head.frames);
+      this.drawn = this.row.slice();
+    }
     this.renderer.draw(camera);
     return alive;
   }

@@ -64,20 +64,22 @@ export class Blinking {
   /** `closing`: what is added to a row to close the eyes; undefined: nobody knows. */
   constructor(closing) {
     this.closing = closing;
-    this.start = Infinity;
+    this.start = -Infinity;
   }
 
-  /** Seconds until the next blink; schedules it. */
-  next(now) {
-    const wait = BETWEEN[0] + Math.random() * (BETWEEN[1] - BETWEEN[0]);
-    this.start = now + wait;
-    return wait;
+  /** Seconds from one blink to the next. */
+  pause() {
+    return BETWEEN[0] + Math.random() * (BETWEEN[1] - BETWEEN[0]);
+  }
+
+  begin(now) {
+    this.start = now;
   }
 
   /** Closes the eyes in `row` as far as they are at this moment; whether a blink is going on. */
   act(row, now) {
-    const phase = (now - this.start) / BLINK;
-    if (!(phase > 0 && phase < 1)) return false;
+    const phase = Math.max(now - this.start, 0) / BLINK; // a frame's time may be a little before the blink's
+    if (phase >= 1) return false;
     const way = phase < 0.35 ? phase / 0.35 : (1 - phase) / 0.65;
     let [along, all] = [0, 0];
     this.closing.forEach((change, i) => ((along += change * row[i]), (all += change * change)));

@@ -99,13 +99,18 @@ def test_it_can_be_driven_by_scripts(shown: OpenPage) -> None:
           try { act(); } catch (error) { wrong.push(error.message); }
         }
         avatar.release();
+        avatar.setExpression({jawOpen: 0.75});
         avatar.seek(3);
         avatar.draw();
-        return {told: [...new Set(told)], row, wrong, time: avatar.time, third: Array.from(avatar.row),
+        const named = avatar.row[2];
+        avatar.release();
+        avatar.draw();
+        return {named, told: [...new Set(told)], row, wrong, time: avatar.time, third: Array.from(avatar.row),
                 global: window.avatar === avatar};
         """
     )
     assert sorted(found["told"]) == ["change", "frame", "pause", "play"] and found["global"] and found["time"] == 3
+    assert found["named"] == 0.75
     row, columns = found["row"], shown.run("return avatar.columns;")
     assert row[:3] == pytest.approx([0.25, 0, -0.5])
     assert row[columns["jaw"][0] :][:3] == pytest.approx([0.3, 0, 0])
@@ -141,6 +146,27 @@ def test_hands_turn_it_and_eyes_follow(shown: OpenPage) -> None:
     # A turn about +y takes the gaze towards +x, which is the picture's right.
     assert gaze["left"] < -0.1 < 0.1 < gaze["right"]
     assert shown.faults == []
+
+
+def test_it_blinks_and_rests(shown: OpenPage) -> None:
+    shown.run("avatar.release(); avatar.pause(); avatar.setFollowing(false); avatar.seek(0);")
+    assert shown.run("return [...element.shadowRoot.querySelectorAll('.switch')].length;") == 2
+    seen = shown.run(
+        """
+        const seen = [], own = avatar.motion[0][0];
+        avatar.addEventListener("frame", () => seen.push(avatar.row[0]));
+        avatar.blinks.pause = () => 0.3;
+        avatar.setBlinking(true);
+        while (!seen.some((value) => value > own + 0.3)) await new Promise(requestAnimationFrame);
+        avatar.setBlinking(false);
+        while (avatar.asked) await new Promise(requestAnimationFrame);
+        const count = seen.length;
+        await new Promise((go) => setTimeout(go, 300));
+        return {last: seen.at(-1), own, later: seen.length - count};
+        """
+    )
+    assert seen["last"] == pytest.approx(seen["own"])
+    assert seen["later"] == 0  # nothing is drawn while nothing moves
 
 
 def test_a_static_scene_opens_too(started: Any, tmp_path: Path) -> None:
