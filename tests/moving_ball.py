@@ -102,7 +102,7 @@ def write_avatar(
         color = ColorCalibration(hidden_dim=8, generator=rng, background=torch.ones(3))
         with torch.no_grad():
             for weights in color.parameters():
-                weights += 0.3 * noise(*weights.shape)
+                weights += 0.6 * noise(*weights.shape)
     save_avatar(saved_folder(folder, 1), model, color)
     return folder
 

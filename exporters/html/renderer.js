@@ -2,9 +2,12 @@
 
 import { numbers } from "./data.js";
 import { dot, times, transposed } from "./math.js";
-import { FINISH_FRAGMENT, FINISH_VERTEX, SPLAT_FRAGMENT, SPLAT_VERTEX, defines } from "./shaders.js";
+import { FINISH_FRAGMENT, FINISH_VERTEX, PROJECT_FRAGMENT, PROJECT_VERTEX, SPLAT_FRAGMENT, SPLAT_VERTEX, defines } from "./shaders.js";
 
 const BUCKETS = 1 << 16;
+const PROJECTED = ["axes2d", "paint", "center"]; // what is computed of a Gaussian: 4, 4 and 3 numbers
+const WIDTHS = [4, 4, 3];
+const STRIDE = 4 * 11; // bytes
 
 export class Renderer {
   /** `canvas` gets a WebGL2 context; `lost` is called when the browser takes it away. */
@@ -30,6 +33,7 @@ export class Renderer {
       RESIDUAL_LIMIT: rules.residualLimit, COEFFICIENTS: arrays.harmonics.shape[1],
       LAYERS: network ? network.layers : 0, HIDDEN: network ? Math.max(network.hidden, 3) : 3,
     };
+    this.projecting = program(gl, defines(constants), PROJECT_VERTEX, PROJECT_FRAGMENT, PROJECTED);
     this.splatting = program(gl, defines(constants), SPLAT_VERTEX, SPLAT_FRAGMENT);
     this.finishing = program(gl, defines(constants), FINISH_VERTEX, FINISH_FRAGMENT);
     this.upload(arrays, network);
@@ -41,22 +45,33 @@ export class Renderer {
   upload(arrays, network) {
     const gl = this.gl;
     this.splats = this.texture(gl.RGBA32F, gl.RGBA, gl.FLOAT, splatTexels(this, arrays));
-    const { values, step } = arrays.harmonics; // the constant coefficient has a step of its own
-    const texels = new Int16Array((values.length / 3) * 4);
-    for (let i = 0; i < values.length / 3; i++) texels.set(values.subarray(3 * i, 3 * i + 3), 4 * i);
-    this.harmonics = this.texture(gl.RGBA16I, gl.RGBA_INTEGER, gl.SHORT, texels);
-    this.steps = step;
+    this.harmonics = this.texture(gl.RGBA32I, gl.RGBA_INTEGER, gl.INT, packedPairs(arrays.harmonics, this.count));
+    this.steps = arrays.harmonics.step; // the constant coefficient has one of its own
     this.frames = null;
     this.network = network && this.texture(gl.R32F, gl.RED, gl.FLOAT, arrays.network.values);
 
     this.indices = gl.createBuffer();
-    this.array = gl.createVertexArray();
-    gl.bindVertexArray(this.array);
+    this.sorted = gl.createVertexArray();
+    gl.bindVertexArray(this.sorted);
     gl.bindBuffer(gl.ARRAY_BUFFER, this.indices);
     gl.bufferData(gl.ARRAY_BUFFER, this.order.byteLength, gl.DYNAMIC_DRAW);
     gl.enableVertexAttribArray(0);
     gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
-    gl.vertexAttribDivisor(0, 1);
+
+    this.projected = gl.createBuffer();
+    this.instances = gl.createVertexArray();
+    gl.bindVertexArray(this.instances);
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.projected);
+    gl.bufferData(gl.ARRAY_BUFFER, STRIDE * this.count, gl.DYNAMIC_COPY);
+    let offset = 0;
+    WIDTHS.forEach((width, place) => {
+      gl.enableVertexAttribArray(place);
+      gl.vertexAttribPointer(place, width, gl.FLOAT, false, STRIDE, offset);
+      gl.vertexAttribDivisor(place, 1);
+      offset += 4 * width;
+    });
+    gl.bindBuffer(gl.ARRAY_BUFFER, null); // nothing else may hold the buffer that feedback goes to
+    this.feedback = gl.createTransformFeedback();
     this.nothing = gl.createVertexArray();
   }
 
@@ -116,10 +131,11 @@ export class Renderer {
   /** Draws the view of a camera: {rotation (world to camera, 9), shift (3), fx, fy, cx, cy, width, height}, OpenCV axes. */
   draw(camera) {
     const gl = this.gl;
-    const { rotation: r, shift: s } = camera;
-    this.sort(r.slice(6));
+    this.sort(camera.rotation.slice(6));
     gl.bindBuffer(gl.ARRAY_BUFFER, this.indices);
     gl.bufferSubData(gl.ARRAY_BUFFER, 0, this.order);
+    gl.bindBuffer(gl.ARRAY_BUFFER, null);
+    this.project(camera);
 
     this.resize(camera.width, camera.height);
     gl.bindFramebuffer(gl.FRAMEBUFFER, this.target.buffer);
@@ -128,16 +144,8 @@ export class Renderer {
     gl.clear(gl.COLOR_BUFFER_BIT);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    const splat = this.splatting;
-    gl.useProgram(splat.program);
-    this.bind([this.frames, this.splats, this.harmonics], [splat.frames, splat.splats, splat.harmonics]);
-    const rows = [0, 1, 2].flatMap((i) => [...r.slice(3 * i, 3 * i + 3), s[i]]);
-    gl.uniform4fv(splat.world, rows);
-    gl.uniform3fv(splat.eye, times(transposed(r), s).map((value) => -value));
-    gl.uniform4f(splat.lens, camera.fx, camera.fy, camera.cx, camera.cy);
-    gl.uniform2f(splat.size, camera.width, camera.height);
-    gl.uniform2fv(splat.steps, this.steps);
-    gl.bindVertexArray(this.array);
+    gl.useProgram(this.splatting.program);
+    gl.bindVertexArray(this.instances);
     gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.count);
 
     const finish = this.finishing;
@@ -149,6 +157,30 @@ export class Renderer {
     gl.uniform3fv(finish.background, this.background);
     gl.bindVertexArray(this.nothing);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
+  }
+
+  /** Ellipse and color of every Gaussian, in the order of drawing. */
+  project(camera) {
+    const gl = this.gl;
+    const { rotation: r, shift: s } = camera;
+    const places = this.projecting;
+    gl.useProgram(places.program);
+    this.bind([this.frames, this.splats, this.harmonics], [places.frames, places.splats, places.harmonics]);
+    gl.uniform4fv(places.world, [0, 1, 2].flatMap((i) => [...r.slice(3 * i, 3 * i + 3), s[i]]));
+    gl.uniform3fv(places.eye, times(transposed(r), s).map((value) => -value));
+    gl.uniform4f(places.lens, camera.fx, camera.fy, camera.cx, camera.cy);
+    gl.uniform2f(places.size, camera.width, camera.height);
+    gl.uniform2fv(places.steps, this.steps);
+    gl.bindVertexArray(this.sorted);
+    gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, this.feedback);
+    gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, this.projected);
+    gl.enable(gl.RASTERIZER_DISCARD);
+    gl.beginTransformFeedback(gl.POINTS);
+    gl.drawArrays(gl.POINTS, 0, this.count);
+    gl.endTransformFeedback();
+    gl.disable(gl.RASTERIZER_DISCARD);
+    gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, null);
+    gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, null);
   }
 
   bind(textures, places) {
@@ -178,6 +210,15 @@ export class Renderer {
   }
 }
 
+/** Two integers of 16 bits in each channel, as many texels for every Gaussian. */
+function packedPairs({ values, shape }, count) {
+  const own = 3 * shape[1];
+  const room = 8 * Math.ceil(own / 8);
+  const pairs = new Int16Array(room * count);
+  for (let g = 0; g < count; g++) pairs.set(values.subarray(own * g, own * (g + 1)), room * g);
+  return new Int32Array(pairs.buffer); // the low half first, as on every machine that has a browser
+}
+
 /** Three texels per Gaussian: mean and triangle; quaternion wxyz; deviations and opacity. */
 function splatTexels({ means, triangles, count }, arrays) {
   const turns = numbers(arrays.rotations); // the three smaller components
@@ -199,8 +240,8 @@ function splatTexels({ means, triangles, count }, arrays) {
   return texels;
 }
 
-/** A program and the places of its uniforms by name. */
-function program(gl, head, vertex, fragment) {
+/** A program and the places of its uniforms by name; `feedback`: the outputs that are kept. */
+function program(gl, head, vertex, fragment, feedback) {
   const linked = gl.createProgram();
   for (const [type, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
     const shader = gl.createShader(type);
@@ -211,6 +252,7 @@ function program(gl, head, vertex, fragment) {
     }
     gl.attachShader(linked, shader);
   }
+  if (feedback) gl.transformFeedbackVaryings(linked, feedback, gl.INTERLEAVED_ATTRIBS);
   gl.linkProgram(linked);
   const places = { program: linked };
   const uniforms = gl.getProgramParameter(linked, gl.ACTIVE_UNIFORMS);

@@ -10,8 +10,8 @@ export function defines(constants) {
   return ["#version 300 es", "precision highp float;", "precision highp int;", ...lines, ""].join("\n");
 }
 
-// One instance per Gaussian, back to front; four corners each.
-export const SPLAT_VERTEX = `
+// Run once per Gaussian, back to front, before anything is drawn: its ellipse and color (transform feedback).
+export const PROJECT_VERTEX = `
 precision highp sampler2D;
 precision highp isampler2D;
 
@@ -19,28 +19,42 @@ layout(location = 0) in uint splat;  // row of the Gaussian
 
 uniform sampler2D frames;     // per triangle three texels: the rows of (k R | origin)
 uniform sampler2D splats;     // per Gaussian: mean and triangle; quaternion wxyz; deviations and opacity
-uniform isampler2D harmonics; // per Gaussian its coefficients, rgb
+uniform isampler2D harmonics; // per Gaussian its coefficients, rgb after rgb, two numbers of 16 bits in each channel
 uniform vec4 world[3];        // world to camera, rows
 uniform vec3 eye;             // camera's center
 uniform vec4 lens;            // fx, fy, cx, cy, pixels
 uniform vec2 size;            // pixels
 uniform vec2 steps;           // what 1 stands for in the constant coefficient, and in the others
 
-out vec2 place;               // in standard deviations along the ellipse's axes
-flat out vec4 paint;          // color and opacity
+out vec4 axes2d;              // from the center to the ends of the ellipse alpha = MIN_ALPHA, large and small; NDC
+out vec4 paint;               // color and opacity
+out vec3 center;              // NDC; and how many deviations those ends are away, 0: culled
 
 vec4 fetch(sampler2D from, int at) {
   int width = textureSize(from, 0).x;
   return texelFetch(from, ivec2(at % width, at / width), 0);
 }
 
-vec3 coefficient(int k) {
-  int at = int(splat) * COEFFICIENTS + k;
+const int VALUES = 3 * COEFFICIENTS;
+const int TEXELS = (VALUES + 7) / 8;
+float values[8 * TEXELS];
+
+void unpack() {
   int width = textureSize(harmonics, 0).x;
-  return vec3(texelFetch(harmonics, ivec2(at % width, at / width), 0).rgb);
+  for (int t = 0; t < TEXELS; t++) {
+    int at = int(splat) * TEXELS + t;
+    ivec4 pairs = texelFetch(harmonics, ivec2(at % width, at / width), 0);
+    for (int c = 0; c < 4; c++) {
+      values[8 * t + 2 * c] = float((pairs[c] << 16) >> 16);
+      values[8 * t + 2 * c + 1] = float(pairs[c] >> 16);
+    }
+  }
 }
 
+#define coefficient(k) vec3(values[3 * (k)], values[3 * (k) + 1], values[3 * (k) + 2])
+
 vec3 color(vec3 d) {
+  unpack();
   vec3 base = 0.28209479177387814 * steps.x * coefficient(0);
   vec3 more = vec3(0.0);
 #if COEFFICIENTS >= 4
@@ -71,7 +85,9 @@ mat3 turn(vec4 q) {  // columns
 }
 
 void main() {
-  gl_Position = vec4(2.0, 2.0, 2.0, 1.0);  // outside: culled
+  axes2d = vec4(0.0);
+  paint = vec4(0.0);
+  center = vec3(0.0);
   int row = 3 * int(splat);
   vec4 first = fetch(splats, row), last = fetch(splats, row + 2);
   int triangle = 3 * int(first.w);
@@ -101,24 +117,41 @@ void main() {
   vec2 axis = xx >= yy ? vec2(large - yy, xy) : vec2(xy, large - xx);
   axis = radius > 1e-6 * middle ? normalize(axis) : vec2(1.0, 0.0);
 
-  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
-  place = corner * sqrt(2.0 * log(last.w / MIN_ALPHA));
-  vec2 pixel = lens.xy * slope + lens.zw
-    + place.x * sqrt(large) * axis + place.y * sqrt(small) * vec2(-axis.y, axis.x);
-  gl_Position = vec4(pixel / size * vec2(2.0, -2.0) + vec2(-1.0, 1.0), 0.0, 1.0);
+  float reach = sqrt(2.0 * log(last.w / MIN_ALPHA));
+  vec2 ndc = vec2(2.0, -2.0) / size;
+  axes2d = reach * vec4(sqrt(large) * axis * ndc, sqrt(small) * vec2(-axis.y, axis.x) * ndc);
+  center = vec3((lens.xy * slope + lens.zw) * ndc + vec2(-1.0, 1.0), reach);
   paint = vec4(color(normalize(mean - eye)), last.w);
+}`;
+
+export const PROJECT_FRAGMENT = "void main() {}";
+
+// One instance per Gaussian, four corners each.
+export const SPLAT_VERTEX = `
+layout(location = 0) in vec4 axes2d;
+layout(location = 1) in vec4 paint;
+layout(location = 2) in vec3 center;
+
+out vec2 place;               // in standard deviations along the ellipse's axes
+flat out vec4 tint;
+
+void main() {
+  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
+  place = corner * center.z;
+  tint = paint;
+  gl_Position = vec4(center.xy + corner.x * axes2d.xy + corner.y * axes2d.zw, 0.0, 1.0);
 }`;
 
 export const SPLAT_FRAGMENT = `
 in vec2 place;
-flat in vec4 paint;
+flat in vec4 tint;
 out vec4 result;
 
 void main() {
-  float alpha = paint.a * exp(-0.5 * dot(place, place));
+  float alpha = tint.a * exp(-0.5 * dot(place, place));
   if (alpha < MIN_ALPHA) discard;
   alpha = min(alpha, MAX_ALPHA);
-  result = vec4(paint.rgb * alpha, alpha);
+  result = vec4(tint.rgb * alpha, alpha);
 }`;
 
 export const FINISH_VERTEX = `
