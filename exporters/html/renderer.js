@@ -5,9 +5,7 @@ import { dot, times, transposed } from "./math.js";
 import { FINISH_FRAGMENT, FINISH_VERTEX, PROJECT_FRAGMENT, PROJECT_VERTEX, SPLAT_FRAGMENT, SPLAT_VERTEX, defines } from "./shaders.js";
 
 const BUCKETS = 1 << 16;
-const PROJECTED = ["axes2d", "paint", "center"]; // what is computed of a Gaussian: 4, 4 and 3 numbers
-const WIDTHS = [4, 4, 3];
-const STRIDE = 4 * 11; // bytes
+const PROJECTED = ["axes2d", "paint", "center"]; // what is computed of a Gaussian, 4 numbers each
 
 export class Renderer {
   /** `canvas` gets a WebGL2 context; `lost` is called when the browser takes it away. */
@@ -58,19 +56,24 @@ export class Renderer {
     gl.enableVertexAttribArray(0);
     gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
 
-    this.projected = gl.createBuffer();
-    this.instances = gl.createVertexArray();
-    gl.bindVertexArray(this.instances);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.projected);
-    gl.bufferData(gl.ARRAY_BUFFER, STRIDE * this.count, gl.DYNAMIC_COPY);
-    let offset = 0;
-    WIDTHS.forEach((width, place) => {
-      gl.enableVertexAttribArray(place);
-      gl.vertexAttribPointer(place, width, gl.FLOAT, false, STRIDE, offset);
-      gl.vertexAttribDivisor(place, 1);
-      offset += 4 * width;
-    });
-    gl.bindBuffer(gl.ARRAY_BUFFER, null); // nothing else may hold the buffer that feedback goes to
+    // The same rows as buffer, where they are computed, and as texture, where the corners read them.
+    const width = Math.min(3 * this.count, this.widest);
+    this.rows = { width, height: Math.ceil((3 * this.count) / width), buffer: gl.createBuffer() };
+    this.rows.texture = gl.createTexture();
+    gl.bindTexture(gl.TEXTURE_2D, this.rows.texture);
+    gl.texStorage2D(gl.TEXTURE_2D, 1, gl.RGBA32F, this.rows.width, this.rows.height);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+    gl.bindBuffer(gl.PIXEL_UNPACK_BUFFER, this.rows.buffer);
+    gl.bufferData(gl.PIXEL_UNPACK_BUFFER, 16 * this.rows.width * this.rows.height, gl.DYNAMIC_COPY);
+    gl.bindBuffer(gl.PIXEL_UNPACK_BUFFER, null);
+
+    const corners = new Uint32Array(6 * this.count);
+    for (let g = 0; g < this.count; g++) corners.set([0, 1, 2, 2, 1, 3].map((corner) => 4 * g + corner), 6 * g);
+    this.corners = gl.createVertexArray();
+    gl.bindVertexArray(this.corners);
+    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+    gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, corners, gl.STATIC_DRAW);
     this.feedback = gl.createTransformFeedback();
     this.nothing = gl.createVertexArray();
   }
@@ -145,8 +148,9 @@ export class Renderer {
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.useProgram(this.splatting.program);
-    gl.bindVertexArray(this.instances);
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.count);
+    this.bind([this.rows.texture], [this.splatting.projected]);
+    gl.bindVertexArray(this.corners);
+    gl.drawElements(gl.TRIANGLES, 6 * this.count, gl.UNSIGNED_INT, 0);
 
     const finish = this.finishing;
     gl.bindFramebuffer(gl.FRAMEBUFFER, null);
@@ -173,7 +177,7 @@ export class Renderer {
     gl.uniform2fv(places.steps, this.steps);
     gl.bindVertexArray(this.sorted);
     gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, this.feedback);
-    gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, this.projected);
+    gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, this.rows.buffer);
     gl.enable(gl.RASTERIZER_DISCARD);
     gl.beginTransformFeedback(gl.POINTS);
     gl.drawArrays(gl.POINTS, 0, this.count);
@@ -181,6 +185,12 @@ export class Renderer {
     gl.disable(gl.RASTERIZER_DISCARD);
     gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, null);
     gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, null);
+
+    const { width, height, buffer, texture } = this.rows;
+    gl.bindBuffer(gl.PIXEL_UNPACK_BUFFER, buffer);
+    gl.bindTexture(gl.TEXTURE_2D, texture);
+    gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, width, height, gl.RGBA, gl.FLOAT, 0);
+    gl.bindBuffer(gl.PIXEL_UNPACK_BUFFER, null);
   }
 
   bind(textures, places) {

@@ -28,15 +28,14 @@ uniform vec2 steps;           // what 1 stands for in the constant coefficient, 
 
 out vec4 axes2d;              // from the center to the ends of the ellipse alpha = MIN_ALPHA, large and small; NDC
 out vec4 paint;               // color and opacity
-out vec3 center;              // NDC; and how many deviations those ends are away, 0: culled
+out vec4 center;              // NDC; and how many deviations those ends are away, 0: culled
 
 vec4 fetch(sampler2D from, int at) {
   int width = textureSize(from, 0).x;
   return texelFetch(from, ivec2(at % width, at / width), 0);
 }
 
-const int VALUES = 3 * COEFFICIENTS;
-const int TEXELS = (VALUES + 7) / 8;
+#define TEXELS ((3 * COEFFICIENTS + 7) / 8)
 float values[8 * TEXELS];
 
 void unpack() {
@@ -87,7 +86,7 @@ mat3 turn(vec4 q) {  // columns
 void main() {
   axes2d = vec4(0.0);
   paint = vec4(0.0);
-  center = vec3(0.0);
+  center = vec4(0.0);
   int row = 3 * int(splat);
   vec4 first = fetch(splats, row), last = fetch(splats, row + 2);
   int triangle = 3 * int(first.w);
@@ -120,25 +119,32 @@ void main() {
   float reach = sqrt(2.0 * log(last.w / MIN_ALPHA));
   vec2 ndc = vec2(2.0, -2.0) / size;
   axes2d = reach * vec4(sqrt(large) * axis * ndc, sqrt(small) * vec2(-axis.y, axis.x) * ndc);
-  center = vec3((lens.xy * slope + lens.zw) * ndc + vec2(-1.0, 1.0), reach);
+  center = vec4((lens.xy * slope + lens.zw) * ndc + vec2(-1.0, 1.0), reach, 0.0);
   paint = vec4(color(normalize(mean - eye)), last.w);
 }`;
 
 export const PROJECT_FRAGMENT = "void main() {}";
 
-// One instance per Gaussian, four corners each.
+// Four corners per Gaussian. They are no instances, of which software renderers make a drawing each.
 export const SPLAT_VERTEX = `
-layout(location = 0) in vec4 axes2d;
-layout(location = 1) in vec4 paint;
-layout(location = 2) in vec3 center;
+precision highp sampler2D;
+
+uniform sampler2D projected;  // three texels per Gaussian: axes2d, paint, center
 
 out vec2 place;               // in standard deviations along the ellipse's axes
 flat out vec4 tint;
 
+vec4 fetch(int at) {
+  int width = textureSize(projected, 0).x;
+  return texelFetch(projected, ivec2(at % width, at / width), 0);
+}
+
 void main() {
-  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
+  int row = 3 * (gl_VertexID >> 2);
+  vec2 corner = vec2(gl_VertexID & 1, (gl_VertexID >> 1) & 1) * 2.0 - 1.0;
+  vec4 axes2d = fetch(row), center = fetch(row + 2);
+  tint = fetch(row + 1);
   place = corner * center.z;
-  tint = paint;
   gl_Position = vec4(center.xy + corner.x * axes2d.xy + corner.y * axes2d.zw, 0.0, 1.0);
 }`;
 

@@ -123,7 +123,8 @@ def test_it_can_be_driven_by_scripts(shown: OpenPage) -> None:
 
 
 def test_hands_turn_it_and_eyes_follow(shown: OpenPage) -> None:
-    shown.run("avatar.release(); avatar.pause(); avatar.seek(0); avatar.setCamera(null); avatar.resetView();")
+    rest = "while (avatar.asked) await new Promise(requestAnimationFrame);"  # with all its pixels
+    shown.run("avatar.release(); avatar.pause(); avatar.seek(0); avatar.setCamera(null); avatar.resetView();" + rest)
     before = shown.picture()
     mouse = shown.page.mouse
     mouse.move(60, 60)
@@ -133,6 +134,7 @@ def test_hands_turn_it_and_eyes_follow(shown: OpenPage) -> None:
     mouse.wheel(0, -300)
     turned = shown.run("return [avatar.orbit.yaw, avatar.orbit.pitch, avatar.orbit.zoom];")
     assert turned[0] < -0.1 and turned[1] > 0.02 and turned[2] > 1.2
+    shown.run(rest)
     assert not torch.allclose(shown.picture(), before, atol=0.1)
     shown.run("avatar.resetView(); avatar.setFollowing(true);")
     # A turn about +y takes the gaze towards +x, which is the picture's right.
