@@ -256,12 +256,12 @@ export class Avatar extends EventTarget {
 
   /** Fewer pixels while it moves on a slow device; all of them once it rests. */
   adapt(seconds) {
-    if (!this.moving && this.scale < 1) {
+    if (!this.moving) {
       this.mean = 0;
+      if (this.scale < 1) this.request();
       this.scale = 1;
-      this.request();
     }
-    if (!seconds) return;
+    if (!seconds || !this.moving) return;
     this.mean = this.mean ? 0.9 * this.mean + 0.1 * seconds : Math.sqrt(SLOW * QUICK);
     if (this.mean > SLOW && this.scale > COARSEST) this.scale *= 0.85;
     else if (this.mean < QUICK && this.scale < 1) this.scale = Math.min(1, this.scale * 1.1);
