@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import OptimizationOptions
@@ -75,7 +74,9 @@ def alpha_terms(weight: float, alpha: Tensor, ground_truth: Tensor | None) -> Te
         return {}
     if ground_truth is None:
         return {"alpha": torch.zeros((), device=alpha.device)}
-    return {"alpha": weight * F.l1_loss(alpha, ground_truth)}
+    # The mean of |d| as a product with the signs: autograd's own takes half as long again.
+    difference = (alpha - ground_truth).flatten()
+    return {"alpha": torch.dot(difference.detach().sign(), difference) * (weight / difference.numel())}
 
 
 def local_terms(

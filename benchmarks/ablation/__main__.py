@@ -66,6 +66,7 @@ ROWS: dict[str, list[str]] = {
         for part in WITHOUT
     },
     "cooldown": ["--lr_cooldown", "0.2"],
+    "alpha": ["--lambda_alpha", "0.2"],
     "ultra": ["--preset", "ultra"],
     "balanced": ["--preset", "balanced"],
     "quality": ["--preset", "quality"],
