@@ -90,7 +90,7 @@ def _left_out(avatar: Avatar, kept: dict[str, int], visible: float) -> Iterator[
     """What the page does not carry, in sentences."""
     dropped = len(avatar.model) - kept["gaussians"]
     if dropped:
-        yield f"{dropped:,} of {len(avatar.model):,} Gaussians are too faint to be seen, and left out"
+        yield f"{dropped:,} of {len(avatar.model):,} Gaussians are too faint to be drawn, and left out"
     if avatar.head is not None:
         if kept["expressions"] < avatar.head.n_expr:
             yield (

@@ -20,8 +20,8 @@ What a value stands for is an integer times a step, so no value is off by more t
     vertices of the identity, meters; weights    largest / 32767
 
 Full use of a mode is its largest coefficient in the motion, and at least 1. A mode, or a pose corrective, that moves
-no vertex by more than `Steps.visible` then is left out. Gaussians are left out whose opacity is under 1/255, which are
-never drawn, and triangles that carry none.
+no vertex by more than `Steps.visible` then is left out. So are Gaussians that no rasterizer draws (an opacity under
+1/255, a quaternion of length 0, an infinite deviation), and triangles that carry none.
 
 A step grows where a value would not fit 16 bits: of an array's mean, a static scene's above all. The header says the
 step of every array.
@@ -42,6 +42,7 @@ from scene import Avatar
 from utils.errors import UserError
 
 LEVEL = 6  # of gzip: 9 takes fifteen times as long for files 3 % smaller
+_LARGEST_LOGARITHM = 88.0  # of a deviation that is finite as float32
 MOST_GAUSSIANS = 1_000_000  # a page with more neither loads nor moves in a browser
 
 
@@ -158,15 +159,16 @@ def _gaussians(avatar: Avatar, steps: Steps, arrays: Arrays) -> np.ndarray:
     fields = {name: value.detach().cpu().double().numpy() for name, value in model.fields().items()}
     binding = np.zeros(len(model), np.int64) if model.binding is None else model.binding.cpu().numpy()
     opacity = 1 / (1 + np.exp(-fields["opacity"][:, 0]))
-    rows = np.flatnonzero(opacity >= CONSTANTS["kMinAlpha"])
+    length = np.linalg.norm(fields["rotation"], axis=1)
+    drawn = (opacity >= CONSTANTS["kMinAlpha"]) & (length >= CONSTANTS["kMinLength"])
+    rows = np.flatnonzero(drawn & (fields["scaling"].max(1) < _LARGEST_LOGARITHM))
     rows = rows[np.argsort(binding[rows], kind="stable")]
     if not len(rows):
         raise UserError(f"{avatar.path}: no Gaussian is opaque enough to be seen")
     if len(rows) > MOST_GAUSSIANS:
         raise UserError(f"{avatar.path} has {len(rows):,} Gaussians; a page shows up to {MOST_GAUSSIANS:,}")
     used, triangles = np.unique(binding[rows], return_inverse=True)
-    rotation = fields["rotation"][rows]
-    rotation /= np.linalg.norm(rotation, axis=1, keepdims=True)
+    rotation = fields["rotation"][rows] / length[rows, None]
     largest = np.abs(rotation).argmax(1)
     rotation *= np.where(np.take_along_axis(rotation, largest[:, None], 1) < 0, -1, 1)  # q and -q turn alike
     smaller = rotation[np.arange(4) != largest[:, None]].reshape(-1, 3)

@@ -115,6 +115,18 @@ def test_no_number_is_off_by_more_than_half_a_step(avatar: Avatar, quality: str)
     assert pack(avatar, steps, {}, life(avatar))[0] == content  # nothing depends on the time or the order of a set
 
 
+def test_what_no_rasterizer_draws_is_left_out(avatar: Avatar) -> None:
+    before = {name: value.detach().clone() for name, value in avatar.model.parameters().items()}
+    with torch.no_grad():
+        avatar.model.rotation[100] = 0.0
+        avatar.model.scaling[200] = 120.0
+    kept = pack(avatar, QUALITIES["high"], {}, life(avatar))[1]
+    with torch.no_grad():
+        for name, value in avatar.model.parameters().items():
+            value.copy_(before[name])
+    assert kept["gaussians"] == len(avatar.model) - 5 - 2
+
+
 def test_values_beyond_16_bits_get_a_larger_step(avatar: Avatar) -> None:
     model = avatar.model
     before = model.xyz.detach().clone()
