@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from arguments.config_file import read_cfg_args, write_cfg_args
+from arguments.export_options import ExportOptions
 from arguments.innovation_options import SHORT_RUN, InnovationOptions
 from arguments.options import (
     METRICS,
@@ -14,13 +15,14 @@ from arguments.options import (
     flatten,
     public,
 )
-from arguments.parser import notes, parse_render, parse_train, parse_view
+from arguments.parser import notes, parse_export, parse_render, parse_train, parse_view
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
 from arguments.schedule import milestones, scale_schedule
 from arguments.view_options import ViewOptions
 
 __all__ = [
+    "ExportOptions",
     "InnovationOptions",
     "METRICS",
     "ModelOptions",
@@ -35,6 +37,7 @@ __all__ = [
     "flatten",
     "milestones",
     "notes",
+    "parse_export",
     "parse_render",
     "parse_train",
     "parse_view",

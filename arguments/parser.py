@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from arguments.export_options import ExportOptions
 from arguments.fields import comma_list, field_types, off_flag, validate
 from arguments.innovation_options import SHORT_RUN, InnovationOptions
 from arguments.options import Options, RunOptions, groups
@@ -164,6 +165,20 @@ def _parse_one(program: str, description: str, group: Any, argv: Sequence[str]) 
     _add_flags(parser, group)
     options = _fill(group, vars(parser.parse_args(list(argv))))
     _require(options, "model_path")
+    return options
+
+
+def parse_export(argv: Sequence[str]) -> ExportOptions:
+    """The options of `export.py`; everything else about the avatar is in its `cfg_args`.
+
+    Raises:
+        UserError: an unknown flag, a missing one, or a value out of its limits.
+    """
+    parser = _new_parser("export.py", "Write a trained avatar in a format that others open.")
+    _add_flags(parser, ExportOptions())
+    options = _fill(ExportOptions(), vars(parser.parse_args(list(argv))))
+    if not options.list:
+        _require(options, "model_path", "format")
     return options
 
 

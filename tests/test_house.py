@@ -15,7 +15,7 @@ FLOORS = (
     ("scene",),
     ("evaluation", "exporters", "viewer"),
     ("training",),
-    ("train", "render", "view", "scripts"),
+    ("train", "render", "view", "export", "scripts"),
     ("benchmarks",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -147,13 +147,15 @@ def test_every_option_is_explained_on_the_help_page(capsys: pytest.CaptureFixtur
         (parse_train, flatten(Options())),
         (parse_render, dataclasses.asdict(arguments.RenderOptions())),
         (parse_view, dataclasses.asdict(arguments.ViewOptions())),
+        (arguments.parse_export, dataclasses.asdict(arguments.ExportOptions())),
     ):
         with pytest.raises(SystemExit) as caught:
             parse(["--help"])
         assert caught.value.code == 0
         page = capsys.readouterr().out
         assert [name for name in names if f"--{name}" not in page] == []
-    for group in [group for _, group in groups(Options())] + [arguments.RenderOptions(), arguments.ViewOptions()]:
+    others = [arguments.RenderOptions(), arguments.ViewOptions(), arguments.ExportOptions()]
+    for group in [group for _, group in groups(Options())] + others:
         for field in dataclasses.fields(group):
             assert field.metadata["help"] and "\n" not in field.metadata["help"], field.name
 

@@ -231,22 +231,25 @@ def test_wrong_answers_are_asked_again_and_the_folder_is_offered(run: Run, capsy
 
 def test_the_demo_twice(run: Run, capsys: Capture) -> None:
     root = environment.ROOT / "output" / "demo"
-    data, training, rendering = commands = run("demo", "--lambda_dssim", "0.3")
+    data, training, rendering, page = commands = run("demo", "--lambda_dssim", "0.3")
     out = capsys.readouterr().out
     assert data == ["python", "-m", "synthetic", f"{root}/data"]
     assert training[:6] == ["python", "train.py", "-s", f"{root}/data", "-m", f"{root}/model"]
     assert training[training.index("--preset") + 1] == "balanced" and "--scale_schedule" in training
     assert training[-4:] == ["--start_checkpoint", "auto", "--lambda_dssim", "0.3"]
     assert rendering[:6] == ["python", "render.py", "-m", f"{root}/model", "--iteration", "4000"]
-    place = f"{root}/model/val/ours_4000"
+    place, opened = f"{root}/model/val/ours_4000", f"{root}/model/avatar.html"
+    saved = ["-m", f"{root}/model", "--iteration", "4000"]
+    assert page == ["python", "export.py", *saved, "--format", "html", "-o", opened]
     pictures = f"Pictures:   {place}/renders (photographs: gt beside it)\n"
-    assert out.endswith(f"{pictures}Comparison: {place}/comparison.png\nVideo:      {place}/renders.mp4\n")
+    video = f"Video:      {place}/renders.mp4\nOpen this:  {opened} (in a browser)\n"
+    assert out.endswith(f"{pictures}Comparison: {place}/comparison.png\n{video}")
     assert "activate" not in out  # the Python that runs is the one of the shell
     # What is shown can be pasted where the command was typed.
     shown = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("+ ")]
     assert shown == [["cd", str(environment.ROOT)], *commands]
 
-    assert run("demo") == [data, rendering]
+    assert run("demo") == [data, rendering, page]
     out = capsys.readouterr().out
     assert "Training is skipped" in out and "to train anew: remove" in out
     run("demo", "--seed", "3")
@@ -273,7 +276,7 @@ def test_the_folder_is_relative_to_the_caller(run: Run, tmp_path: Path, capsys: 
 
 def test_the_demo_with_its_own_length_and_folder(run: Run, capsys: Capture) -> None:
     model = Path("my model").absolute()
-    _, training, rendering = run("demo", "--iterations", "6_00", "-m", "my model")
+    _, training, rendering, _ = run("demo", "--iterations", "6_00", "-m", "my model")
     assert training[training.index("-m") + 1] == str(model) == rendering[rendering.index("-m") + 1]
     assert training[training.index("--iterations") + 1] == "600" == rendering[rendering.index("--iteration") + 1]
     assert training.count("-m") == training.count("--iterations") == 1
@@ -283,9 +286,9 @@ def test_the_demo_with_its_own_length_and_folder(run: Run, capsys: Capture) -> N
     with pytest.raises(SystemExit) as stopped:
         run("demo", "--iterations=900", "-m", "my model", STOPPED="yes")
     assert stopped.value.code == 130
-    assert len(run("demo", "--iterations=600", "-m", "my model")) == 2
+    assert len(run("demo", "--iterations=600", "-m", "my model")) == 3
     capsys.readouterr()
-    assert len(run("demo", "--iterations=900", "-m", "my model")) == 3
+    assert len(run("demo", "--iterations=900", "-m", "my model")) == 4
     out = capsys.readouterr().out
     assert "ours_900" in out and "ours_600" not in out
 
