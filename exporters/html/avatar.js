@@ -192,8 +192,8 @@ export class Avatar extends EventTarget {
   watch(event) {
     if (!this.following || !this.head.turned) return;
     const box = this.canvas.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * this.canvas.width;
-    const y = ((event.clientY - box.top) / box.height) * this.canvas.height;
+    const x = (event.clientX - box.left) / box.width;
+    const y = (event.clientY - box.top) / box.height;
     this.gaze.lookAt(x, y, performance.now() / 1000);
     this.request();
   }

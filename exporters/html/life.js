@@ -19,7 +19,7 @@ export class Gaze {
     this.point = null;
   }
 
-  /** Looks for a while at a pixel of a camera's picture. */
+  /** Looks for a while at a place in the picture, 0..1 across and down. */
   lookAt(x, y, now) {
     this.point = [x, y];
     this.until = now + ATTENTION;
@@ -44,7 +44,7 @@ export class Gaze {
   /** Both eyes' rotation vectors towards the point of the pointer's ray that is so near the face. */
   goal(head, camera) {
     const [x, y] = this.point;
-    const ray = [(x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy, 1];
+    const ray = [(x * camera.width - camera.cx) / camera.fx, (y * camera.height - camera.cy) / camera.fy, 1];
     const back = transposed(camera.rotation);
     const center = times(back, scaled(camera.shift, -1));
     const middle = scaled(add(head.places[3], head.places[4]), 0.5);

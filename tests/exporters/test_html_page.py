@@ -78,7 +78,7 @@ def test_a_thousand_moves_leave_no_fault_and_no_memory(shown: OpenPage) -> None:
     move_sliders(shown, 100, every=10)
     before = shown.heap()
     assert move_sliders(shown, 1000, every=10) == 5 + 7
-    assert shown.heap() - before < 300_000
+    assert shown.heap() - before < 1_000_000  # a mesh or a picture kept from each would be a hundred times that
     assert shown.faults == []
 
 
@@ -138,15 +138,19 @@ def test_hands_turn_it_and_eyes_follow(shown: OpenPage) -> None:
     assert not torch.allclose(shown.picture(), before, atol=0.1)
     shown.run("avatar.resetView(); avatar.setFollowing(true);")
     # A turn about +y takes the gaze towards +x, which is the picture's right.
-    for side, x in ((-1, 10), (1, 110)):
+    gaze: list[float] = []
+    for x in (10, 110):
         mouse.move(x, 50)
-        shown.run(
-            """
-            const sideways = avatar.columns.eyes[0] + 1;
-            while (side * avatar.row[sideways] < 0.15) await new Promise(requestAnimationFrame);
-            """,
-            side=side,
+        gaze.append(
+            shown.run(
+                """
+                const end = performance.now() + 2000;
+                while (performance.now() < end) await new Promise(requestAnimationFrame);
+                return avatar.row[avatar.columns.eyes[0] + 1];
+                """
+            )
         )
+    assert gaze[1] - gaze[0] > 0.25, gaze
     assert shown.faults == []
 
 
