@@ -81,9 +81,7 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
 
     # Switched off, each of these does nothing: the loop has no question to ask.
     progressive = setup.build_progressive(extra)
-    region = setup.build_region(extra, avatar)
-    if region.note and not run.quiet:
-        print(region.note)
+    region = setup.build_region(extra, avatar, quiet=run.quiet)
     color, color_terms = setup.build_color(extra, views, seed=run.seed)
     amp = MixedPrecision(extra.use_amp, device)
     warm = setup.build_warm_start(extra)

@@ -187,14 +187,19 @@ def build_progressive(extra: InnovationOptions) -> ProgressiveResolution:
     return ProgressiveResolution(extra.resolution_schedule, extra.resolution_milestones)
 
 
-def build_region(extra: InnovationOptions, avatar: GaussianModel) -> RegionAdaptiveLoss | NoRegionWeights:
-    """The weights of the picture's regions; without a mesh those of a portrait."""
+def build_region(
+    extra: InnovationOptions, avatar: GaussianModel, *, quiet: bool
+) -> RegionAdaptiveLoss | NoRegionWeights:
+    """The weights of the picture's regions; without a mesh those of a portrait. Says which of them no mask describes."""
     if not extra.use_region_adaptive_loss:
         return NoRegionWeights()
     weights = (extra.region_weight_eyes, extra.region_weight_mouth, extra.region_weight_nose, extra.region_weight_face)
     if avatar.flame is None:
         return RegionAdaptiveLoss(*weights)
-    return RegionAdaptiveLoss(*weights, faces=avatar.flame.faces, masks=avatar.flame.masks)
+    region = RegionAdaptiveLoss(*weights, faces=avatar.flame.faces, masks=avatar.flame.masks)
+    if region.note and not quiet:
+        print(region.note)
+    return region
 
 
 def build_color(
