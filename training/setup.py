@@ -190,7 +190,7 @@ def build_progressive(extra: InnovationOptions) -> ProgressiveResolution:
 def build_region(
     extra: InnovationOptions, avatar: GaussianModel, *, quiet: bool
 ) -> RegionAdaptiveLoss | NoRegionWeights:
-    """The weights of the picture's regions; without a mesh those of a portrait. Says which of them no mask describes."""
+    """The weights of the picture's regions; without a mesh those of a portrait. Says what no mask describes."""
     if not extra.use_region_adaptive_loss:
         return NoRegionWeights()
     weights = (extra.region_weight_eyes, extra.region_weight_mouth, extra.region_weight_nose, extra.region_weight_face)
