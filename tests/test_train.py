@@ -161,9 +161,10 @@ def test_regularizers_in_triangle_units_and_in_meters(finished: SimpleNamespace,
 
     def terms(*words: object) -> dict[str, float]:
         optim = parse_train(flags(capture, finished.model, *words)).optimization
+        objective = Objective(optim, avatar)
         return {
             name: term.item()
-            for name, term in Objective(optim, avatar)(world, vertices, out, out.image, target, None, None, 1).items()
+            for name, term in objective(world, vertices, out, out.image, target, None, None, 1, 0).items()
             if name != "total"
         }
 

@@ -17,7 +17,6 @@ import socket
 import traceback
 import warnings
 from collections.abc import Callable
-from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -84,6 +83,7 @@ class Doorkeeper:
         self.host, self.port = listening.getsockname()[:2]
         self.private = ipaddress.ip_address(self.host).is_loopback
         self.connected: Callable[[], int] = lambda: 0  # how many browsers there are
+        self.open = False  # until the page stands, whoever comes waits
 
     @property
     def url(self) -> str:
@@ -164,7 +164,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def serve(door: Doorkeeper) -> viser.ViserServer:
-    """Starts viser behind the door; it runs in threads of its own until `stop`."""
+    """Starts viser behind the door, which is to be opened; it runs in threads of its own until `stop`."""
     # It tells of every browser, and garbage on the socket ends in tracebacks: not on the terminal of a training.
     rich.get_console().quiet = True
     logging.getLogger("websockets").setLevel(logging.CRITICAL)
@@ -174,8 +174,12 @@ def serve(door: Doorkeeper) -> viser.ViserServer:
     original = websockets.asyncio.server.serve
 
     def behind_door(handler: Any, host: Any, port: Any, *, process_request: Any, **settings: Any) -> Any:
+        async def admit(connection: ServerConnection, request: Request) -> Response | None:
+            while not door.open:
+                await asyncio.sleep(0.02)
+            return door.admit(process_request, connection, request)
+
         settings["max_size"] = LARGEST_MESSAGE
-        admit = partial(door.admit, process_request)
         return original(handler, sock=door.listening, process_request=admit, **settings)
 
     websockets.asyncio.server.serve = behind_door  # type: ignore[assignment, misc]

@@ -51,6 +51,8 @@ class Viewer:
         async def _(client: viser.ClientHandle) -> None:
             stage.note(client.client_id, lambda: self._forget(client.client_id))
 
+        door.open = True
+
     def _welcome(self, client: viser.ClientHandle) -> None:
         if client.client_id in self._server.get_clients():  # else it is gone already
             self.visitors[client.client_id] = Visitor(self.stage, client)

@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from innovations.color_calibration import RESIDUAL_LIMIT
 from ops.kernels import CONSTANTS
 from scene import Avatar
 from utils.errors import UserError
@@ -128,7 +129,7 @@ def pack(avatar: Avatar, steps: Steps, header: dict[str, Any], life: Life | None
         "guard": CONSTANTS["kGuard"],
         "minAlpha": CONSTANTS["kMinAlpha"],
         "maxAlpha": CONSTANTS["kMaxAlpha"],
-        "residualLimit": CONSTANTS["kResidualLimit"],
+        "residualLimit": RESIDUAL_LIMIT,
         "minEdge": CONSTANTS["kMinEdge"],
         "minSine": CONSTANTS["kMinSine"],
     }

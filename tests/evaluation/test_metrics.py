@@ -66,8 +66,8 @@ def test_flip_is_that_of_its_authors(size):
     for one, other in [(image, target), (target, image), (target.flip(0), target), (target.flip(2) * 0.1, target)]:
         arrays = [np.ascontiguousarray(tensor.permute(1, 2, 0).numpy()) for tensor in (other, one)]
         _, expected, settings = flip_evaluator.evaluate(*arrays, "LDR", applyMagma=False)
-        assert metrics.flip(one, other) == pytest.approx(expected, abs=2e-5)
-        assert metrics.flip(one.double(), other.double()) == pytest.approx(expected, abs=2e-5)
+        assert metrics.flip(one, other) == pytest.approx(expected, abs=1e-4)
+        assert metrics.flip(one.double(), other.double()) == pytest.approx(expected, abs=1e-4)
     assert settings["ppd"] == pytest.approx(PIXELS_PER_DEGREE, abs=1e-4)
     assert metrics.flip(target, target) == pytest.approx(0, abs=1e-5)
     assert 0.0 < metrics.flip(image[:, :1, :1], target[:, :1, :1]) < 1.0

@@ -24,6 +24,7 @@ PROTOCOL: list[Any] = [f"viser-v{viser.__version__}"]
 def door() -> Iterator[server.Doorkeeper]:
     door = server.Doorkeeper(server.listen(None, 0), None)
     host = server.serve(door)
+    door.open = True
     yield door
     host.stop()
 
@@ -32,6 +33,7 @@ def door() -> Iterator[server.Doorkeeper]:
 def locked() -> Iterator[server.Doorkeeper]:
     door = server.Doorkeeper(server.listen(None, 0), "Sesame")
     host = server.serve(door)
+    door.open = True
     yield door
     host.stop()
 
@@ -134,3 +136,15 @@ def test_a_warning_where_others_can_come() -> None:
     if socket.has_ipv6:
         with server.listen("::1", 0) as listening:
             assert server.Doorkeeper(listening, None).url.startswith("http://[::1]:")
+
+
+def test_who_comes_too_early_waits() -> None:
+    door = server.Doorkeeper(server.listen(None, 0), None)
+    host = server.serve(door)
+    early = http.client.HTTPConnection("127.0.0.1", door.port, timeout=0.3)
+    early.request("GET", "/")
+    with pytest.raises(TimeoutError):
+        early.getresponse()
+    door.open = True
+    assert get(door, "/").status == 200
+    host.stop()
