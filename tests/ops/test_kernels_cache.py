@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,13 +52,19 @@ def plant(cache: Path) -> Path:
     return library
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planted")
+    assert loaded(folder, folder / "native") == (OURS, "Building the native CPU library (once) ...\n")
+    library = plant(folder / "native")
+    assert loaded(folder, folder / "native") == (THEIRS, "")  # whose file it is is all that counts
+    assert library.stat().st_mode & 0o022 == 0 and (folder / "native").stat().st_mode & 0o777 == 0o700
+    return folder / "native"
+
+
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    assert loaded(tmp_path, tmp_path / "native") == (OURS, "Building the native CPU library (once) ...\n")
-    library = plant(tmp_path / "native")
-    assert loaded(tmp_path, tmp_path / "native") == (THEIRS, "")  # whose file is it is all that counts
-    assert library.stat().st_mode & 0o022 == 0 and (tmp_path / "native").stat().st_mode & 0o777 == 0o700
-    return tmp_path / "native"
+def cache(planted: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(planted, tmp_path / "native")
 
 
 @pytest.mark.parametrize("what", ["folder by all", "folder by a group", "sticky folder", "file by all", "parent"])
