@@ -15,9 +15,9 @@ from ops.sh import C0
 from ops.types import Camera
 from scene.gaussian_model import GaussianModel
 
-# A speck's color is at least so much of the way from that of its neighbors to that of the background ...
-TOWARDS = 0.6
-# ... and so far from theirs (Euclidean, RGB 0..1): on a white blouse there is no telling.
+# A speck is at most so far from the background (Euclidean, RGB 0..1): a lip beside the dark mouth is none ...
+NEAR = 0.35
+# ... and at least so far from that of its neighbors: on a white blouse there is no telling.
 APART = 0.25
 # Words in the names of masks whose parts are white by nature, beside what is not.
 WHITE_PARTS = ("eye", "teeth", "mouth", "lips")
@@ -47,9 +47,8 @@ def speck_share(model: GaussianModel, background: Tensor) -> float | None:
     around = at_vertex[corners].sum(dim=1) - 3 * weighted  # without itself
     around = around[:, :3] / around[:, 3:].clamp_min(1e-30)
 
-    step, way = colors - around, background.to(colors) - around
-    towards = (step * way).sum(dim=1) / way.square().sum(dim=1).clamp_min(1e-12)
-    speck = (towards >= TOWARDS) & (step.norm(dim=1) >= APART)
+    near = (colors - background.to(colors)).norm(dim=1) <= NEAR
+    speck = near & ((colors - around).norm(dim=1) >= APART)
     white = torch.zeros(len(at_vertex), dtype=torch.bool, device=colors.device)
     for name, ids in model.flame.masks.items():
         white[ids] |= any(word in name for word in WHITE_PARTS)
