@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -29,9 +30,12 @@ class Run:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, *map(str, words), "--port", str(port), "--device", "cpu"]
+        # A suite started in the background ignores SIGINT, and so would the script.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         )
+        signal.signal(signal.SIGINT, before)
 
     def open(self, page: Any) -> None:
         """The page, once a picture is there."""
