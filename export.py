@@ -16,7 +16,7 @@ from pathlib import Path
 
 from arguments import ExportOptions, parse_export
 from exporters import FORMATS
-from scene import load_avatar
+from scene.avatar import open_avatar
 from utils.errors import run_script
 from utils.files import refuse_escaping_links
 
@@ -25,16 +25,7 @@ def export(options: ExportOptions) -> Path:
     """Writes what was asked for; returns where."""
     chosen = FORMATS[options.format or ""]
     refuse_escaping_links(options.model_path)
-    avatar = load_avatar(
-        options.model_path,
-        iteration=options.iteration,
-        source=options.source_path,
-        head_model=options.head_model,
-        calibrated=not options.no_color_calibration,
-        device=options.device,
-        rasterizer=options.rasterizer,
-        threads=options.threads,
-    )
+    avatar = open_avatar(options)
     path = Path(options.output or Path(options.model_path, chosen.path(options)))
     for line in chosen.write(avatar, path, options):
         if not options.quiet:

@@ -37,10 +37,10 @@ from evaluation.evaluate import calibrated, mean_metrics
 from evaluation.metrics import Suite, format_table
 from evaluation.pictures import Means, SplitRenderer
 from evaluation.pose_refinement import SplitViews, refinable_views, refine_motion, summary
-from scene import Avatar, load_avatar
-from scene.avatar import choose_iteration
+from scene import Avatar
+from scene.avatar import choose_iteration, open_avatar
 from scene.clip import Painter, chosen_stills, contact_sheet, write_clip
-from scene.dataset import Dataset, View, load_dataset
+from scene.dataset import Dataset, View, dataset_of
 from scene.images.cache import ImageCache
 from scene.motion import Motion, load_motion
 from scene.motion.key_frames import KeyFrames
@@ -123,20 +123,6 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
     return measured
 
 
-def open_avatar(options: RenderOptions) -> Avatar:
-    """The avatar, as the options say."""
-    return load_avatar(
-        options.model_path,
-        iteration=options.iteration,
-        source=options.source_path,
-        head_model=options.head_model,
-        calibrated=not options.no_color_calibration,
-        device=options.device,
-        rasterizer=options.rasterizer,
-        threads=options.threads,
-    )
-
-
 def load_capture(options: RenderOptions, trained: Options) -> Dataset:
     """The capture that the avatar was trained on, or with -t the one that moves it."""
     source = Path(options.source_path or trained.model.source_path)
@@ -146,19 +132,8 @@ def load_capture(options: RenderOptions, trained: Options) -> Dataset:
         )
     if options.target_path and not trained.model.bind_to_mesh:
         raise UserError(f"-t: the avatar in {options.model_path} is not bound to a head mesh, so nothing can move it")
-    target = options.target_path or trained.model.target_path
-    return load_dataset(
-        source,
-        bind_to_mesh=trained.model.bind_to_mesh,
-        eval_split=trained.model.eval,
-        white_background=trained.model.white_background,
-        target=Path(target) if target else None,
-        images=trained.model.images,
-        resolution=trained.model.resolution,
-        select_camera_id=options.select_camera_id,
-        skip_bad_frames=trained.model.skip_bad_frames,
-        seed=trained.run.seed,
-    )
+    target = {"target": Path(options.target_path)} if options.target_path else {}
+    return dataset_of(trained, source, select_camera_id=options.select_camera_id, **target)
 
 
 def split_renderer(

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from arguments import ViewOptions, parse_view
-from scene import Avatar, load_avatar
-from scene.avatar import NEWEST, choose_iteration
-from scene.dataset import load_dataset
+from scene import Avatar
+from scene.avatar import NEWEST, choose_iteration, open_avatar
+from scene.dataset import dataset_of, load_dataset
 from scene.motion.blendshapes import mode_names
 from utils.errors import UserError, run_script
 from utils.files import refuse_escaping_links
@@ -47,16 +47,7 @@ def open_stage(options: ViewOptions) -> Stage:
 
 def load(options: ViewOptions, iteration: int) -> Avatar:
     """The avatar of an iteration, moved as the options say."""
-    avatar = load_avatar(
-        options.model_path,
-        iteration=iteration,
-        source=options.source_path,
-        head_model=options.head_model,
-        calibrated=not options.no_color_calibration,
-        device=options.device,
-        rasterizer=options.rasterizer,
-        threads=options.threads,
-    )
+    avatar = open_avatar(options, iteration)
     if options.target_path:
         target = Path(options.target_path)
         avatar.motion()  # a static scene has none, and says so
@@ -69,22 +60,10 @@ def load(options: ViewOptions, iteration: int) -> Avatar:
 
 def capture_shots(options: ViewOptions, avatar: Avatar) -> Shots:
     """The cameras of the capture it was trained on; none if that is not here, or somebody else's motion is shown."""
-    trained = avatar.options.model
-    source = Path(options.source_path or trained.source_path)
+    source = Path(options.source_path or avatar.options.model.source_path)
     if options.target_path or not source.is_dir():
         return {}
-    capture = load_dataset(
-        source,
-        bind_to_mesh=trained.bind_to_mesh,
-        eval_split=trained.eval,
-        white_background=trained.white_background,
-        target=Path(trained.target_path) if trained.target_path else None,
-        images=trained.images,
-        resolution=trained.resolution,
-        select_camera_id=trained.select_camera_id,
-        skip_bad_frames=trained.skip_bad_frames,
-        seed=avatar.options.run.seed,
-    )
+    capture = dataset_of(avatar.options, source)
     views = capture.train + capture.val + capture.test
     return shots_of(views, avatar.rows(capture.timesteps), capture.background)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arguments.fields import option
-from arguments.options import device_choice, quiet_choice, rasterizer_choice, threads_choice
+from arguments.options import (
+    capture_place,
+    device_choice,
+    head_model_place,
+    quiet_choice,
+    rasterizer_choice,
+    threads_choice,
+    without_calibration,
+)
 
 FORMATS = ("html",)
 QUALITY = "high"
@@ -20,12 +28,8 @@ class ExportOptions:
     format: str | None = option(None, "what to write; --list says more", choices=FORMATS)
     output: str = option("", "the file to write, or with --embed the folder; default: in -m", short="-o", path=True)
     iteration: int = option(-1, "saved iteration to export; -1: the newest", unit="iterations", at_least=-1)
-    source_path: str | None = option(
-        None, "folder of the capture, if it is not where it was during training", short="-s", path=True
-    )
-    head_model: str | None = option(
-        None, "FLAME-format head model, if it is not where it was during training", path=True
-    )
+    source_path: str | None = capture_place()
+    head_model: str | None = head_model_place()
     quality: str = option(
         QUALITY, "html: how finely numbers are rounded, and how small expressions are kept", choices=("high", "small")
     )
@@ -42,7 +46,7 @@ class ExportOptions:
         "doc/motion.md); default: the one beside the head model",
         path=True,
     )
-    no_color_calibration: bool = option(False, "the colors without the calibration that was trained with them")
+    no_color_calibration: bool = without_calibration()
     rasterizer: str = rasterizer_choice()
     device: str = device_choice()
     threads: int = threads_choice()

@@ -33,6 +33,14 @@ device_choice = partial(option, "auto", "where to compute; auto: the GPU if ther
 threads_choice = partial(option, 0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
 quiet_choice = partial(option, False, "print no progress")
 metrics_choice = partial(option, METRICS, choices=METRICS)
+# What every program has that opens an avatar.
+capture_place = partial(
+    option, None, "folder of the capture, if it is not where it was during training", short="-s", path=True
+)
+head_model_place = partial(
+    option, None, "FLAME-format head model, if it is not where it was during training", path=True
+)
+without_calibration = partial(option, False, "the colours without the calibration that was trained with them")
 
 
 def viewer_port(default: int | None) -> Any:

@@ -10,11 +10,14 @@ from arguments.innovation_options import refine_steps, refined_cameras, refineme
 from arguments.options import (
     METRICS,
     camera_choice,
+    capture_place,
     device_choice,
+    head_model_place,
     metrics_choice,
     quiet_choice,
     rasterizer_choice,
     threads_choice,
+    without_calibration,
 )
 
 # What is about clips only, and what does not go with them.
@@ -38,19 +41,15 @@ class RenderOptions:
     skip_val: bool = option(False, "leave out the val split (held-out cameras)")
     skip_test: bool = option(False, "leave out the test split (held-out sequences)")
     select_camera_id: int = camera_choice()
-    source_path: str | None = option(
-        None, "folder of the capture, if it is not where it was during training", short="-s", path=True
-    )
+    source_path: str | None = capture_place()
     target_path: str | None = option(None, "capture whose cameras and motion the avatar follows", short="-t", path=True)
-    head_model: str | None = option(
-        None, "FLAME-format head model, if it is not where it was during training", path=True
-    )
+    head_model: str | None = head_model_place()
     metrics: tuple[str, ...] = metrics_choice(
         help="what the pictures are measured by; the lpips_ ones take nearly all of the time"
     )
     no_metrics: bool = option(False, "only draw: no photograph is looked at, and nothing measured")
     render_mesh: bool = option(False, "also draw the head mesh over the pictures")
-    no_color_calibration: bool = option(False, "the colours without the calibration that was trained with them")
+    no_color_calibration: bool = without_calibration()
     refine_flame: int = refine_steps(
         "fit the FLAME parameters of frames that were not trained on to the views of --refine_cameras, in so many "
         "steps; 0: as tracked"

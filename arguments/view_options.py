@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from arguments.fields import option
 from arguments.options import (
     device_choice,
+    head_model_place,
     quiet_choice,
     rasterizer_choice,
     threads_choice,
     viewer_ip,
     viewer_port,
     viewer_token,
+    without_calibration,
 )
 
 
@@ -34,10 +36,8 @@ class ViewOptions:
         path=True,
     )
     target_path: str | None = option(None, "capture whose motion the avatar follows", short="-t", path=True)
-    head_model: str | None = option(
-        None, "FLAME-format head model, if it is not where it was during training", path=True
-    )
-    no_color_calibration: bool = option(False, "the colours without the calibration that was trained with them")
+    head_model: str | None = head_model_place()
+    no_color_calibration: bool = without_calibration()
     port: int = viewer_port(8080)
     ip: str | None = viewer_ip()
     viewer_token: str | None = viewer_token()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arguments import Options, read_cfg_args, write_cfg_args
+from arguments import ExportOptions, Options, RenderOptions, ViewOptions, read_cfg_args, write_cfg_args
 from gaussian_renderer import Rasterizer, choose_device_and_rasterizer, render
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
@@ -222,6 +222,20 @@ def load_avatar(
     if calibrated and options.innovations.use_color_calibration:
         color = ColorCalibration.load(saved / COLOR_NAME, background=background, device=chosen_device)
     return Avatar(model, head, color, options, iteration, saved / PLY_NAME, background, backend, rasterize, head_file)
+
+
+def open_avatar(options: RenderOptions | ViewOptions | ExportOptions, iteration: int | None = None) -> Avatar:
+    """`load_avatar` as a command line says, or another iteration than it says."""
+    return load_avatar(
+        options.model_path,
+        iteration=options.iteration if iteration is None else iteration,
+        source=options.source_path,
+        head_model=options.head_model,
+        calibrated=not options.no_color_calibration,
+        device=options.device,
+        rasterizer=options.rasterizer,
+        threads=options.threads,
+    )
 
 
 def saved_folder(output: Path, iteration: int) -> Path:

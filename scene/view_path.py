@@ -96,6 +96,18 @@ def front(head: HeadPlace, width: int, height: int) -> Viewpoint:
     return Viewpoint(head.center + distance * z, axes, 2 * math.atan(half), (-float(middle[0]), float(middle[1])))
 
 
+def centered_front(head: HeadPlace, width: int, height: int) -> tuple[Viewpoint, Array]:
+    """`front` for a camera that is turned by hand: the principal point is in the middle, the camera moved.
+
+    Also returns the point [3] in the middle of the picture, at the head's distance.
+    """
+    view = front(head, width, height)
+    seen = 2 * math.tan(view.fov / 2) * float(np.linalg.norm(view.position - head.center))  # metres from top to bottom
+    right, down, _ = view.rotation.T
+    aside = -seen * (view.shift[0] * right + view.shift[1] * down)
+    return Viewpoint(view.position + aside, view.rotation, view.fov), head.center + aside
+
+
 def orbit(view: Viewpoint, head: HeadPlace, degrees: float, turn: float) -> Viewpoint:
     """The view after a share `turn` (0..1) of a round: to both sides by `degrees`, a little up and down.
 

@@ -1,10 +1,13 @@
-"""Bounds of time and memory for the tests that read files from strangers, and the one line that such a file ends in."""
+"""For the tests that read files from strangers: bounds of time and memory, the one line that such a file ends in, and a
+file of torch.save with another pickle inside."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import resource
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,3 +51,13 @@ def refusal(read: Callable[[], object]) -> str:
     text = str(caught.value)
     assert 0 < len(one_line(text)) < 3000
     return text
+
+
+def with_pickle(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A file of torch.save with another data.pkl, its checksum right."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(written, "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            target.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
+    return written.getvalue()

@@ -119,14 +119,14 @@ def test_a_run_that_ended_while_this_one_was_loading_is_not_begun_anew(
     capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
-    plain = setup.load_dataset
+    plain = setup.dataset_of
 
     def meanwhile(*args: object, **named: object) -> object:
         with only_writer(model):
             checkpoint.save(model / "chkpnt7.pth", {"step": 7})
         return plain(*args, **named)
 
-    monkeypatch.setattr(setup, "load_dataset", meanwhile)
+    monkeypatch.setattr(setup, "dataset_of", meanwhile)
     with pytest.raises(UserError, match="another run has just saved checkpoints in .*start again"):
         train_on(capture, model, "--iterations 300")
     assert {path.name for path in model.iterdir()} == {".lock", "chkpnt7.pth"}

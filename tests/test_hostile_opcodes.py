@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import refusal
-from test_hostile_pickles import torch_file, with_pickle
+from hostile import refusal, with_pickle
+from test_hostile_pickles import torch_file
 
 from arguments import parse_train
 from scene.flame.head_pickle import read_pickle

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import bounded, refusal
+from hostile import bounded, refusal, with_pickle
 
 from innovations.color_calibration import ColorCalibration
 from scene.flame.head_pickle import read_pickle
@@ -43,16 +43,6 @@ def torch_file(content: object) -> bytes:
     stream = io.BytesIO()
     torch.save(content, stream)
     return stream.getvalue()
-
-
-def with_pickle(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """A file of torch.save with another data.pkl, its checksum right."""
-    written = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(written, "w") as target:
-        for entry in source.infolist():
-            content = source.read(entry)
-            target.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
-    return written.getvalue()
 
 
 def test_no_pickle_runs(tmp_path: Path) -> None:

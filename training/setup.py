@@ -35,7 +35,7 @@ from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, tri
 from ops.sh import from_colors
 from ops.types import Camera, RenderOut
 from scene.cameras import write_cameras_json
-from scene.dataset import Dataset, load_dataset
+from scene.dataset import Dataset, dataset_of
 from scene.flame import Flame, FlameParameters, find_head_model, load_head_model
 from scene.gaussian_model import GaussianModel
 from training import checkpoint
@@ -53,18 +53,8 @@ SHOWN_DENSIFICATIONS = 20  # lines in a run, however often it densifies
 def load_capture(options: Options) -> Dataset:
     """The capture to train on; UserError when it cannot be read, or no training view is left of it."""
     model = options.model
-    dataset = load_dataset(
-        Path(model.source_path),
-        bind_to_mesh=model.bind_to_mesh,
-        eval_split=model.eval,
-        white_background=model.white_background,
-        images=model.images,
-        target=Path(model.target_path) if model.target_path else None,
-        resolution=model.resolution,
-        select_camera_id=model.select_camera_id,
-        skip_bad_frames=model.skip_bad_frames,
-        seed=options.run.seed,
-        vertices=lambda: load_head_model(find_head_model(model.head_model, Path(model.source_path))).n_vertices,
+    dataset = dataset_of(
+        options, vertices=lambda: load_head_model(find_head_model(model.head_model, Path(model.source_path))).n_vertices
     )
     if not dataset.train:
         raise UserError(

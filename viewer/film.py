@@ -27,7 +27,7 @@ class Film:
     """Key frames, ready to be shown at any moment."""
 
     def __init__(self, keys: KeyFrames, avatar: Avatar, rate: float = PREVIEW_RATE) -> None:
-        self.seconds, self.rate, self.view = keys.seconds, rate, keys.views()
+        self.seconds, self.rate, self.count, self.view = keys.seconds, rate, keys.pictures(rate), keys.views()
         self.rows = np.zeros((1, 0))  # [T, D] poses, `rate` a second; of a static scene [1, 0]
         if keys.has_poses and avatar.model.flame_parameters is not None:
             rest = avatar.neutral().double().cpu().numpy()
@@ -40,12 +40,11 @@ class Film:
 
     def shoot(self, path: Path, drawn: Painter) -> Iterator[tuple[int, int]]:
         """Writes the mp4, a frame at a step; gives how many are done, and of how many."""
-        count = int(round(self.seconds * self.rate, 6)) + 1
-        views = (self.view(index / self.rate) for index in range(count))
+        views = (self.view(index / self.rate) for index in range(self.count))
         with clip_writer(path, *drawn.size, fps=self.rate) as add:
             for done, picture in enumerate(drawn.pictures(self.rows, views), start=1):
                 add(picture)
-                yield done, count
+                yield done, self.count
 
 
 def key_frame(seconds: float, view: Viewpoint, avatar: Avatar, pose: Tensor | None) -> KeyFrame:

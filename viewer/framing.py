@@ -10,7 +10,7 @@ import numpy as np
 from ops.types import Camera
 from scene import Avatar
 from scene.cameras import Viewpoint
-from scene.view_path import FILLED, front, place_of_head
+from scene.view_path import FILLED, centered_front, place_of_head
 
 Array = np.ndarray
 
@@ -49,12 +49,8 @@ def before(avatar: Avatar, cameras: list[Camera], width: int, height: int) -> St
         return _before_scene(avatar, cameras, width, height)
     values = avatar.motion().values[:1].detach().double().cpu().numpy()  # as the head is held where the motion begins
     head = place_of_head(avatar, values)
-    view = front(head, width, height)
-    distance = float(np.linalg.norm(view.position - head.center))
-    # The principal point stays in the middle here, so the camera moves instead.
-    seen = 2 * math.tan(view.fov / 2) * distance  # metres from the top to the bottom of the window
-    aside = head.rotation @ np.array([-view.shift[0] * seen, view.shift[1] * seen, 0.0])
-    return Stand(view.position + aside, head.center + aside, head.up, view.fov)
+    view, target = centered_front(head, width, height)
+    return Stand(view.position, target, head.up, view.fov)
 
 
 def _before_scene(avatar: Avatar, cameras: list[Camera], width: int, height: int) -> Stand:

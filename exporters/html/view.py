@@ -10,7 +10,7 @@ import numpy as np
 from ops.types import Camera
 from scene import Avatar
 from scene.cameras import CAMERAS_NAME, Viewpoint, read_cameras_json
-from scene.view_path import front, place_of_head
+from scene.view_path import centered_front, place_of_head
 
 ASPECT = (3, 4)  # width and height of the picture that is always seen whole
 # Of a static scene: how much more than its Gaussians is seen, of which so many percent on each side do not count.
@@ -31,14 +31,10 @@ def first_view(avatar: Avatar, rows: np.ndarray) -> dict[str, Any]:
     """
     if avatar.head is None:
         return _scene_view(avatar)
-    place = place_of_head(avatar, rows)
-    view = front(place, *ASPECT)
-    right, down, forward = view.rotation.T
-    distance = float(np.linalg.norm(view.position - place.center))
-    height = 2 * distance * math.tan(view.fov / 2)
-    # The orbit's picture has its target in the middle.
-    target = place.center - height * (view.shift[0] * right + view.shift[1] * down)
-    return _described(target, -forward, -down, distance, height)
+    view, target = centered_front(place_of_head(avatar, rows), *ASPECT)
+    _, down, forward = view.rotation.T
+    distance = float(np.linalg.norm(view.position - target))
+    return _described(target, -forward, -down, distance, 2 * distance * math.tan(view.fov / 2))
 
 
 def _scene_view(avatar: Avatar) -> dict[str, Any]:

@@ -193,15 +193,6 @@ LANES uint32_t bits(const Truths<n>& m) {
     return r;
 }
 
-// The inverse of `bits`.
-LANES_OR_SIXTEEN Truths<n> mask_of(uint32_t bits) {
-    IntPart lane;
-    for (int j = 0; j < kWidth; ++j) lane[j] = 1 << j;
-    Truths<n> r;
-    FOR_PARTS r.part[i] = (int32_t(bits >> (i * kWidth)) & lane) != 0;
-    return r;
-}
-
 // Of `a` and then `b` the floats numbered I.
 template <size_t... I>
 ALWAYS_INLINE FloatPart shuffle(const FloatPart& a, const FloatPart& b, std::index_sequence<I...>) {

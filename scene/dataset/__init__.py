@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from arguments import Options
 from scene.dataset.blender import read_blender
 from scene.dataset.colmap import model_folder, read_colmap
 from scene.dataset.common import Dataset, View, scene_extent, training_size
 from scene.dataset.rigged import CANONICAL, is_rigged, read_rigged
 from utils.errors import UserError
 
-__all__ = ["Dataset", "View", "load_dataset", "scene_extent", "training_size"]
+__all__ = ["Dataset", "View", "dataset_of", "load_dataset", "scene_extent", "training_size"]
 
 
 def load_dataset(
@@ -86,6 +88,31 @@ def load_dataset(
         f"{source} is no data set that is known here: it has neither {CANONICAL} (rigged capture), "
         "nor sparse/0/cameras.bin or .txt (COLMAP), nor transforms_train.json (Blender)"
     )
+
+
+def dataset_of(options: Options, source: str | Path | None = None, **changes: Any) -> Dataset:
+    """The capture that the options of a training name, read as that training reads it.
+
+    Args:
+        source: its folder, if it is elsewhere now.
+        changes: arguments of `load_dataset`.
+
+    Raises:
+        UserError: as `load_dataset`.
+    """
+    model = options.model
+    arguments: dict[str, Any] = {
+        "bind_to_mesh": model.bind_to_mesh,
+        "eval_split": model.eval,
+        "white_background": model.white_background,
+        "target": Path(model.target_path) if model.target_path else None,
+        "images": model.images,
+        "resolution": model.resolution,
+        "select_camera_id": model.select_camera_id,
+        "skip_bad_frames": model.skip_bad_frames,
+        "seed": options.run.seed,
+    }
+    return load_dataset(Path(source or model.source_path), **{**arguments, **changes})
 
 
 def _folder(path: Path, option: str) -> Path:

@@ -61,6 +61,10 @@ class KeyFrames:
         """How long they last."""
         return self.frames[-1].seconds
 
+    def pictures(self, fps: float) -> int:
+        """How many pictures show them, `fps` a second."""
+        return int(round(self.seconds * fps, 6)) + 1
+
     @property
     def has_views(self) -> bool:
         return self.frames[0].view is not None
@@ -112,7 +116,7 @@ class KeyFrames:
                     )
                 row[part.start : part.start + len(values)] = values
         times = self._times()
-        count = int(round(self.seconds * fps, 6)) + 1
+        count = self.pictures(fps)
         stills = tuple(Still(min(round(time * fps), count - 1), f"{time:g} s") for time in times)
         return Motion(name, between(times, rows, np.arange(count) / fps), fps, stills)
 

@@ -16,7 +16,6 @@ import pickletools
 import shutil
 import struct
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hostile import with_pickle
 from runs import flags
 from test_hostile_files import png
 from torture.fuzz_mutations import EXTREME_VALUES, Format, saved_bytes
@@ -144,15 +144,6 @@ def spoil_opcodes(random: Random, data: bytes) -> bytes:
     return data[: places[0]] + b"".join(pieces)
 
 
-def _with_pickle(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(written, "w") as target:
-        for entry in source.infolist():
-            content = source.read(entry)
-            target.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
-    return written.getvalue()
-
-
 def _then_good(read: Callable[[Path], Any], good: Path) -> Callable[[Path], None]:
     """Reads a good file after the spoilt one: it must come out as before."""
     before = repr(read(good))
@@ -187,7 +178,7 @@ def _pickles(folder: Path) -> dict[str, Format]:
         "checkpoint_opcodes": Format(
             folder / "chkpnt8.pth",
             [saved],
-            lambda random, data, _: _with_pickle(data, lambda content: spoil_opcodes(random, content)),
+            lambda random, data, _: with_pickle(data, lambda content: spoil_opcodes(random, content)),
             _then_good(resume, good),
         ),
         "head_opcodes": Format(

@@ -114,7 +114,7 @@ def test_signals_act_at_once_while_nothing_can_be_lost(
     def interrupted(*args: object, **named: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    for place, name, kept in ((setup, "load_dataset", []), (listeners.Evaluation, "final", ["chkpnt9.pth"])):
+    for place, name, kept in ((setup, "dataset_of", []), (listeners.Evaluation, "final", ["chkpnt9.pth"])):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
