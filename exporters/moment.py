@@ -87,8 +87,7 @@ class Splats:
     def moment(self, index: int) -> Gaussians:
         """The Gaussians of one of them."""
         posed = gaussians_of(self.avatar, self.row if self.rows is None else self.rows[index])
-        if self.kept is not None:
-            posed = Gaussians(*(values[self.kept] for values in posed[:4]), posed.sh)
+        posed = colors.taken(posed, self.kept)
         if self.place is not None:
             posed = self.place.of(posed)
         return posed._replace(sh=self.sh)
