@@ -73,7 +73,7 @@ def prepare(
         mean = -10 * math.log10(max(sum(found) / len(found), 1e-12))
         lowest = -10 * math.log10(max(*found, 1e-12))
         notes.append(
-            f"its pictures differ from the avatar's by {mean:.1f} dB PSNR, at most {lowest:.1f}, in {len(found)} views"
+            f"its pictures against the avatar's own: {mean:.1f} dB PSNR, the worst of {len(found)} views {lowest:.1f}"
         )
     return Colors(sh, kept, notes)
 
