@@ -251,6 +251,31 @@ def test_a_static_scene(tmp_path: Path, kind: str) -> None:
             write(scene, kind, *words)
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_gaussians_that_cannot_be_drawn_are_left_out(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = write_avatar(tmp_path / "scene", bound=False)
+    avatar = load_avatar(scene, device="cpu")
+    count = len(avatar.model)
+    with torch.no_grad():
+        avatar.model.scaling[7] = 200.0
+        avatar.model.rotation[9] = 0.0
+    avatar.save(scene)
+    path = tmp_path / f"scene.{kind}"
+    for words, number in (([], count - 2), (["--prune", "0.5"], round((count - 2) / 2))):
+        export(parse_export(["-m", str(scene), "--format", kind, "--up", "world", "-o", str(path), *words]))
+        assert "2 Gaussians without a finite size or a rotation are left out" in capsys.readouterr().out
+        found = read(path)
+        assert len(found.means) == number
+        assert all(values.isfinite().all() for values in found) and found.scales.max() < 1
+    with torch.no_grad():
+        avatar.model.rotation[:] = 0.0
+    avatar.save(scene)
+    with pytest.raises(UserError, match="none can be drawn"):
+        write(scene, kind)
+
+
 def test_mistakes_are_told(plain: Path) -> None:
     for words, message in (
         (["ply", "--quality", "small"], "--quality is about --format html"),
