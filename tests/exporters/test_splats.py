@@ -251,10 +251,7 @@ def test_a_static_scene(tmp_path: Path, kind: str) -> None:
             write(scene, kind, *words)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_gaussians_that_cannot_be_drawn_are_left_out(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gaussians_that_cannot_be_drawn_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = write_avatar(tmp_path / "scene", bound=False)
     avatar = load_avatar(scene, device="cpu")
     count = len(avatar.model)
@@ -262,9 +259,9 @@ def test_gaussians_that_cannot_be_drawn_are_left_out(
         avatar.model.scaling[7] = 200.0
         avatar.model.rotation[9] = 0.0
     avatar.save(scene)
-    path = tmp_path / f"scene.{kind}"
+    path = tmp_path / "scene.glb"
     for words, number in (([], count - 2), (["--prune", "0.5"], round((count - 2) / 2))):
-        export(parse_export(["-m", str(scene), "--format", kind, "--up", "world", "-o", str(path), *words]))
+        export(parse_export(["-m", str(scene), "--format", "glb", "--up", "world", "-o", str(path), *words]))
         assert "2 Gaussians without a finite size or a rotation are left out" in capsys.readouterr().out
         found = read(path)
         assert len(found.means) == number
@@ -273,7 +270,7 @@ def test_gaussians_that_cannot_be_drawn_are_left_out(
         avatar.model.rotation[:] = 0.0
     avatar.save(scene)
     with pytest.raises(UserError, match="none can be drawn"):
-        write(scene, kind)
+        write(scene, "glb")
 
 
 def test_mistakes_are_told(plain: Path) -> None:
