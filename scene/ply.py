@@ -12,11 +12,12 @@ This is the only place that knows these names; everywhere else the tensors of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -183,6 +184,22 @@ def read_ply(path: str | Path) -> dict[str, Tensor | None]:
     }
 
 
+def is_bound(path: Path) -> bool:
+    """Whether the Gaussians of a PLY ride on the triangles of a head mesh; only its header is read.
+
+    Raises:
+        UserError: as `read_ply`, as far as the header tells.
+    """
+    element = ""
+    with _opened(path) as stream:
+        for line in _check_header(path, stream):
+            if line[:1] == ["element"]:
+                element = line[1]
+            elif line[:1] == ["property"] and line[-1] == "binding_0" and element == "vertex":
+                return True
+    return False
+
+
 def _binding(path: Path, values: np.ndarray) -> Tensor:
     """Checked triangle numbers [N] int64; whether the head has so many triangles is the caller's to know."""
     wrong = np.flatnonzero((values < 0) | (values >= _LARGEST_EXACT) | (values != np.floor(values)))
@@ -200,12 +217,22 @@ def read_vertices(path: Path) -> np.ndarray:
     Raises:
         UserError: unreadable or malformed file, or one that announces more than it holds.
     """
+    with _opened(path) as stream:
+        _check_header(path, stream)
+        with np.errstate(over="ignore"), warnings.catch_warnings():  # too large for float32: reported later
+            warnings.simplefilter("ignore")  # NumPy's, about empty lists
+            data = plyfile.PlyData.read(stream)
+    if "vertex" not in data:
+        raise UserError(f"{path} has no element vertex, so it is not a point cloud")
+    return data["vertex"].data
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open; whatever goes wrong while it is read becomes a UserError."""
     try:
         with open_regular(path) as stream:
-            _check_header(path, stream)
-            with np.errstate(over="ignore"), warnings.catch_warnings():  # too large for float32: reported later
-                warnings.simplefilter("ignore")  # NumPy's, about empty lists
-                data = plyfile.PlyData.read(stream)
+            yield stream
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except UserError:
@@ -213,15 +240,12 @@ def read_vertices(path: Path) -> np.ndarray:
     except Exception as error:  # a malformed file can fail in any way in plyfile
         reason = one_line(error)[:200] or type(error).__name__
         raise UserError(f"{path} is not a readable PLY file: {reason}") from error
-    if "vertex" not in data:
-        raise UserError(f"{path} has no element vertex, so it is not a point cloud")
-    return data["vertex"].data
 
 
-def _check_header(path: Path, stream: BinaryIO) -> None:
+def _check_header(path: Path, stream: BinaryIO) -> list[list[str]]:
     """Refuses a file too short for what its header announces, before anything of that size is allocated.
 
-    Leaves `stream` at its beginning.
+    Leaves `stream` at its beginning; returns the words of each line of the header.
     """
     start = stream.read(_LONGEST_HEADER)
     stream.seek(0)
@@ -261,3 +285,4 @@ def _check_header(path: Path, stream: BinaryIO) -> None:
         raise UserError(f"{path} is cut short: its header announces at least {needed} bytes, {available} follow it")
     if largest > _MOST_ELEMENTS:
         raise UserError(f"{path} announces {largest} elements; up to {_MOST_ELEMENTS:,} are read")
+    return words
