@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arguments import ExportOptions
-from exporters import html
+from exporters import glb, html, ply, spz
 from scene import Avatar
 
 
@@ -25,6 +25,11 @@ class Format(NamedTuple):
     opens: str  # with what
 
 
+def _file_or_folder(options: ExportOptions) -> str:
+    """Of a moment a file, of a motion a folder."""
+    return f"avatar.{options.format}" if options.motion is None else f"avatar_{options.format}"
+
+
 FORMATS = {
     "html": Format(
         html.export,
@@ -32,5 +37,26 @@ FORMATS = {
         keeps="expressions, poses, motion, view-dependent color, color network: all that moves and shows",
         loses="precision (--quality), offsets of single timesteps, colors of single cameras",
         opens="browsers of 2023 and later, offline",
-    )
+    ),
+    "ply": Format(
+        ply.export,
+        _file_or_folder,
+        keeps="one moment, or with --motion a file for each; view-dependent color; all digits",
+        loses="the rig; the color network is put into the colors, nearly; colors of single cameras",
+        opens="every viewer and editor of Gaussian splats: SuperSplat, Spark, ...",
+    ),
+    "spz": Format(
+        spz.export,
+        _file_or_folder,
+        keeps="as ply, in a tenth of the bytes",
+        loses="as ply, and precision: 8 bits for most numbers",
+        opens="viewers on the web and on phones: Spark, SuperSplat, ...",
+    ),
+    "glb": Format(
+        glb.export,
+        _file_or_folder,
+        keeps="as ply, in meters, y up: glTF with KHR_gaussian_splatting",
+        loses="as ply",
+        opens="programs with that extension; others show a cloud of points",
+    ),
 }

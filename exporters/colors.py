@@ -1,0 +1,137 @@
+"""The colors of ordinary splats: what the color network does put into them, a lower degree, and who shows at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from exporters.view import around
+from innovations.color_calibration import ColorCalibration, ColorCalibrationNetwork
+from ops import sh as harmonics
+from ops.types import Camera, Gaussians
+from scene import Avatar
+
+HEIGHT = 384  # pixels of the pictures that files are judged by
+# Radians: from where files are judged, and from where it is seen which Gaussians show.
+FRONT_YAWS, FRONT_PITCHES = (-0.9, -0.45, 0.0, 0.45, 0.9), (0.0, 0.3)
+ALL_YAWS, ALL_PITCHES = tuple(math.tau * turn / 12 for turn in range(12)), (-0.4, 0.0, 0.4)
+DIRECTIONS = 256
+BEHIND = 0.05  # weight of the directions from behind, where few cameras were, against that of the front
+CHUNK = 1 << 22  # colors at a time
+
+
+class Colors(NamedTuple):
+    """Which Gaussians a file gets, and in which colors."""
+
+    sh: Tensor  # [M, K, 3]
+    kept: Tensor | None  # [M] int64; None: all
+    notes: list[str]
+
+
+def sphere(count: int) -> Tensor:
+    """[count, 3] unit vectors, evenly over the sphere (the Fibonacci lattice), float64."""
+    step = torch.arange(count, dtype=torch.float64)
+    z, turn = 1 - (2 * step + 1) / count, math.pi * (3 - math.sqrt(5)) * step
+    radius = (1 - z * z).sqrt()
+    return torch.stack([radius * turn.cos(), radius * turn.sin(), z], dim=1)
+
+
+def prepare(
+    avatar: Avatar, posed: Sequence[Gaussians], view: dict[str, Any], *, prune: float, degree: int | None
+) -> Colors:
+    """The colors without a network, up to a degree, of those Gaussians that show.
+
+    Args:
+        posed: the world-space Gaussians at some of the moments that will be written.
+        view: from where they are seen first, of `first_view`.
+        prune: the share of Gaussians to leave out.
+        degree: of the view-dependent color; None: that of the avatar.
+    """
+    sh, kept, notes = posed[0].sh, None, []
+    degree = min(avatar.model.active_sh_degree, 3 if degree is None else degree)
+    if prune:
+        cameras = around(view, HEIGHT, ALL_YAWS, ALL_PITCHES)
+        shown = torch.stack([shares(avatar, gaussians, cameras) for gaussians in posed]).amax(0)
+        kept = shown.argsort(descending=True, stable=True)[: max(1, round((1 - prune) * len(sh)))].sort().values
+        notes.append(f"{len(sh) - len(kept):,} of {len(sh):,} Gaussians, those that show least, are left out")
+        sh = sh[kept]
+    network = avatar.color.network if isinstance(avatar.color, ColorCalibration) else None
+    if network is not None or harmonics.bases(degree) < sh.shape[1]:
+        sh = fitted(sh, degree, network, torch.tensor(view["back"]))
+    if network is not None:
+        notes.append("the color network is put into the colors of the Gaussians")
+    if degree < avatar.model.active_sh_degree:
+        notes.append(f"the view-dependent color is of degree {degree}, not {avatar.model.active_sh_degree}")
+    notes += average_camera(avatar)
+    if kept is not None or sh is not posed[0].sh:
+        cameras = around(view, HEIGHT, FRONT_YAWS, FRONT_PITCHES)
+        found = [error for gaussians in posed for error in compare(avatar, gaussians, kept, sh, cameras)]
+        mean = -10 * math.log10(max(sum(found) / len(found), 1e-12))
+        lowest = -10 * math.log10(max(*found, 1e-12))
+        notes.append(
+            f"its pictures differ from the avatar's by {mean:.1f} dB PSNR, at most {lowest:.1f}, in {len(found)} views"
+        )
+    return Colors(sh, kept, notes)
+
+
+def average_camera(avatar: Avatar) -> Iterator[str]:
+    """What is lost with the affine maps of the cameras, as a sentence."""
+    if isinstance(avatar.color, ColorCalibration) and avatar.color.cameras is not None:
+        yield "the colors are those of the average camera, as of any camera that was not trained on"
+
+
+def fitted(sh: Tensor, degree: int, network: ColorCalibrationNetwork | None, back: Tensor) -> Tensor:
+    """Coefficients [N, (degree+1)^2, 3] of the colors that `network` makes of those of `sh` [N, K, 3].
+
+    Least squares over directions from everywhere, most of all from the front. A picture's color is mixed of those of
+    many Gaussians before the network sees it, so this is exact only where those behind each other agree.
+
+    Args:
+        back: [3] unit, from what is seen to the viewer, world space.
+    """
+    directions = sphere(DIRECTIONS).to(sh)
+    weights = ((directions @ -back.to(sh)).clamp_min(0).square() + BEHIND).sqrt()[:, None]
+    given = harmonics.basis(directions, round(sh.shape[1] ** 0.5) - 1)  # [M, K]
+    wanted = harmonics.basis(directions, degree)
+    inverse = torch.linalg.pinv((weights * wanted).double()).to(sh) * weights.T
+    copied = min(given.shape[1], wanted.shape[1])
+    result = []
+    for part in sh.split(max(1, CHUNK // DIRECTIONS)):
+        seen = torch.einsum("mk,nkc->nmc", given, part)
+        # Only what has to change is fitted, so that nothing else does.
+        change = seen - torch.einsum("mk,nkc->nmc", wanted[:, :copied], part[:, :copied])
+        if network is not None:
+            inside = (seen + 0.5).clamp(0, 1)
+            change = change + network(inside.permute(2, 0, 1)).permute(1, 2, 0) - inside
+        result.append(part[:, :copied] + torch.einsum("km,nmc->nkc", inverse, change))
+    return torch.cat(result)
+
+
+def shares(avatar: Avatar, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
+    """[N] pixels that each Gaussian fills in the pictures of the cameras: the sum of its blending weights.
+
+    The weight of a color in a picture is the derivative of the one by the other.
+    """
+    with torch.enable_grad():
+        color = torch.zeros_like(gaussians.sh[:, :1]).requires_grad_()
+        for camera in cameras:
+            out = avatar.draw(gaussians._replace(sh=color), camera.to(color.device), sh_degree=0)
+            out.image.sum().backward()
+        assert color.grad is not None
+        return color.grad.sum(dim=(1, 2)) / (3 * harmonics.C0)
+
+
+def compare(
+    avatar: Avatar, gaussians: Gaussians, kept: Tensor | None, sh: Tensor, cameras: Sequence[Camera]
+) -> Iterator[float]:
+    """Mean squared error of each camera's picture of the `kept` Gaussians in the colors `sh`."""
+    rest = gaussians[:4] if kept is None else [values[kept] for values in gaussians[:4]]
+    degree = round(sh.shape[1] ** 0.5) - 1
+    for camera in cameras:
+        camera = camera.to(sh.device)
+        image = avatar.draw(Gaussians(*rest, sh), camera, sh_degree=degree).image.clamp(0, 1)
+        yield float((image - avatar.look(gaussians, camera).image.clamp(0, 1)).square().mean())
