@@ -133,6 +133,12 @@ class Avatar:
         """Whether its pictures go through a trained color calibration."""
         return isinstance(self.color, ColorCalibration)
 
+    @property
+    def folder(self) -> Path:
+        """What its training left; where it was handed on without that, the folder of the PLY."""
+        saved = self.path.parent
+        return saved.parents[1] if saved.parent.name == "point_cloud" else saved
+
     def motion(self) -> FlameParameters:
         """Its FLAME parameters over time; UserError for a static scene."""
         if self.model.flame_parameters is None:

@@ -60,19 +60,34 @@ def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
 
     Args:
         path: the file; its folder is made when missing.
+        fields: as of `ply_parts`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    header, rows = ply_parts(fields)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(header)
+        stream.write(rows.data)
+
+
+def ply_parts(fields: Mapping[str, Tensor | None]) -> tuple[bytes, np.ndarray]:
+    """The header of a PLY, and the rows [N, P] that follow it.
+
+    Args:
         fields: xyz [N, 3], features_dc [N, 1, 3], features_rest [N, K-1, 3],
             opacity [N, 1], scaling [N, 3], rotation [N, 4] (wxyz), on any device,
             and binding [N] (triangle of each, integers) or None.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: more triangles than the format can number.
     """
     tensors = {name: tensor for name, tensor in fields.items() if tensor is not None}
     count = len(tensors["xyz"])
     binding = tensors.get("binding")
     rest = tensors["features_rest"]
     if binding is not None and count and int(binding.max()) >= _LARGEST_EXACT:
-        raise UserError(f"cannot write {path}: triangle numbers of {_LARGEST_EXACT} and more do not fit its format")
+        raise UserError(f"triangle numbers of {_LARGEST_EXACT} and more do not fit a PLY of Gaussians")
 
     def columns(tensor: Tensor) -> np.ndarray:
         return tensor.detach().cpu().reshape(count, -1).numpy()
@@ -100,9 +115,7 @@ def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
             "end_header\n",
         ]
     )
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(header.encode("ascii"))
-        stream.write(rows.data)
+    return header.encode("ascii"), rows
 
 
 def export_world(path: str | Path, gaussians: Gaussians) -> None:
@@ -114,20 +127,22 @@ def export_world(path: str | Path, gaussians: Gaussians) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    write_ply(path, raw_fields(gaussians))
+
+
+def raw_fields(gaussians: Gaussians) -> dict[str, Tensor | None]:
+    """The fields of activated Gaussians."""
     # An opacity of exactly 0 or 1, or a scale of 0, has no finite raw value.
     opacity = gaussians.opacities.detach().double().clamp(1e-6, 1 - 1e-6)
-    write_ply(
-        path,
-        {
-            "xyz": gaussians.means,
-            "features_dc": gaussians.sh[:, :1],
-            "features_rest": gaussians.sh[:, 1:],
-            "opacity": torch.logit(opacity)[:, None],
-            "scaling": gaussians.scales.detach().clamp_min(1e-12).log(),
-            "rotation": gaussians.quats,
-            "binding": None,
-        },
-    )
+    return {
+        "xyz": gaussians.means,
+        "features_dc": gaussians.sh[:, :1],
+        "features_rest": gaussians.sh[:, 1:],
+        "opacity": torch.logit(opacity)[:, None],
+        "scaling": gaussians.scales.detach().clamp_min(1e-12).log(),
+        "rotation": gaussians.quats,
+        "binding": None,
+    }
 
 
 def read_ply(path: str | Path) -> dict[str, Tensor | None]:
