@@ -143,6 +143,7 @@ def _write(path: Path, placed: Gaussians, rgb: torch.Tensor, moves: list[Move]) 
     with zipfile.ZipFile(packed, "w") as archive:
         for name, data in content.items():
             entry = zipfile.ZipInfo(f"{path.stem}/{name}", WHEN)
+            entry.external_attr = (0o644 if name else 0o40755) << 16  # permissions, where somebody unpacks it
             entry.compress_type = zipfile.ZIP_DEFLATED if data else zipfile.ZIP_STORED
             archive.writestr(entry, data)
     with atomic_path(path) as temporary:
