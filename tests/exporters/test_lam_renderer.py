@@ -26,10 +26,12 @@ import numpy as np
 import pytest
 import torch
 from browsing import BROWSER, CHROMIUM
+from lam_reader import Lam, columns, read_lam
 from moving_ball import write_avatar
 from PIL import Image
-from test_moving import Lam, columns, read_lam, write
 
+from arguments import parse_export
+from export import export
 from gaussian_renderer import choose_rasterizer
 from ops.sh import C0
 from ops.types import Camera, Gaussians
@@ -107,7 +109,7 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 @pytest.mark.skipif(not RENDERER.is_file(), reason="no renderer of LAM: see the head of this file for SPLAT_PROGRAMS")
 def test_the_renderer_draws_the_head_and_moves_it(folder: Path, tmp_path: Path, served: str) -> None:
-    found = read_lam(write(folder, "lam", "-o", tmp_path / "ball.zip"))
+    found = read_lam(export(parse_export(["-m", str(folder), *f"--format lam --quiet -o {tmp_path}/ball.zip".split()])))
     (tmp_path / "index.html").write_text(PAGE)
     shutil.copy(RENDERER, tmp_path / "renderer.js")
     poses: list[dict[str, float]] = [{}, {"jawOpen": 1.2}, {"eyeBlinkLeft": 1.0, "eyeLookDownRight": 1.0}]
@@ -148,7 +150,7 @@ def test_the_renderer_draws_the_head_and_moves_it(folder: Path, tmp_path: Path, 
     reason="no gltf-validator: see the head of this file for SPLAT_PROGRAMS",
 )
 def test_the_validator_finds_no_fault(folder: Path, tmp_path: Path) -> None:
-    path = write(folder, "lam", "-o", tmp_path / "ball.zip")
+    path = export(parse_export(["-m", str(folder), *f"--format lam --quiet -o {tmp_path}/ball.zip".split()]))
     script = (
         "require(process.argv[1]).validateBytes(new Uint8Array(require('fs').readFileSync(process.argv[2])),"
         "{maxIssues: 0}).then(report => console.log(JSON.stringify(report.issues)))"
