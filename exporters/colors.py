@@ -111,6 +111,11 @@ def fitted(sh: Tensor, degree: int, network: ColorCalibrationNetwork | None, bac
     return torch.cat(result)
 
 
+def taken(gaussians: Gaussians, kept: Tensor | None) -> Gaussians:
+    """Those of the numbers [M]; None: all."""
+    return gaussians if kept is None else Gaussians(*(values[kept] for values in gaussians))
+
+
 def shares(avatar: Avatar, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
     """[N] pixels that each Gaussian fills in the pictures of the cameras: the sum of its blending weights.
 
@@ -129,9 +134,9 @@ def compare(
     avatar: Avatar, gaussians: Gaussians, kept: Tensor | None, sh: Tensor, cameras: Sequence[Camera]
 ) -> Iterator[float]:
     """Mean squared error of each camera's picture of the `kept` Gaussians in the colors `sh`."""
-    rest = gaussians[:4] if kept is None else [values[kept] for values in gaussians[:4]]
+    shown = taken(gaussians, kept)._replace(sh=sh)
     degree = round(sh.shape[1] ** 0.5) - 1
     for camera in cameras:
         camera = camera.to(sh.device)
-        image = avatar.draw(Gaussians(*rest, sh), camera, sh_degree=degree).image.clamp(0, 1)
+        image = avatar.draw(shown, camera, sh_degree=degree).image.clamp(0, 1)
         yield float((image - avatar.look(gaussians, camera).image.clamp(0, 1)).square().mean())

@@ -86,11 +86,7 @@ def export(avatar: Avatar, path: Path, options: ExportOptions) -> Iterator[str]:
         raise UserError(
             f"{avatar.path} has {len(kept):,} Gaussians, the renderer takes {MOST_GAUSSIANS:,}: give --prune"
         )
-    placed = place.of(
-        posed._replace(
-            means=posed.means[kept], quats=posed.quats[kept], scales=posed.scales[kept], opacities=posed.opacities[kept]
-        )
-    )
+    placed = place.of(colors.taken(posed, kept))
     placed = placed._replace(means=placed.means + placed.means.new_tensor(CENTER))
     moves = _moves(avatar, rest, mapping, posed, place, kept, quiet=options.quiet)
     yield "the face moves, but its Gaussians neither turn nor grow with it, and show one color from everywhere"

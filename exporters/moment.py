@@ -98,9 +98,7 @@ class Splats:
     @torch.no_grad()
     def moment(self, index: int) -> Gaussians:
         """The Gaussians of one of them."""
-        posed = posed_at(self.avatar, self.poses[index])[0]
-        if self.kept is not None:
-            posed = Gaussians(*(values[self.kept] for values in posed[:4]), posed.sh)
+        posed = colors.taken(posed_at(self.avatar, self.poses[index])[0], self.kept)
         if self.place is not None:
             posed = self.place.of(posed)
         return posed._replace(sh=self.sh)

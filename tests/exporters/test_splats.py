@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import trimesh
 from moving_ball import write_avatar
+from splat_files import picture, psnr, read, read_ply, write
 from toy_avatar import write_keys
 
 from arguments import parse_export
@@ -22,7 +22,6 @@ from exporters import glb, spz
 from exporters.colors import FRONT_PITCHES, FRONT_YAWS, HEIGHT
 from exporters.moment import AXES
 from exporters.view import around, first_view
-from gaussian_renderer import choose_rasterizer
 from ops.types import Camera, Gaussians
 from scene import Avatar, load_avatar
 from scene.ply import export_world
@@ -39,67 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_avatar(tmp_path_factory.mktemp("splats") / "plain")
-
-
-def write(folder: Path, kind: str, *words: object) -> Path:
-    return export(parse_export(["-m", str(folder), "--format", kind, "--quiet", *map(str, words)]))
-
-
-# ---- readers that are not ours ------------------------------------------------------
-
-
-def read(path: Path) -> Gaussians:
-    return {".ply": read_ply, ".spz": read_spz, ".glb": read_glb}[path.suffix](path)
-
-
-def read_ply(path: Path) -> Gaussians:
-    """By trimesh."""
-    data = trimesh.load(path, process=False).metadata["_ply_raw"]["vertex"]["data"]
-
-    def columns(*names: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([np.asarray(data[name], np.float32).reshape(-1) for name in names], 1))
-
-    rest = sorted((name for name in data.dtype.names if name.startswith("f_rest")), key=lambda name: int(name[7:]))
-    sh = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
-    if rest:
-        sh = torch.cat([sh, columns(*rest).view(len(sh), 3, -1).transpose(1, 2)], dim=1)
-    return Gaussians(
-        columns("x", "y", "z"),
-        columns(*(f"rot_{i}" for i in range(4))),
-        columns(*(f"scale_{i}" for i in range(3))).exp(),
-        columns("opacity")[:, 0].sigmoid(),
-        sh,
-    )
-
-
-def read_spz(path: Path) -> Gaussians:
-    """By the library of the format's authors, which writes a PLY of it."""
-    library = pytest.importorskip("spz", reason="no spz: pip install spz")
-    converted = path.with_suffix(".again.ply")
-    assert library.spz_to_ply(str(path), str(converted), coordinate_system="RUB")
-    return read_ply(converted)
-
-
-def read_glb(path: Path) -> Gaussians:
-    """By pygltflib."""
-    library = pytest.importorskip("pygltflib", reason="no pygltflib: pip install -r tests/requirements.txt")
-    file = library.GLTF2().load(str(path))
-    attributes = vars(file.meshes[0].primitives[0].attributes)
-    body = file.binary_blob()
-
-    def column(name: str) -> torch.Tensor:
-        accessor = file.accessors[attributes[name]]
-        view = file.bufferViews[accessor.bufferView]
-        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor.type]
-        assert accessor.componentType == library.FLOAT and view.byteLength == 4 * width * accessor.count
-        values = np.frombuffer(body, "<f4", width * accessor.count, view.byteOffset)
-        return torch.from_numpy(values.reshape(-1, width).copy())
-
-    names = [name for name in attributes if name.startswith("KHR_gaussian_splatting:SH")]
-    sh = torch.stack([column(name) for name in sorted(names)], dim=1)
-    quats = column("KHR_gaussian_splatting:ROTATION").roll(1, 1)
-    scales, opacities = (column(f"KHR_gaussian_splatting:{name}") for name in ("SCALE", "OPACITY"))
-    return Gaussians(column("POSITION"), quats, scales, opacities[:, 0], sh)
 
 
 # ---- the writers ---------------------------------------------------------------------
@@ -162,12 +100,6 @@ def test_spz_is_laid_out_as_its_header_says(tmp_path: Path) -> None:
 # ---- what is written -----------------------------------------------------------------
 
 
-def picture(avatar: Avatar, gaussians: Gaussians, camera: Camera) -> torch.Tensor:
-    degree = math.isqrt(gaussians.sh.shape[1]) - 1
-    rasterize = choose_rasterizer("auto", "cpu")[1]
-    return rasterize(gaussians, camera, avatar.background, sh_degree=degree).image.clamp(0, 1)
-
-
 def views(avatar: Avatar, rows: np.ndarray) -> tuple[dict[str, Any], list[Camera]]:
     view = first_view(avatar, rows)
     return view, around(view, 160, (-0.8, 0.0, 0.8), (0.2,))
@@ -181,10 +113,6 @@ def in_axes(camera: Camera, view: dict[str, Any], up: str, scale: float) -> Came
     matrix[:3, 3] = scale * (matrix[:3, :3] @ view["target"] + matrix[:3, 3])
     matrix[:3, :3] = matrix[:3, :3] @ turn.T
     return dataclasses.replace(camera, world_to_camera=torch.from_numpy(matrix).float())
-
-
-def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float(-10 * (one - other).detach().square().mean().log10())
 
 
 @pytest.mark.parametrize(
