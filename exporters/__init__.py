@@ -43,14 +43,14 @@ FORMATS = {
         _file_or_folder,
         keeps="one moment, or with --motion a file for each; view-dependent color; all digits",
         loses="the rig; the color network is put into the colors, nearly; colors of single cameras",
-        opens="every viewer and editor of Gaussian splats: SuperSplat, Spark, ...",
+        opens="viewers and editors of Gaussian splats: SuperSplat, ...",
     ),
     "spz": Format(
         spz.export,
         _file_or_folder,
-        keeps="as ply, in a tenth of the bytes",
+        keeps="as ply, in a sixth of the bytes",
         loses="as ply, and precision: 8 bits for most numbers",
-        opens="viewers on the web and on phones: Spark, SuperSplat, ...",
+        opens="viewers that know the format; SuperSplat's with --up y-down",
     ),
     "glb": Format(
         glb.export,

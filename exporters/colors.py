@@ -14,6 +14,7 @@ from innovations.color_calibration import ColorCalibration, ColorCalibrationNetw
 from ops import sh as harmonics
 from ops.types import Camera, Gaussians
 from scene import Avatar
+from utils.errors import UserError
 
 HEIGHT = 384  # pixels of the pictures that files are judged by
 # Radians: from where files are judged, and from where it is seen which Gaussians show.
@@ -50,15 +51,25 @@ def prepare(
         view: from where they are seen first, of `first_view`.
         prune: the share of Gaussians to leave out.
         degree: of the view-dependent color; None: that of the avatar.
+
+    Raises:
+        UserError: there is no Gaussian that could be drawn.
     """
     sh, kept, notes = posed[0].sh, None, []
+    sound = torch.stack([drawable(gaussians) for gaussians in posed]).all(0)
+    if not sound.any():
+        raise UserError(f"{avatar.path}: no Gaussian has a finite size and a rotation, so none can be drawn")
+    if not sound.all():
+        kept = sound.nonzero()[:, 0]
+        notes.append(f"{len(sh) - len(kept):,} Gaussians without a finite size or a rotation are left out")
     degree = min(avatar.model.active_sh_degree, 3 if degree is None else degree)
     if prune:
         cameras = around(view, HEIGHT, ALL_YAWS, ALL_PITCHES)
-        shown = torch.stack([shares(avatar, gaussians, cameras) for gaussians in posed]).amax(0)
-        kept = shown.argsort(descending=True, stable=True)[: max(1, round((1 - prune) * len(sh)))].sort().values
+        shown = torch.stack([shares(avatar, gaussians, cameras) for gaussians in posed]).amax(0) - 1.0 * ~sound
+        kept = shown.argsort(descending=True, stable=True)[: max(1, round((1 - prune) * int(sound.sum())))]
+        kept = kept.sort().values
         notes.append(f"{len(sh) - len(kept):,} of {len(sh):,} Gaussians, those that show least, are left out")
-        sh = sh[kept]
+    sh = sh if kept is None else sh[kept]
     network = avatar.color.network if isinstance(avatar.color, ColorCalibration) else None
     if network is not None or harmonics.bases(degree) < sh.shape[1]:
         sh = fitted(sh, degree, network, torch.tensor(view["back"]))
@@ -73,7 +84,7 @@ def prepare(
         mean = -10 * math.log10(max(sum(found) / len(found), 1e-12))
         lowest = -10 * math.log10(max(*found, 1e-12))
         notes.append(
-            f"its pictures differ from the avatar's by {mean:.1f} dB PSNR, at most {lowest:.1f}, in {len(found)} views"
+            f"its pictures against the avatar's own: {mean:.1f} dB PSNR, the worst of {len(found)} views {lowest:.1f}"
         )
     return Colors(sh, kept, notes)
 
@@ -109,6 +120,12 @@ def fitted(sh: Tensor, degree: int, network: ColorCalibrationNetwork | None, bac
             change = change + network(inside.permute(2, 0, 1)).permute(1, 2, 0) - inside
         result.append(part[:, :copied] + torch.einsum("km,nmc->nkc", inverse, change))
     return torch.cat(result)
+
+
+def drawable(gaussians: Gaussians) -> Tensor:
+    """[N] whether a Gaussian has numbers that a file can hold."""
+    finite = torch.cat([gaussians.means, gaussians.scales, gaussians.sh.flatten(1)], dim=1).isfinite().all(1)
+    return finite & (gaussians.quats.norm(dim=1) > 0.5)
 
 
 def taken(gaussians: Gaussians, kept: Tensor | None) -> Gaussians:

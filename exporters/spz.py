@@ -1,11 +1,11 @@
-"""SPZ, a tenth of the PLY: version 3 of Niantic's format, whose readers of version 4 read it too.
+"""SPZ, a sixth of the PLY: version 3 of Niantic's format, whose readers of version 4 read it too.
 
 A gzip stream of a header of 16 bytes and, one behind the other, the arrays of
 
     positions   24 bits, a fixed point number with as many fractional bits as the largest leaves
     opacities   8 bits of 0..1
     colors      8 bits; constant coefficients within +-3.33 (0.0074 in the color)
-    deviations  8 bits; their logarithms in steps of 1/16
+    deviations  8 bits; their logarithms in steps of 1/16, from -10 to 5.9
     rotations   2 bits for the largest component of the quaternion, 10 bits for each of the others (0.0014)
     harmonics   8 bits; the other coefficients in steps of 1/128, within +-1
 
@@ -40,6 +40,7 @@ LEVEL = 6  # of gzip
 def export(avatar: Avatar, path: Path, options: ExportOptions) -> Iterator[str]:
     """Writes the SPZ `path`, or of a motion the folder `path`; see `write_all`."""
     written = splats(avatar, options, up=UP, scale=SCALE)
+    written.notes.append("its numbers are rounded to 8 to 24 bits; what is said of its pictures was measured before")
     beyond = int((written.sh[:, 1:].abs() > 1).sum())
     if beyond:
         written.notes.append(

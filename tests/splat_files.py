@@ -46,11 +46,16 @@ def read_ply(path: Path) -> Gaussians:
 
 
 def read_spz(path: Path) -> Gaussians:
-    """By the library of the format's authors, which writes a PLY of it."""
-    library = pytest.importorskip("spz", reason="no spz: pip install spz")
-    converted = path.with_suffix(".again.ply")
-    assert library.spz_to_ply(str(path), str(converted), coordinate_system="RUB")
-    return read_ply(converted)
+    """By gsply, whose 40 MB (numba) no one else here needs."""
+    data = pytest.importorskip("gsply", reason="no gsply: pip install gsply").read_spz(path)
+    means, quats, scales, opacities, constant = (
+        torch.from_numpy(np.asarray(getattr(data, name), np.float32).copy())
+        for name in ("means", "quats", "scales", "opacities", "sh0")
+    )
+    sh = constant[:, None]
+    if data.shN is not None:
+        sh = torch.cat([sh, torch.from_numpy(data.shN.astype(np.float32)).reshape(len(means), -1, 3)], dim=1)
+    return Gaussians(means, quats, scales.exp(), opacities.reshape(-1).sigmoid(), sh)
 
 
 def read_glb(path: Path) -> Gaussians:
@@ -78,7 +83,7 @@ def read_glb(path: Path) -> Gaussians:
 def picture(avatar: Avatar, gaussians: Gaussians, camera: Camera) -> torch.Tensor:
     degree = math.isqrt(gaussians.sh.shape[1]) - 1
     rasterize = choose_rasterizer("auto", "cpu")[1]
-    return rasterize(gaussians, camera, avatar.background, sh_degree=degree).image.clamp(0, 1)
+    return rasterize(gaussians, camera, avatar.background, sh_degree=degree).image.detach().clamp(0, 1)
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -146,7 +146,6 @@ def test_the_viewer_shows_it_upright_and_in_its_colors(folder: Path, tmp_path: P
     camera = Camera(matrix, focal, focal, SIDE / 2, SIDE / 2, SIDE, SIDE)
     avatar = load_avatar(folder, device="cpu")
     truth = picture(avatar, read_ply(write(folder, "ply", "-o", tmp_path / "truth.ply", *words)), camera)
-    Image.fromarray((255 * truth.permute(1, 2, 0).numpy()).astype(np.uint8)).save(tmp_path / "truth.png")
     assert psnr(truth, seen) > 22
     for other in (truth.flip(1), truth.flip(2), truth.flip(1, 2), 1 - truth):
         assert psnr(other, seen) < psnr(truth, seen) - 6
