@@ -8,7 +8,7 @@ the neighbors for a fixed number of pixels more. Training itself goes on with it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from innovations.warm_start import nearest_mean
 from ops.sh import C0
 from ops.types import Camera, Gaussians, RenderOut
 
-VIEWS = 128  # with fewer, what shows in a few moments only, such as the teeth, passes for unseen
+VIEWS = 128  # with fewer, what shows in a few moments only passes for unseen
 SCALE = 0.5  # of the resolution: only sums over pixels are wanted
+# Words in the names of masks whose parts lids and lips hide most of the time, where white lies beside dark.
+HIDDEN_PARTS = ("eye", "teeth", "mouth", "lips")
 WELL_SEEN = 10  # times as much as what the neighbors count for: fit to be a neighbor
 
 
@@ -41,18 +43,26 @@ def pixels_seen(shown: Iterable[tuple[Camera, Gaussians]], draw: Callable[..., R
     return torch.stack(sums).mean(dim=0)
 
 
+def hidden_parts(masks: Mapping[str, Tensor], corners: Tensor, vertices: int) -> Tensor:
+    """[N] whether triangles with these `corners` [N, 3] belong to eyes or mouth, of a mesh with so many `vertices`."""
+    hidden = torch.zeros(vertices, dtype=torch.bool, device=corners.device)
+    for name, ids in masks.items():
+        hidden[ids] |= any(word in name for word in HIDDEN_PARTS)
+    return hidden[corners].any(dim=1)
+
+
 @torch.no_grad()
 def filled(sh: Tensor, seen: Tensor, means: Tensor, pixels: float) -> Tensor:
     """[N, K, 3] the harmonics `sh` [N, K, 3] of Gaussians at `means` [N, 3], the less their own the less was seen.
 
     Args:
-        seen: [N], of `pixels_seen`.
+        seen: [N], of `pixels_seen`; infinite: whatever that says, it keeps its own color and lends it to nobody.
         pixels: what the neighbors count for, more than 0.
     """
-    well = seen >= WELL_SEEN * pixels
+    well = (seen >= WELL_SEEN * pixels) & seen.isfinite()
     if not well.any():
         return sh.detach().clone()
-    own = (seen / (seen + pixels))[:, None, None]
+    own = (1 - pixels / (seen + pixels))[:, None, None]
     around = torch.zeros_like(sh)
     around[:, 0] = nearest_mean(means[well], sh[well, 0], means)
     return own * sh + (1 - own) * around

@@ -33,7 +33,7 @@ from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.short_run import RateFactors, rate_factors
 from innovations.smart_densification import SmartDensification
-from innovations.unseen_colors import VIEWS, filled, pixels_seen
+from innovations.unseen_colors import VIEWS, filled, hidden_parts, pixels_seen
 from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, triangle_colors
 from ops.sh import from_colors
 from ops.types import Camera, RenderOut
@@ -294,6 +294,9 @@ def finished(
     cameras = views.cameras["train"]
     chosen = [cameras[index] for index in spread_views(cameras, VIEWS)]
     seen = pixels_seen(((camera, avatar(camera.timestep)[0]) for camera in chosen), draw)
+    if avatar.flame is not None and avatar.binding is not None:
+        flame = avatar.flame
+        seen[hidden_parts(flame.masks, flame.faces[avatar.binding], len(flame.v_template))] = torch.inf
     copied = copy(avatar)
     copied.features = Parameter(filled(avatar.features, seen, avatar(0)[0].means, extra.fill_unseen))
     return copied

@@ -258,18 +258,18 @@ INNOVATIONS = dict(
 TABLE = {
     "baseline": "",
     "ultra": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --use_smart_densification "
-    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.03",
+    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.05",
     "balanced": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --region_weight_nose 1.5 "
     "--use_smart_densification --densify_percentile_clone 75 --densify_percentile_split 90 "
     "--densify_floor 0.56 --use_progressive_resolution --use_color_calibration --color_net_hidden_dim 16 "
-    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.03",
+    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.05",
     "quality": "--use_region_adaptive_loss --region_weight_eyes 2.5 --region_weight_mouth 2.5 "
     "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
     "--densify_percentile_split 88 --densify_floor 0.53 --use_color_calibration "
-    "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.03",
+    "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.05",
     "fast": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --use_smart_densification "
     "--use_amp --use_warm_start --warm_gaussians 20000 --use_short_run_rates --lr_cooldown 0.2 --lambda_alpha 0.2 "
-    "--fill_unseen 0.03",
+    "--fill_unseen 0.05",
     "full": "--use_vgg_loss --lambda_perceptual 0.05 --use_adaptive_densification --adaptive_densify_ratio 1.5 "
     "--use_temporal_consistency --lambda_temporal 0.01",
 }

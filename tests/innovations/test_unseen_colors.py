@@ -43,13 +43,18 @@ def test_the_color_is_an_average_of_its_own_and_of_the_nearest_well_seen() -> No
     seen[10:] = torch.tensor([0.0, pixels])
     sh = torch.zeros(count, 4, 3)
     sh[:, 0] = torch.tensor([1.0, -1.0, 0.5])
-    sh[:2, 0] = 7.0  # far from the last two: eight others are nearer
+    sh[0, 0] = 7.0  # far from the last two: eight others are nearer
     sh[10:] = 3.0  # specks, also seen from the side
     result = filled(sh, seen, means, pixels)
     torch.testing.assert_close(result[10, 0], sh[5, 0])
     torch.testing.assert_close(result[11, 0], 0.5 * sh[5, 0] + 1.5)
     torch.testing.assert_close(result[10:, 1:], torch.stack([torch.zeros(3, 3), torch.full((3, 3), 1.5)]))
     torch.testing.assert_close(result[3:8, 0], sh[3:8, 0])
+    seen[10] = seen[9] = torch.inf  # of the eyes: it neither takes nor gives
+    sh[9] = 9.0
+    result = filled(sh, seen, means, pixels)
+    assert torch.equal(result[9:11], sh[9:11])
+    torch.testing.assert_close(result[11, 0], 0.5 * sh[5, 0] + 1.5)
     assert torch.equal(filled(sh, torch.zeros(count), means, pixels), sh)  # nothing is known of anything
 
 
