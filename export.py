@@ -28,6 +28,8 @@ def export(options: ExportOptions) -> Path:
     chosen = FORMATS[options.format or ""]
     refuse_escaping_links(options.model_path)
     avatar = open_avatar(options)
+    if avatar.note:
+        print(f"note: {avatar.note}", file=sys.stderr)
     path = Path(options.output or Path(options.model_path, chosen.path(options)))
     for line in chosen.write(avatar, path, options):
         if not options.quiet:

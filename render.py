@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from arguments import ExportOptions, Options, RenderOptions, parse_render, read_cfg_args
+from arguments import ExportOptions, Options, RenderOptions, parse_render
 from evaluation.evaluate import calibrated, mean_metrics
 from evaluation.metrics import Suite, format_table
 from evaluation.pictures import Means, SplitRenderer
@@ -39,7 +39,7 @@ from evaluation.pose_refinement import SplitViews, refinable_views, refine_motio
 from exporters import ply
 from exporters.moment import WORLD
 from scene import Avatar
-from scene.avatar import choose_iteration, open_avatar
+from scene.avatar import find_saved, open_avatar, options_of
 from scene.clip import Painter, chosen_stills, contact_sheet, write_clip
 from scene.dataset import Dataset, View, dataset_of
 from scene.images.cache import ImageCache
@@ -60,14 +60,16 @@ REFINED_NAME = "flame_param_refined.npz"
 def render_avatar(options: RenderOptions) -> dict[str, Means]:
     """Everything `render.py` does; returns the mean metrics of each split (none with -t)."""
     output = Path(options.model_path)
-    trained = read_cfg_args(output)
+    iteration, saved = find_saved(output, options.iteration)
+    trained, note = options_of(output, saved)
     refuse_escaping_links(output)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     if options.clip:
         render_clip(options)
         return {}
     if options.refine_flame:
         check_refinable(options, trained)
-    iteration = choose_iteration(output, options.iteration)
     motion_of = Path(options.target_path) if options.target_path else None
     say: Callable[[str], Any] = (lambda text: None) if options.quiet else tqdm.write
     # The avatar carries its own motion: exporting a timestep of it needs no capture.
@@ -126,7 +128,13 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
 
 def load_capture(options: RenderOptions, trained: Options) -> Dataset:
     """The capture that the avatar was trained on, or with -t the one that moves it."""
-    source = Path(options.source_path or trained.model.source_path)
+    place = options.source_path or trained.model.source_path
+    if not place:
+        raise UserError(
+            f"which capture the avatar in {options.model_path} was trained on is not known: say where it is with -s, "
+            "or make a clip without it, as by --motion sweep"
+        )
+    source = Path(place)
     if not source.is_dir():
         raise UserError(
             f"the capture {source}, which cfg_args of {options.model_path} names, is not there: say where it is with -s"

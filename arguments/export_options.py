@@ -25,14 +25,19 @@ from arguments.options import (
     without_calibration,
 )
 
-FORMATS = ("html", "ply", "spz", "glb")
+FORMATS = ("html", "ply", "spz", "glb", "brush", "lam", "frames", "npz")
 SPLATS = ("ply", "spz", "glb")
 QUALITY = "high"
 UP = ("y", "y-down", "z", "world")
 # The options of single formats; all others are of all.
 ONLY = {
     **dict.fromkeys(("quality", "title", "embed"), ("html",)),
-    **dict.fromkeys(("timestep", "fps", "prune", "sh_degree", "up", "scale"), SPLATS),
+    "timestep": SPLATS,
+    "fps": (*SPLATS, "frames", "npz"),
+    "prune": (*SPLATS, "brush", "lam", "frames", "npz"),
+    "sh_degree": (*SPLATS, "brush", "frames", "npz"),
+    **dict.fromkeys(("up", "scale"), (*SPLATS, "brush", "frames")),
+    "motion": tuple(name for name in FORMATS if name != "lam"),
 }
 
 
@@ -54,7 +59,7 @@ class ExportOptions:
     embed: bool = option(False, "html: page, program and data apart, for a page of your own")
     motion: str | None = option(
         None,
-        f"html: the motion it plays, default: the one that it was trained on; ply, spz, glb: a folder with a file for "
+        f"html, brush, frames, npz: the motion in it, default: its own; ply, spz, glb: a folder with a file for "
         f"each of its poses: {SOURCES}",
     )
     motion_scale: float = motion_scale_choice()
@@ -68,34 +73,37 @@ class ExportOptions:
         path=True,
     )
     fps: float | None = option(
-        None, "ply, spz, glb: files for a second of --motion; default: all of its poses", at_least=1, at_most=1000
+        None,
+        "ply, spz, glb, frames, npz: moments for a second of --motion; default: all of its poses",
+        at_least=1,
+        at_most=1000,
     )
     timestep: int | None = option(
         None, "ply, spz, glb: the moment of its own motion that is written; default: the first", at_least=0
     )
     prune: float = option(
         0.0,
-        "ply, spz, glb: leave out this share of the Gaussians, those that show least from all around",
+        "all but html: leave out this share of the Gaussians, those that show least from all around",
         at_least=0,
         at_most=0.99,
     )
     sh_degree: int | None = option(
         None,
-        "ply, spz, glb: degree of the view-dependent color; default: that of the avatar",
+        "all but html, lam: degree of the view-dependent color; default: that of the avatar",
         unit="0 to 3",
         at_least=0,
         at_most=3,
     )
     up: str | None = option(
         None,
-        "ply, spz, glb: the axis that is up; the face looks at the viewer. world: all as in the capture; default: "
-        "y-down for ply, else y",
+        "all but html, lam, npz: the axis that is up; the face looks at the viewer. world: all as in the capture; "
+        "default: y for spz and glb, else y-down",
         choices=UP,
     )
     scale: float | None = option(
         None,
-        "ply, spz, glb: units of the file for one of the capture, mostly a meter; default: of a head 10 for ply and "
-        "spz, else 1",
+        "all but html, lam, npz: units of the file for one of the capture, mostly a meter; default: of a head 10 for "
+        "ply, spz and frames, else 1",
         above=0,
         at_most=1e6,
     )
@@ -111,7 +119,7 @@ class ExportOptions:
         for name, formats in ONLY.items():
             if name in typed and self.format is not None and self.format not in formats:
                 return f"--{name} is about --format {', '.join(formats)}: it does nothing for {self.format}"
-        for name in (*NEEDS_MOTION, "fps", *(("mapping",) if self.format in SPLATS else ())):
+        for name in (*NEEDS_MOTION, "fps", *(("mapping",) if self.format not in ("html", "lam", "npz") else ())):
             if name in typed and self.motion is None:
                 return f"--{name} needs --motion"
         if self.motion is not None and self.timestep is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arguments import ExportOptions
-from exporters import glb, html, ply, spz
+from exporters import brush, frames, glb, html, lam, npz, ply, spz
 from scene import Avatar
 
 
@@ -58,5 +58,33 @@ FORMATS = {
         keeps="as ply, in meters, y up: glTF with KHR_gaussian_splatting",
         loses="as ply",
         opens="programs with that extension; others show a cloud of points",
+    ),
+    "brush": Format(
+        brush.export,
+        lambda options: "avatar_brush.ply",
+        keeps="the motion, on the mesh, in 16 bits; view-dependent color",
+        loses="all that is not in the motion: nobody can move it otherwise; the color network as ply",
+        opens="brush_avatar, the web viewer of CAP4D",
+    ),
+    "lam": Format(
+        lam.export,
+        lambda options: "avatar.zip",
+        keeps="ARKit's blendshapes, added up: somebody else's program moves the face",
+        loses="that Gaussians turn and grow with the face, view-dependent color, the motion, joints but as blendshapes",
+        opens="the web renderer of LAM and OpenAvatarChat",
+    ),
+    "frames": Format(
+        frames.export,
+        lambda options: "avatar_frames",
+        keeps="the motion as numbered files of format ply, and a manifest that describes them",
+        loses="as ply",
+        opens="programs that play such sequences, and all that open ply",
+    ),
+    "npz": Format(
+        npz.export,
+        lambda options: "avatar.npz",
+        keeps="Gaussians, mesh, expressions, correctives, joints, blendshapes, motion: the rig, in plain arrays",
+        loses="the color network as ply",
+        opens="NumPy; doc/export.md says how it is posed",
     ),
 }

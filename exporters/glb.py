@@ -54,16 +54,24 @@ def write(path: Path, gaussians: Gaussians) -> None:
     arrays = {name: np.ascontiguousarray(column.numpy(), dtype="<f4") for name, column in columns.items()}
     arrays["COLOR_0"] = (255 * constant.clamp(0, 1)).round().byte().numpy()
     body = b"".join(array.tobytes() for array in arrays.values())  # every array is a multiple of four bytes
-    text = json.dumps(_description(arrays), separators=(",", ":")).encode()
+    content = container(_description(arrays), body)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def container(description: dict[str, Any], body: bytes) -> bytes:
+    """A GLB of a glTF's JSON and its one buffer, whose length is a multiple of four.
+
+    Raises:
+        UserError: more than 4 GB.
+    """
+    text = json.dumps(description, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     size = 12 + 8 + len(text) + 8 + len(body)
     if size > LARGEST:
-        raise UserError(f"cannot write {path}: {size / 1e9:.1f} GB are more than a GLB holds: give --prune")
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(struct.pack("<4sII", b"glTF", 2, size))
-        stream.write(struct.pack("<I4s", len(text), b"JSON") + text)
-        stream.write(struct.pack("<I4s", len(body), b"BIN\0"))
-        stream.write(body)
+        raise UserError(f"{size / 1e9:.1f} GB are more than a GLB holds: give --prune")
+    head = struct.pack("<4sII", b"glTF", 2, size) + struct.pack("<I4s", len(text), b"JSON") + text
+    return b"".join([head, struct.pack("<I4s", len(body), b"BIN\0"), body])
 
 
 def _orders(count: int) -> Iterator[tuple[int, int, int]]:

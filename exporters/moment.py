@@ -45,12 +45,16 @@ class Place(NamedTuple):
     origin: Tensor  # [3] float64, world space
     scale: float
 
+    def points(self, points: Tensor) -> Tensor:
+        """[N, 3] float64."""
+        return self.scale * (points - self.origin.to(points.device)) @ self.turn.to(points.device).T
+
     def of(self, gaussians: Gaussians) -> Gaussians:
         """Everything but the colors, see `turned`."""
         means, quats, scales = (value.double() for value in gaussians[:3])
         turn = self.turn.to(means.device)
         return gaussians._replace(
-            means=(self.scale * (means - self.origin.to(means.device)) @ turn.T).float(),
+            means=self.points(means).float(),
             quats=quaternion_multiply(matrix_to_quaternion(turn), quats).float(),
             scales=(self.scale * scales).float(),
         )
@@ -72,8 +76,8 @@ class Splats:
     """What is written: which Gaussians, in which colors and axes, in which poses."""
 
     avatar: Avatar
-    rows: Array | None  # [T, D] the poses; None: one moment of its own motion, with the offsets it has there
-    row: int  # that moment
+    poses: Array | range  # [T, D]; a range: these rows of its own motion, with the offsets it has there
+    fps: float | None  # moments a second, where somebody knows
     place: Place | None  # None: as in the capture
     sh: Tensor  # [M, K, 3] in the axes of the file
     kept: Tensor | None  # [M] int64, which of its Gaussians; None: all
@@ -81,73 +85,99 @@ class Splats:
 
     def __len__(self) -> int:
         """How many moments there are."""
-        return 1 if self.rows is None else len(self.rows)
+        return len(self.poses)
+
+    @torch.no_grad()
+    def mesh(self, index: int) -> Array:
+        """[V, 3] float64: the vertices on which they ride at one of them."""
+        vertices = posed_at(self.avatar, self.poses[index])[1]
+        assert vertices is not None  # it has a head
+        vertices = vertices.double()
+        return (vertices if self.place is None else self.place.points(vertices)).cpu().numpy()
 
     @torch.no_grad()
     def moment(self, index: int) -> Gaussians:
         """The Gaussians of one of them."""
-        posed = gaussians_of(self.avatar, self.row if self.rows is None else self.rows[index])
-        posed = colors.taken(posed, self.kept)
+        posed = colors.taken(posed_at(self.avatar, self.poses[index])[0], self.kept)
         if self.place is not None:
             posed = self.place.of(posed)
         return posed._replace(sh=self.sh)
 
 
-def gaussians_of(avatar: Avatar, pose: Array | int) -> Gaussians:
-    """World-space Gaussians in a pose [D], or in a row of its own motion."""
+def posed_at(avatar: Avatar, pose: Array | int) -> tuple[Gaussians, Tensor | None]:
+    """World-space Gaussians and the mesh [V, 3] in a pose [D], or in a row of its own motion."""
     if isinstance(pose, int):
-        return avatar.model(pose)[0]
-    return avatar.gaussians(torch.from_numpy(pose).to(avatar.model.device, torch.float32))[0]
+        return avatar.model(pose)
+    return avatar.gaussians(torch.from_numpy(pose).to(avatar.model.device, torch.float32))
 
 
 @torch.no_grad()
-def splats(avatar: Avatar, options: ExportOptions, *, up: str, scale: float) -> Splats:
-    """What the options ask for; `up` and `scale` where they do not say.
+def splats(
+    avatar: Avatar, options: ExportOptions, *, up: str, scale: float, moving: bool = False, fps: float | None = None
+) -> Splats:
+    """What the options ask for; `up`, `scale` and `fps` where they do not say.
+
+    Args:
+        moving: without a motion it is the avatar's own, and not one moment of that.
 
     Raises:
         UserError: no such moment or motion, or a static scene that is to move.
     """
     notes: list[str] = []
-    rows, row = None, 0
+    poses: Array | range = range(1)
+    fps = options.fps or fps
     if options.motion is not None:
         if avatar.head is None:
             raise UserError(f"--motion: {avatar.path} is not bound to a head mesh, so it does not move")
-        motion = chosen_motion(options, avatar, options.motion, fps=options.fps)
-        motion = motion.at_rate(options.fps) if options.fps else motion
+        motion = chosen_motion(options, avatar, options.motion, fps=fps)
+        motion = motion.at_rate(fps) if fps else motion
         notes += motion.notes
-        rows = motion.rows
+        poses, fps = motion.rows, motion.fps
         if avatar.motion().dynamic_offset is not None:
             notes.append("the offsets of single timesteps (dynamic_offset) are left out")
     elif options.timestep is not None:
         if avatar.head is None:
             raise UserError(f"--timestep: {avatar.path} is not bound to a head mesh, so it has one moment only")
         row = avatar.row(options.timestep)
-    played = rows if rows is not None else np.empty((1, 0))
-    if rows is None and avatar.head is not None:
-        played = avatar.motion().values[row : row + 1].detach().double().cpu().numpy()
+        poses = range(row, row + 1)
+    elif moving:
+        poses = range(len(avatar.motion()))
+    played = poses if isinstance(poses, np.ndarray) else np.empty((1, 0))
+    if isinstance(poses, range) and avatar.head is not None:
+        played = avatar.motion().values[poses.start : poses.stop].detach().double().cpu().numpy()
     view = first_view(avatar, played)
-    sampled = [row] if rows is None else [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, 4).astype(int))]
-    posed = [gaussians_of(avatar, pose) for pose in sampled]
+    sampled = np.unique(np.linspace(0, len(poses) - 1, 4).astype(int)).tolist()
+    posed = [posed_at(avatar, poses[index])[0] for index in sampled]
     changed = colors.prepare(avatar, posed, view, prune=options.prune, degree=options.sh_degree)
     notes += changed.notes
-    place = _place(view, options, up, scale if avatar.head is not None else 1.0)
+    place = place_of(view, options.up or up, options.scale or (scale if avatar.head is not None else 1.0))
     sh = changed.sh if place is None else place.turned(changed.sh)
-    return Splats(avatar, rows, row, place, sh, changed.kept, notes)
+    return Splats(avatar, poses, fps, place, sh, changed.kept, notes)
 
 
-def _place(view: dict[str, Any], options: ExportOptions, up: str, scale: float) -> Place | None:
-    chosen, scale = options.up or up, options.scale or scale
-    if chosen == WORLD:
+def place_of(view: dict[str, Any], up: str, scale: float) -> Place | None:
+    """The file's axes, one of `AXES` or `WORLD`, for what is seen first from that view; None: those of the world."""
+    if up == WORLD:
         return Place(torch.eye(3).double(), torch.zeros(3).double(), scale) if scale != 1 else None
     above, back = np.array(view["up"]), np.array(view["back"])
     viewer = np.stack([np.cross(above, back), above, back])
-    return Place(torch.from_numpy(np.array(AXES[chosen]) @ viewer), torch.tensor(view["target"]).double(), scale)
+    return Place(torch.from_numpy(np.array(AXES[up]) @ viewer), torch.tensor(view["target"]).double(), scale)
 
 
 def write_all(
-    written: Splats, path: Path, options: ExportOptions, write: Callable[[Path, Gaussians], None]
+    written: Splats,
+    path: Path,
+    options: ExportOptions,
+    write: Callable[[Path, Gaussians], None],
+    *,
+    several: bool | None = None,
+    ending: str | None = None,
 ) -> Iterator[str]:
-    """Writes the file `path`, or of a motion the folder `path` with a numbered file for each moment, by `write`.
+    """Writes the file `path`, or the folder `path` with a numbered file for each moment, by `write`.
+
+    Args:
+        several: whether it is a folder; None: of a motion.
+        ending: of the files; None: that of the format's name.
 
     Yields:
         What the files do not hold, and what was written.
@@ -156,8 +186,8 @@ def write_all(
         UserError: a folder that holds other files of such names, or it cannot be written.
     """
     yield from written.notes
-    count, ending = len(written.sh), f".{options.format}"
-    if written.rows is None:
+    count, ending = len(written.sh), ending or f".{options.format}"
+    if not (options.motion is not None if several is None else several):
         write(path, written.moment(0))
         yield f"{path}: {count:,} Gaussians, {path.stat().st_size / 1e6:.1f} MB"
         return

@@ -43,7 +43,7 @@ def _scene_view(avatar: Avatar) -> dict[str, Any]:
     points = gaussians.means.detach().cpu().double().numpy()
     low, high = np.percentile(points, [OUTLIERS, 100 - OUTLIERS], axis=0)
     target, size = (low + high) / 2, float(np.linalg.norm(high - low))
-    list_of_cameras = avatar.path.parents[2] / CAMERAS_NAME
+    list_of_cameras = avatar.folder / CAMERAS_NAME
     if not list_of_cameras.is_file():
         return _described(target, np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]), 2.5 * size, MARGIN * size)
     views = [Viewpoint.of(camera) for camera in read_cameras_json(list_of_cameras).values()]

@@ -22,9 +22,9 @@ from exporters.html.pack import QUALITIES, Life, pack
 from exporters.view import first_view, poster_camera
 from scene import Avatar
 from scene.motion import Motion, chosen_motion
-from scene.motion.blendshapes import MODES_NAME, find_mapping, mode_names
+from scene.motion.blendshapes import known_mapping, mode_names
 from scene.motion.rows import FPS
-from utils.blendshapes import MAPPING_NAME, NAMES
+from utils.blendshapes import NAMES
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.images import to_bytes
@@ -78,10 +78,9 @@ def _life(avatar: Avatar, options: ExportOptions) -> tuple[Motion, Life]:
     if options.motion:
         motion = chosen_motion(options, avatar, options.motion, fps=FPS)
     names = mode_names(avatar.head_file, avatar.head.n_expr)
-    folder = avatar.head_file.parent
     blink = None
-    if options.mapping or (folder / MAPPING_NAME).is_file() or (folder / MODES_NAME).is_file():
-        mapping = find_mapping(options.mapping, avatar.head_file, avatar.head)
+    mapping = known_mapping(options.mapping, avatar.head_file, avatar.head)
+    if mapping is not None:
         blink = sum(mapping[NAMES.index(name)] for name in ("eyeBlinkLeft", "eyeBlinkRight"))
     return motion, Life(motion.rows, names, blink if np.any(blink) else None)
 
