@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exporters.view import around
 from innovations.color_calibration import ColorCalibration, ColorCalibrationNetwork
+from innovations.unseen_colors import pixels_seen
 from ops import sh as harmonics
 from ops.types import Camera, Gaussians
 from scene import Avatar
@@ -65,7 +66,8 @@ def prepare(
     degree = min(avatar.model.active_sh_degree, 3 if degree is None else degree)
     if prune:
         cameras = around(view, HEIGHT, ALL_YAWS, ALL_PITCHES)
-        shown = torch.stack([shares(avatar, gaussians, cameras) for gaussians in posed]).amax(0) - 1.0 * ~sound
+        pixels = [pixels_seen([(camera, gaussians) for camera in cameras], avatar.draw) for gaussians in posed]
+        shown = torch.stack(pixels).amax(0) - 1.0 * ~sound
         kept = shown.argsort(descending=True, stable=True)[: max(1, round((1 - prune) * int(sound.sum())))]
         kept = kept.sort().values
         notes.append(f"{len(sh) - len(kept):,} of {len(sh):,} Gaussians, those that show least, are left out")
@@ -131,20 +133,6 @@ def drawable(gaussians: Gaussians) -> Tensor:
 def taken(gaussians: Gaussians, kept: Tensor | None) -> Gaussians:
     """Those of the numbers [M]; None: all."""
     return gaussians if kept is None else Gaussians(*(values[kept] for values in gaussians))
-
-
-def shares(avatar: Avatar, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
-    """[N] pixels that each Gaussian fills in the pictures of the cameras: the sum of its blending weights.
-
-    The weight of a color in a picture is the derivative of the one by the other.
-    """
-    with torch.enable_grad():
-        color = torch.zeros_like(gaussians.sh[:, :1]).requires_grad_()
-        for camera in cameras:
-            out = avatar.draw(gaussians._replace(sh=color), camera.to(color.device), sh_degree=0)
-            out.image.sum().backward()
-        assert color.grad is not None
-        return color.grad.sum(dim=(1, 2)) / (3 * harmonics.C0)
 
 
 def compare(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -189,6 +190,16 @@ class Avatar:
         assert self.head is not None  # what has a motion has a head
         self.model.flame_parameters = FlameParameters(
             arrays, capture.timesteps, self.head, device=self.model.device, trainable=False, source=source
+        )
+
+    def play(self, rows: np.ndarray) -> None:
+        """Replaces its motion by poses [T, D], laid out as the rows of its own."""
+        motion = self.motion()
+        arrays = {name: rows[:, part] for name, part in motion.columns.items()}
+        arrays |= {"shape": motion.shape.cpu().numpy(), "static_offset": motion.static_offset.cpu().numpy()}
+        assert self.head is not None  # what has a motion has a head
+        self.model.flame_parameters = FlameParameters(
+            arrays, None, self.head, device=self.model.device, trainable=False, source="the motion"
         )
 
     def save(self, folder: str | Path) -> None:

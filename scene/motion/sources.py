@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import ExportOptions, RenderOptions
+from arguments import ExportOptions, RenderOptions, ViewOptions
 from scene.avatar import Avatar
 from scene.dataset.bad_frames import BadFrames
 from scene.dataset.rigged import MAX_COEFFICIENTS, read_motion
@@ -63,7 +63,7 @@ def load_motion(source: str, avatar: Avatar, *, fps: float | None = None, mappin
 
 
 def chosen_motion(
-    options: RenderOptions | ExportOptions, avatar: Avatar, source: str, *, fps: float | None = None
+    options: RenderOptions | ViewOptions | ExportOptions, avatar: Avatar, source: str, *, fps: float | None = None
 ) -> Motion:
     """The motion that `source` names, changed as a command line says; `fps` as in `load_motion`."""
     return adapted(
