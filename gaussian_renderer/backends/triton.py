@@ -10,6 +10,10 @@ With TRITON_INTERPRET=1 in the environment it runs on the CPU, to be checked the
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +21,9 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gaussian_renderer import self_test
 from gaussian_renderer.backends.guards import check_shapes
-from gaussian_renderer.backends.triton_kernels.blend import ALL_SUMS, SUMS, blend, blend_backward
+from gaussian_renderer.backends.triton_kernels.blend import ALL_SUMS, CONFIGS, SUMS, blend, blend_backward
 from gaussian_renderer.backends.triton_kernels.project import project
 from gaussian_renderer.backends.triton_kernels.project_backward import project_backward
 from gaussian_renderer.backends.triton_kernels.tiles import RECORD, list_pairs
@@ -28,7 +33,9 @@ from ops.types import Camera, Gaussians, RenderOut
 TILE = int(CONSTANTS["kTile"])  # pixels
 BLOCK = 128  # Gaussians or pairs of a program
 AHEAD = 4  # Gaussians between two looks at whether a tile is opaque
-LEAST_ROOM = 1 << 14  # pairs
+LEAST_ROOM = 1 << 11  # pairs
+LEAST_CAPABILITY = (7, 0)  # of NVIDIA's cards, for Triton
+FUSED = {"enable_fp_fusion": True}  # multiply-add: faster and more exact; no longer Triton's default
 
 
 class _Lists(NamedTuple):
@@ -103,7 +110,15 @@ class _Rasterize(torch.autograd.Function):
         closed_at = torch.empty(height, width, dtype=torch.int32, device=device) if keep else radii
         with torch.cuda.device_of(means):
             project[(triton.cdiv(count, BLOCK),)](
-                *(*fields, world, count, *lens), records, depths, covered, radii, **shapes, TILE=TILE, BLOCK=BLOCK
+                *(*fields, world, count, *lens),
+                records,
+                depths,
+                covered,
+                radii,
+                **shapes,
+                **FUSED,
+                TILE=TILE,
+                BLOCK=BLOCK,
             )
             ends = torch.cumsum(covered, 0, dtype=torch.int64)
             total = _Total(ends[-1])
@@ -116,6 +131,7 @@ class _Rasterize(torch.autograd.Function):
                     KEEP=keep,
                     TILE=TILE,
                     AHEAD=AHEAD,
+                    **FUSED,
                 )
                 # Everything is queued by now: to learn the number stops nobody. Rarely it was too large, and all is
                 # done again.
@@ -152,11 +168,13 @@ class _Rasterize(torch.autograd.Function):
                 *(rests, closed_at, grad_image, grad_alpha, sums, len(rows).bit_length() // 2),
                 ABSOLUTE=ctx.absolute,
                 TILE=TILE,
+                **FUSED,
             )
             project_backward[(triton.cdiv(count, BLOCK),)](
                 *(*fields, world, count, *ctx.lens, records, covered, ends, sums),
                 *(*grads, grad_means2d),
                 **ctx.shapes,
+                **FUSED,
                 SUMS=sums.shape[1],
                 BLOCK=BLOCK,
             )
@@ -164,9 +182,7 @@ class _Rasterize(torch.autograd.Function):
         return (*grads, grad_background, grad_means2d, None, None, None, None, None, None)
 
 
-def _list(
-    records: Tensor, depths: Tensor, covered: Tensor, ends: Tensor, room: int, width: int, height: int
-) -> _Lists:
+def _list(records: Tensor, depths: Tensor, covered: Tensor, ends: Tensor, room: int, width: int, height: int) -> _Lists:
     """The lists of all tiles; of more than `room` pairs the last ones are missing."""
     count, tiles = len(records), triton.cdiv(width, TILE) * triton.cdiv(height, TILE)
     keys = torch.empty(room, dtype=torch.int64, device=records.device)
@@ -175,6 +191,7 @@ def _list(
         *(records, depths, covered, ends, count, room, count.bit_length(), width, height, keys, owners),
         TILE=TILE,
         BLOCK=BLOCK,
+        **FUSED,
     )
     # stable: equal depths keep the order of the Gaussians
     keys, rows = torch.sort(keys, stable=True)
@@ -208,10 +225,38 @@ def rasterize(
     if count == 0:
         image = background[:, None, None].expand(3, camera.height, camera.width).clone()
         radii = torch.zeros(0, dtype=torch.int32, device=device)
-        return RenderOut(image, image.new_zeros(1, camera.height, camera.width), radii, means2d)
+        return RenderOut(image, image[:1] * 0.0, radii, means2d)
     fields = (field.float() for field in (*gaussians, background))
     world = camera.world_to_camera.to(device)
-    image, alpha, radii = _Rasterize.apply(
-        *fields, means2d, world, camera, sh_degree, scale_modifier, keep, absolute
-    )
+    image, alpha, radii = _Rasterize.apply(*fields, means2d, world, camera, sh_degree, scale_modifier, keep, absolute)
     return RenderOut(image, alpha, radii, means2d)
+
+
+@contextlib.contextmanager
+def _with(config: triton.Config) -> Iterator[None]:
+    """Blends with this number of warps instead of the best one."""
+    kernels = (blend, blend_backward)
+    for kernel in kernels:
+        kernel.configs = [config]
+    try:
+        yield
+    finally:
+        for kernel in kernels:
+            kernel.configs = CONFIGS
+
+
+def fault(device: torch.device | str) -> str | None:
+    """Why this backend cannot be used on `device`; None if it can. Tries it, where it is new (seconds)."""
+    if torch.device(device).type == "cuda" and not torch.version.hip:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < LEAST_CAPABILITY:
+            name, number = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+            return f"{name} has compute capability {number}, and Triton needs 7.0 (Volta) or newer"
+    here = Path(__file__)
+    sources = [here, *sorted((here.parent / "triton_kernels").glob("*.py"))]
+    return self_test.fault(
+        rasterize,
+        device,
+        ways=[partial(_with, config) for config in CONFIGS],
+        code=[triton.__version__, *(source.read_text(encoding="utf-8") for source in sources)],
+    )

@@ -144,7 +144,8 @@ def blend_backward(
         exponent = log2_opacity - p * (w * w) - r * (dy * dy)
         density = tl.exp2(exponent)
         a = tl.where((exponent >= LOG2_MIN_ALPHA) & (place < closed), tl.minimum(density, MAX_ALPHA), 0.0)
-        rest = rest / (1.0 - a)  # before it
+        step = tl.rsqrt(1.0 - a)  # squared it is the inverse, in a third of the instructions of a division
+        rest = rest * step * step  # before it
         weight = a * rest
         more = g_red * red + g_green * green + g_blue * blue + g_alpha - behind
         behind += a * more

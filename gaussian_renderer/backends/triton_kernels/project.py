@@ -89,10 +89,9 @@ def project(
     shown = live & (finite == 0.0) & (norm >= MIN_LENGTH) & (norm <= MAX_LENGTH)
     shown = shown & (camera[2] > NEAR) & (opacity >= MIN_ALPHA) & (p > 0.0) & (r > 0.0)
     # A pixel center of the image must lie in the box.
-    shown = shown & (tl.maximum(tl.ceil(x - extent_x - 0.5), 0.0) <= tl.minimum(tl.floor(x + extent_x - 0.5), width - 1))
-    shown = shown & (
-        tl.maximum(tl.ceil(y - extent_y - 0.5), 0.0) <= tl.minimum(tl.floor(y + extent_y - 0.5), height - 1)
-    )
+    first_x, last_x = tl.maximum(tl.ceil(x - extent_x - 0.5), 0.0), tl.floor(x + extent_x - 0.5)
+    first_y, last_y = tl.maximum(tl.ceil(y - extent_y - 0.5), 0.0), tl.floor(y + extent_y - 0.5)
+    shown = shown & (first_x <= tl.minimum(last_x, width - 1)) & (first_y <= tl.minimum(last_y, height - 1))
 
     p, r = p * HALF_LOG2E, r * HALF_LOG2E
     shape, extents = (x, y, slope, p, r), (extent_x, extent_y, y_of_extent_x)
