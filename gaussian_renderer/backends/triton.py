@@ -64,9 +64,9 @@ class _Total:
         return int(self.value)
 
 
-# For each device the pairs that the last pass made room for. The next one needs about as many, so that it need not
-# wait for its own number before it goes on.
-_rooms: dict[torch.device, int] = {}
+# For each device and size of picture the pairs to make room for. The next pass needs about as many as the last ones, so
+# that it need not wait for its own number before it goes on. What is too much goes slowly: views differ.
+_rooms: dict[tuple[torch.device, int, int], int] = {}
 
 
 def _roomy(total: int) -> int:
@@ -122,7 +122,7 @@ class _Rasterize(torch.autograd.Function):
             )
             ends = torch.cumsum(covered, 0, dtype=torch.int64)
             total = _Total(ends[-1])
-            room = _rooms.get(device) or _roomy(total.get())
+            room = _rooms.get((device, width, height)) or _roomy(total.get())
             while True:
                 lists = _list(records, depths, covered, ends, room, width, height)
                 blend[(len(lists.starts) - 1,)](
@@ -139,9 +139,7 @@ class _Rasterize(torch.autograd.Function):
                 if needed <= room:
                     break
                 room = _roomy(needed)
-        if needed * 5 // 4 > room or needed * 2 < room:
-            room = _roomy(needed)
-        _rooms[device] = room
+        _rooms[device, width, height] = max(_roomy(needed), room - room // 64)
         if keep:
             ctx.lens, ctx.shapes, ctx.absolute = lens, shapes, absolute
             ctx.save_for_backward(

@@ -83,15 +83,15 @@ def test_needles_keep_their_digits() -> None:
 
 
 def test_more_pairs_than_there_was_room_for() -> None:
-    """The room is that of the last pass: too little is noticed, and all is done again, with the same bits."""
-    scene, device = make_scene(43, 12), torch.device(DEVICE)
+    """The room is that of the last passes: too little is noticed, and all is done again, with the same bits."""
+    scene = make_scene(43, 12)
     cotangents = torch.ones(3, 41, 53), torch.ones(1, 41, 53)
     first = run(backend.rasterize, scene, *cotangents, device=DEVICE)
-    enough = backend._rooms.pop(next(iter(backend._rooms)))
+    ((place, enough),) = backend._rooms.items()
     for room in (7, 40 * backend.BLOCK):
-        backend._rooms[scene.gaussians.means.to(device).device] = room
+        backend._rooms[place] = room
         again = run(backend.rasterize, scene, *cotangents, device=DEVICE)
-        assert list(backend._rooms.values()) == [enough]
+        assert backend._rooms[place] == (enough if room < enough else room - room // 64)
         assert all(torch.equal(a, b) for a, b in zip(first.out, again.out))
         assert all(torch.equal(first.grads[name], again.grads[name]) for name in FIELDS if name != "background")
     with pytest.raises(MemoryError, match="too many"):

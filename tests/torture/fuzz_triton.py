@@ -30,22 +30,23 @@ from utils.errors import run_script
 
 def draw_scene(seed: int) -> Scene:
     dice = random.Random(seed)
-    low, opaque, near = dice.choice([1e-4, 0.02, 0.3, 2.0]), dice.choice([0.3, 0.95, 1.0]), dice.choice([0.1, 0.5, -1.0])
+    low = dice.choice([1e-4, 0.02, 0.3, 2.0])
     scene = make_scene(
         seed,
         dice.randint(1, 60),
         size=(dice.randint(1, 70), dice.randint(1, 50)),
         sigma=(low, low * dice.choice([2.0, 30.0, 1000.0])),
-        opacity=(0.003, opaque),
-        depth=(near, 4.0),
+        opacity=(0.003, dice.choice([0.3, 0.95, 1.0])),
+        depth=(dice.choice([0.1, 0.5, -1.0]), 4.0),
         spread=dice.choice([0.7, 1.0, 3.0]),
         centered=dice.random() < 0.3,
         degree=dice.randint(0, 3),
     )
     fields = Gaussians(*(field.clone() for field in scene.gaussians))
     for _ in range(dice.randint(0, 4)):
-        field = dice.choice(fields).flatten(1) if dice.random() < 0.7 else fields.means
-        field[dice.randrange(len(field))].flatten()[:1] = dice.choice([float("nan"), float("inf"), -1e30, 0.0, 1e20])
+        field = dice.choice(fields)
+        numbers = field.view(-1)
+        numbers[dice.randrange(len(numbers))] = dice.choice([float("nan"), float("inf"), -1e30, 0.0, 1e20])
     return scene._replace(gaussians=fields)
 
 
