@@ -90,16 +90,20 @@ def compiled(build: Build, target: str) -> Compiled:
         numbers = {key: int(value) for key, value in re.findall(r"\.(\w+):\s+(\d+)$", text, re.MULTILINE)}
         spilled = 4 * (numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"])
         return Compiled(numbers["vgpr_count"], spilled, code.metadata.shared, text)
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    from triton.backends.nvidia.compiler import get_ptxas
+
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
+        source_file, file = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source_file.write_text(code.asm["ptx"])
         file.write_bytes(code.asm["cubin"])
-        usage, text = (
-            subprocess.run([tool, flag, file], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return Compiled(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], code.metadata.shared, text)
+        name = re.findall(r"^\.target (\w+)", code.asm["ptx"], re.MULTILINE)[0]
+        tool = get_ptxas(int(target[3:])).path
+        words = [tool, "-v", f"--gpu-name={name}", source_file, "-o", os.devnull]
+        usage = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+        words = [Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump", "-sass", file]
+        text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    registers, spilled = re.findall(r"Used (\d+) registers", usage), re.findall(r"(\d+) bytes spill", usage)
+    return Compiled(int(registers[0]), max(map(int, spilled)), code.metadata.shared, text)
 
 
 def rows(targets: list[str]) -> Iterator[Row]:

@@ -31,8 +31,6 @@ _ON_GPU = {
     "triton": ("triton", "jit"),
     "dgr": ("diff_gaussian_rasterization", "GaussianRasterizer"),
 }
-# How to mend it.
-_REMEDY = {"triton": "PyTorch's GPU wheels bring Triton along"}
 
 
 @functools.cache
@@ -130,8 +128,9 @@ def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Raste
         runs_here = device.type == "cuda" or interpreted
         fault = _gpu_fault(name, str(device)) if runs_here else f"it needs a GPU, this is {device.type}"
         if fault:
-            remedy = _REMEDY.get(name, "see requirements-cuda.txt")
-            raise UserError(f"--rasterizer {name} cannot run: {fault}; {remedy}, or choose --rasterizer auto")
+            raise UserError(
+                f"--rasterizer {name} cannot run: {fault}; see requirements-cuda.txt, or choose --rasterizer auto"
+            )
     elif name == "native" and name not in _usable(device):
         raise UserError(
             f"--rasterizer native cannot run on {device.type}: it needs the CPU and a C++ compiler; "

@@ -221,7 +221,8 @@ def rasterize(
     means2d = torch.zeros((), device=device).expand(count, 2).requires_grad_(keep)  # its value is nowhere read
     background = background.float().to(device)
     if count == 0:
-        image = background[:, None, None].expand(3, camera.height, camera.width).clone()
+        nothing = sum(field.sum() for field in (*gaussians, means2d))  # which has a gradient
+        image = background[:, None, None].expand(3, camera.height, camera.width) + nothing
         radii = torch.zeros(0, dtype=torch.int32, device=device)
         return RenderOut(image, image[:1] * 0.0, radii, means2d)
     fields = (field.float() for field in (*gaussians, background))

@@ -23,6 +23,11 @@ def test_defaults() -> None:
     assert options.run.interval == 60_000 and options.pipeline.rasterizer == "auto"
 
 
+def test_a_gpu_by_its_number() -> None:
+    options = train("--device", "cuda:1", "--data_device", "cuda:12")
+    assert (options.run.device, options.model.data_device) == ("cuda:1", "cuda:12")
+
+
 def test_every_upstream_flag_is_taken(tmp_path: Path) -> None:
     line = (
         f"-s {tmp_path}/s -m {tmp_path}/m -t {tmp_path}/t -i pictures -r 4 -w --eval --bind_to_mesh --sh_degree 2 "

@@ -137,6 +137,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", dgr)
         monkeypatch.setitem(sys.modules, "triton", triton and types.SimpleNamespace(jit=object()))
         monkeypatch.setitem(sys.modules, "gaussian_renderer.backends.triton", triton)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         gaussian_renderer._gpu_fault.cache_clear()
         warn_once.cache_clear()
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
