@@ -24,7 +24,7 @@ def test_defaults() -> None:
 
 
 def test_a_gpu_by_its_number() -> None:
-    options = train("--device", "cuda:1", "--data_device", "cuda:12")
+    options = train("--device cuda:1 --data_device cuda:12")
     assert (options.run.device, options.model.data_device) == ("cuda:1", "cuda:12")
 
 

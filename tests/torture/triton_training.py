@@ -45,12 +45,12 @@ def main() -> None:
     if not capture.exists():
         write_capture(capture, TIMESTEPS, size=(32, 48))
     found = {}
-    for backend in ("reference", "triton"):
-        words = f"--iterations {options.iterations} --rasterizer {backend}"
-        results = train_on(capture, options.folder / backend, SCHEDULE, words, quiet=False)
-        assert results["backend"] == backend
-        found[backend] = results["metrics"]["val"]["psnr"]
-        print(f"{backend}: {found[backend]:.3f} dB on val, {results['points']:,} Gaussians", flush=True)
+    for name in ("reference", "triton"):
+        words = f"--iterations {options.iterations} --rasterizer {name}"
+        results = train_on(capture, options.folder / name, SCHEDULE, words, quiet=False)
+        assert results["backend"] == name
+        found[name] = results["metrics"]["val"]["psnr"]
+        print(f"{name}: {found[name]:.3f} dB on val, {results['points']:,} Gaussians", flush=True)
     difference = abs(found["triton"] - found["reference"])
     print(f"{difference:.4f} dB between them, {ALLOWED} allowed")
     sys.exit(difference > ALLOWED)
