@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np
+import toy_capture
+import trimesh
 from runs import train_on
-from toy_capture import TIMESTEPS, write_capture
 
 from gaussian_renderer.backends import triton as backend
 from utils.errors import run_script
@@ -31,7 +32,7 @@ ALLOWED = 0.05  # dB
 # Densifications, an opacity reset and all degrees on the way.
 SCHEDULE = (
     "--densify_from_iter 20 --densification_interval 40 --densify_until_iter 190 --densify_grad_threshold 0.004 "
-    "--opacity_reset_interval 90 --sh_increase_interval 50 --interval 1000 --start_checkpoint auto"
+    "--opacity_reset_interval 90 --sh_increase_interval 50 --interval 1000 --start_checkpoint auto --metrics psnr"
 )
 
 
@@ -43,7 +44,8 @@ def main() -> None:
     np.seterr(all="ignore")  # where a kernel makes NaN, NumPy says so
     capture = options.folder / "capture"
     if not capture.exists():
-        write_capture(capture, TIMESTEPS, size=(32, 48))
+        toy_capture.BALL = trimesh.creation.icosphere(subdivisions=1, radius=0.1)
+        toy_capture.write_capture(capture, toy_capture.TIMESTEPS, size=(32, 48))
     found = {}
     for name in ("reference", "triton"):
         words = f"--iterations {options.iterations} --rasterizer {name}"
