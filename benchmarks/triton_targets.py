@@ -102,8 +102,9 @@ def compiled(build: Build, target: str) -> Compiled:
         usage = subprocess.run(words, capture_output=True, text=True, check=True).stderr
         words = [Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump", "-sass", file]
         text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    registers, spilled = re.findall(r"Used (\d+) registers", usage), re.findall(r"(\d+) bytes spill", usage)
-    return Compiled(int(registers[0]), max(map(int, spilled)), code.metadata.shared, text)
+    (registers,) = re.findall(r"Used (\d+) registers", usage)
+    most = max(int(count) for count in re.findall(r"(\d+) bytes spill", usage))  # stores, loads
+    return Compiled(int(registers), most, code.metadata.shared, text)
 
 
 def rows(targets: list[str]) -> Iterator[Row]:
