@@ -119,7 +119,8 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
     stop = stack.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing
     state = {"avatar": avatar, **({"flame": avatar.flame_parameters} if avatar.flame_parameters else {}), **parts}
     evaluation = Evaluation(avatar, views, calibrated(draw, color), region, reporter, due.test, run)
-    saved = SavedAvatars(output, avatar, color, reporter, due.save)
+    finished = partial(setup.finished, extra, avatar, views, draw)
+    saved = SavedAvatars(output, avatar, color, reporter, due.save, finished)
     live = build_live(stack, door, options, avatar, color, dataset, views, (backend, rasterize), reporter, stop)
     listeners = [evaluation, saved, live, Checkpoints(output, options, state, reporter, stop)]
 

@@ -182,6 +182,14 @@ class InnovationOptions:
         0.0, "weight of the error of the silhouette, where masks or alpha are known: no debris over it", at_least=0
     )
 
+    fill_unseen: float = option(
+        0.0,
+        "what is saved: Gaussians that show in about so few pixels of a training view, or fewer, get the color of "
+        "others beside them; 0: they keep their own",
+        unit="pixels",
+        at_least=0,
+    )
+
     lr_cooldown: float = option(
         0.0,
         "at the end of the run the learning rates of colour, opacity, size and rotation fall to a tenth over this "

@@ -18,6 +18,7 @@ _PARTS = {
     "use_warm_start": True,
     "lr_cooldown": 0.2,
     "lambda_alpha": 0.2,
+    "fill_unseen": 0.05,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

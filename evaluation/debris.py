@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from innovations.unseen_colors import hidden_parts
 from ops.sh import C0
 from ops.types import Camera
 from scene.gaussian_model import GaussianModel
@@ -19,8 +20,6 @@ from scene.gaussian_model import GaussianModel
 NEAR = 0.35
 # ... and at least so far from that of its neighbors: on a white blouse there is no telling.
 APART = 0.25
-# Words in the names of masks whose parts are white by nature, beside what is not.
-WHITE_PARTS = ("eye", "teeth", "mouth", "lips")
 
 
 @torch.no_grad()
@@ -49,10 +48,7 @@ def speck_share(model: GaussianModel, background: Tensor) -> float | None:
 
     near = (colors - background.to(colors)).norm(dim=1) <= NEAR
     speck = near & ((colors - around).norm(dim=1) >= APART)
-    white = torch.zeros(len(at_vertex), dtype=torch.bool, device=colors.device)
-    for name, ids in model.flame.masks.items():
-        white[ids] |= any(word in name for word in WHITE_PARTS)
-    counted = ~white[corners].any(dim=1)
+    counted = ~hidden_parts(model.flame.masks, corners, len(at_vertex))
     return float(areas[speck & counted].sum() / areas[counted].sum().clamp_min(1e-30))
 
 

@@ -141,13 +141,13 @@ def triangle_colors(
     mean, sums = _robust_mean(torch.stack(colors), torch.stack(weights))
     seen_at_all = sums > 0
     if seen_at_all.any():
-        mean[~seen_at_all] = _nearest(centers[seen_at_all], mean[seen_at_all], centers[~seen_at_all])
+        mean[~seen_at_all] = nearest_mean(centers[seen_at_all], mean[seen_at_all], centers[~seen_at_all])
     else:
         mean = (total / pixels if pixels else torch.full_like(total, GRAY)).float().expand_as(mean)
     return mean.clamp(0, 1), seen_at_all
 
 
-def _nearest(known: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
+def nearest_mean(known: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
     """[M, 3] at the points `wanted` [M, 3]: the mean of the `values` [N, 3] at the nearest of `known` [N, 3], N > 0."""
     count = min(NEIGHBORS, len(known))
     nearest = cKDTree(known.cpu().numpy()).query(wanted.cpu().numpy(), k=list(range(1, count + 1)))[1]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from utils.environment import call, ensure
 from utils.errors import run_script
 
+MOST_WORKERS = 8  # each holds PyTorch and trains small avatars
+
 
 def main() -> None:
     python, arguments = ensure("requirements.txt", "tests/requirements.txt"), sys.argv[1:]
-    checks = [] if arguments else [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
-    for command in (*checks, ["pytest", *arguments]):
+    checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
+    commands = [["pytest", *arguments]]
+    if not arguments:
+        # Most tests keep one core busy; a file is one worker's, since its tests share what takes long to make.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        workers = str(min(os.cpu_count() or 1, MOST_WORKERS))
+        commands = [*checks, ["pytest", "-n", workers, "--dist", "loadfile"]]
+    for command in commands:
         if status := call(python, "-m", *command):
             sys.exit(status)
 

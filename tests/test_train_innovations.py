@@ -103,7 +103,7 @@ def test_switched_off_they_leave_no_trace(capture: Path, tmp_path: Path) -> None
     off = (
         "--preset balanced --use_short_run_rates --no_region_adaptive_loss --no_smart_densification "
         "--no_progressive_resolution --no_color_calibration --no_amp --no_warm_start --no_short_run_rates "
-        "--lr_cooldown 0 --lambda_alpha 0"
+        "--lr_cooldown 0 --lambda_alpha 0 --fill_unseen 0"
     )
     run(capture, tmp_path / "off", off)
     assert_same_run(tmp_path / "plain", tmp_path / "off", STEPS)

@@ -142,13 +142,16 @@ class SavedAvatars(Listener):
         color: ColorCalibration | NoColorCalibration,
         reporter: Reporter,
         due: DueIterations,
+        finished: Callable[[], GaussianModel],
     ) -> None:
+        """`finished` gives what is saved of the avatar."""
         self.output, self.avatar, self.color, self.reporter, self.due = output, avatar, color, reporter, due
+        self.finished = finished
 
     def before_density(self, step: int) -> None:
         if self.due(step):
             with self.reporter.pause():
-                save_avatar(self.folder(step), self.avatar, self.color)
+                save_avatar(self.folder(step), self.finished(), self.color)
 
     def folder(self, step: int) -> Path:
         """Where the avatar of iteration `step` is."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import copy
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from arguments import (
     SHORT_RUN,
@@ -31,6 +33,7 @@ from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.short_run import RateFactors, rate_factors
 from innovations.smart_densification import SmartDensification
+from innovations.unseen_colors import VIEWS, filled, hidden_parts, pixels_seen
 from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, triangle_colors
 from ops.sh import from_colors
 from ops.types import Camera, RenderOut
@@ -279,6 +282,24 @@ def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> C
         convert_SHs_python=options.pipeline.convert_SHs_python,
         absolute=extra.use_smart_densification and extra.densify_absolute,
     )
+
+
+@torch.no_grad()
+def finished(
+    extra: InnovationOptions, avatar: GaussianModel, views: Views, draw: Callable[..., RenderOut]
+) -> GaussianModel:
+    """What is saved of the avatar: itself, or with --fill_unseen a copy with other colors."""
+    if not extra.fill_unseen:
+        return avatar
+    cameras = views.cameras["train"]
+    chosen = [cameras[index] for index in spread_views(cameras, VIEWS)]
+    seen = pixels_seen(((camera, avatar(camera.timestep)[0]) for camera in chosen), draw)
+    if avatar.flame is not None and avatar.binding is not None:
+        flame = avatar.flame
+        seen[hidden_parts(flame.masks, flame.faces[avatar.binding], len(flame.v_template))] = torch.inf
+    copied = copy(avatar)
+    copied.features = Parameter(filled(avatar.features, seen, avatar(0)[0].means, extra.fill_unseen))
+    return copied
 
 
 # ---- what moves and grows the avatar ------------------------------------------

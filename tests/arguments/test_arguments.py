@@ -250,6 +250,7 @@ INNOVATIONS = dict(
     warm_pose_lr_factor=10.0,
     use_short_run_rates=False,
     lambda_alpha=0.0,
+    fill_unseen=0.0,
     lr_cooldown=0.0,
     use_vgg_loss=False,
     lambda_perceptual=0.05,
@@ -266,17 +267,18 @@ INNOVATIONS = dict(
 TABLE = {
     "baseline": "",
     "ultra": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --use_smart_densification "
-    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.05",
     "balanced": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --region_weight_nose 1.5 "
     "--use_smart_densification --densify_percentile_clone 75 --densify_percentile_split 90 "
     "--densify_floor 0.56 --use_progressive_resolution --use_color_calibration --color_net_hidden_dim 16 "
-    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "--use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.05",
     "quality": "--use_region_adaptive_loss --region_weight_eyes 2.5 --region_weight_mouth 2.5 "
     "--region_weight_nose 1.8 --use_smart_densification --densify_percentile_clone 70 "
     "--densify_percentile_split 88 --densify_floor 0.53 --use_color_calibration "
-    "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "--color_net_hidden_dim 24 --use_amp --use_warm_start --lr_cooldown 0.2 --lambda_alpha 0.2 --fill_unseen 0.05",
     "fast": "--use_region_adaptive_loss --region_weight_eyes 2 --region_weight_mouth 2 --use_smart_densification "
-    "--use_amp --use_warm_start --warm_gaussians 20000 --use_short_run_rates --lr_cooldown 0.2 --lambda_alpha 0.2",
+    "--use_amp --use_warm_start --warm_gaussians 20000 --use_short_run_rates --lr_cooldown 0.2 --lambda_alpha 0.2 "
+    "--fill_unseen 0.05",
     "full": "--use_vgg_loss --lambda_perceptual 0.05 --use_adaptive_densification --adaptive_densify_ratio 1.5 "
     "--use_temporal_consistency --lambda_temporal 0.01",
 }
@@ -305,7 +307,8 @@ def test_every_efficient_flag_is_taken() -> None:
         "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
         "--use_vgg_loss --lambda_perceptual 0.2 --use_adaptive_densification --adaptive_densify_ratio 3 "
         "--use_temporal_consistency --lambda_temporal 0.3 "
-        "--lambda_alpha 0.7 --lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9"
+        "--lambda_alpha 0.7 --fill_unseen 0.1 "
+        "--lr_cooldown 0.3 --batch_views 4 --refine_test_poses 50 --refine_cameras 6 9"
     )
     assert innovations(line) == dict(
         preset=None,
@@ -323,6 +326,7 @@ def test_every_efficient_flag_is_taken() -> None:
         densify_split_radius=8.0,
         warm_feature_lr_factor=3.0,
         lambda_alpha=0.7,
+        fill_unseen=0.1,
         lr_cooldown=0.3,
         use_progressive_resolution=True,
         resolution_schedule=(0.25, 0.5, 1.0),
