@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import triton_targets
 from benchmarks.common import Row, Table, new_parser, publish
-from benchmarks.launches import FORWARD
+from benchmarks.launches import BACKWARD, FORWARD
 from benchmarks.raster import SceneKind, make_scene
 from gaussian_renderer.backends import native
 from utils.errors import UserError, run_script
@@ -72,12 +72,18 @@ def stages(card: Card, count: int, pairs: int, pixels: int) -> Iterator[Row]:
     per_pair = instructions(card.target)
     issue = card.processors * 4 * card.clock
     room = pairs * 9 // 8
+    back = pairs * (12 + RECORD) + (pairs + room) * SUMS + pixels * 24
     # the stage, what it issues, what it moves in bytes, and its launches: ours, and those of PyTorch's operators
     table = [
         ("project", 0.0, count * (PARAMETERS + RECORD), 1),
         ("list_pairs, sorted", 0.0, count * 24 + room * (12 + RECORD + SORTED + 24), FORWARD - 2),
         ("blend", pairs * per_pair["blend"], pairs * (4 + RECORD) + pixels * 24, 1),
-        ("blend_backward", pairs * per_pair["blend_backward"], pairs * (12 + RECORD + SUMS) + pixels * 24, 1),
+        (
+            "blend_backward",
+            pairs * per_pair["blend_backward"],
+            pairs * (12 + RECORD) + (pairs + room) * SUMS + pixels * 24,
+            BACKWARD - 1,
+        ),
         ("project_backward", 0.0, count * (2 * PARAMETERS + RECORD) + pairs * SUMS, 1),
     ]
     total = 0.0

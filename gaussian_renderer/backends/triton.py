@@ -157,7 +157,8 @@ class _Rasterize(torch.autograd.Function):
         grad_image, grad_alpha = grad_image.contiguous(), grad_alpha.contiguous()
         *_, width, height, _ = ctx.lens
         count = len(records)
-        sums = records.new_empty(len(rows), ALL_SUMS if ctx.absolute else SUMS)
+        # Zeros: pairs behind all that shows are not visited.
+        sums = records.new_zeros(len(rows), ALL_SUMS if ctx.absolute else SUMS)
         grads = [torch.empty_like(field) for field in fields]
         grad_means2d = records.new_empty(count, 2)
         with torch.cuda.device_of(records):

@@ -105,7 +105,7 @@ def blend_backward(
     closed_at,  # [H, W] int32
     grad_image,  # [3, H, W]
     grad_alpha,  # [H, W]
-    sums,  # [pairs, 9 or 11] out
+    sums,  # [pairs, 9 or 11] out: zeros before
     load,  # for the choice of warps only
     ABSOLUTE: tl.constexpr,
     TILE: tl.constexpr,
@@ -126,13 +126,7 @@ def blend_backward(
     behind = g_red * tl.load(background) + g_green * tl.load(background + 1) + g_blue * tl.load(background + 2)
 
     begin, end = tl.load(starts + tile), tl.load(starts + tile + 1)
-    last = tl.maximum(tl.minimum(tl.max(closed, 0), end), begin)
-    for hidden in range(last, end, TILE * TILE):  # behind all that shows
-        places = hidden + tl.arange(0, TILE * TILE)
-        to = sums + tl.load(rows + places, places < end, 0) * COUNT
-        for k in tl.static_range(COUNT):
-            tl.store(to + k, tl.zeros_like(px), places < end)
-
+    last = tl.minimum(tl.max(closed, 0), end)  # what is behind shows in no pixel
     for i in range(0, last - begin):
         place = last - 1 - i
         record, to = records + tl.load(owners + place) * RECORD, sums + tl.load(rows + place) * COUNT
