@@ -78,12 +78,7 @@ def stages(card: Card, count: int, pairs: int, pixels: int) -> Iterator[Row]:
         ("project", 0.0, count * (PARAMETERS + RECORD), 1),
         ("list_pairs, sorted", 0.0, count * 24 + room * (12 + RECORD + SORTED + 24), FORWARD - 2),
         ("blend", pairs * per_pair["blend"], pairs * (4 + RECORD) + pixels * 24, 1),
-        (
-            "blend_backward",
-            pairs * per_pair["blend_backward"],
-            pairs * (12 + RECORD) + (pairs + room) * SUMS + pixels * 24,
-            BACKWARD - 1,
-        ),
+        ("blend_backward", pairs * per_pair["blend_backward"], back, BACKWARD - 1),
         ("project_backward", 0.0, count * (2 * PARAMETERS + RECORD) + pairs * SUMS, 1),
     ]
     total = 0.0
