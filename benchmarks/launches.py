@@ -86,7 +86,7 @@ def main() -> None:
     rows.append({"stage": "all", "triton": FORWARD + BACKWARD, "together": sum(row["together"] for row in rows)})
     title = (
         "Launches of an iteration (median), the rasterizer being triton; by the reference the rasterizer alone takes "
-        f"{of_the_reference()} for a picture of one tile, and about as many for every further one:"
+        f"{of_the_reference()} for a picture of one tile, and more for every further one:"
     )
     publish(options, [Table(title, rows)])
 

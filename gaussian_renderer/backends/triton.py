@@ -2,8 +2,8 @@
 
 The rules are those of `gaussian_renderer.backends.reference`, the formulas those of the C++ kernels; the kernels
 stand in `triton_kernels/`. Computes in float32. The sums over a Gaussian's pixels are written for each tile and added
-up in one order, so the same inputs give the same bits; what atomic additions would save is the reading back, 72 bytes
-for each pair of tile and Gaussian.
+up in one order, so the same inputs give the same bits; what atomic additions would save is that memory, 36 bytes for
+each pair of tile and Gaussian, and its traffic.
 
 With TRITON_INTERPRET=1 in the environment it runs on the CPU, to be checked there, thousands of times slower.
 """
