@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import typing
 from typing import Any
 
@@ -21,7 +22,7 @@ def option(
     *,
     unit: str = "",
     short: str = "",  # one-letter flag, with its dash
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),  # "word:N" stands for a word with any number
     at_least: float | None = None,
     above: float | None = None,  # exclusive lower limit
     at_most: float | None = None,
@@ -96,7 +97,8 @@ def validate(group: Any, where: str = "") -> None:
 def _problem(value: Any, limits: typing.Mapping[str, Any]) -> str | None:
     """What is wrong with one value, as the middle of a sentence; None when nothing is."""
     if isinstance(value, str):
-        if limits["choices"] and value not in limits["choices"]:
+        numbered = re.sub(r":[0-9]{1,3}$", ":N", value)
+        if limits["choices"] and (numbered not in limits["choices"] or value.endswith(":N")):
             return f"must be one of {', '.join(limits['choices'])}"
         return "must not contain a NUL character" if "\0" in value else None
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:

@@ -19,7 +19,7 @@ from ops import BACKENDS
 # The length of run that the defaults are made for; see `schedule.scale_schedule`.
 DEFAULT_ITERATIONS = 600_000
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 # What pictures can be measured by; the names in results.json.
 METRICS = ("psnr", "ssim", "l1", "flip", "lpips_vgg", "lpips_alex")
 
@@ -29,7 +29,9 @@ camera_choice = partial(option, -1, "use this camera only; -1: all of them", at_
 rasterizer_choice = partial(
     option, "auto", "backend that draws; auto: the fastest one installed for the device", choices=BACKENDS
 )
-device_choice = partial(option, "auto", "where to compute; auto: the GPU if there is one", choices=DEVICES)
+device_choice = partial(
+    option, "auto", "where to compute; auto: the first GPU that can be used, if there is one", choices=DEVICES
+)
 threads_choice = partial(option, 0, "CPU threads; 0: PyTorch's choice", at_least=0, at_most=4096)
 quiet_choice = partial(option, False, "print no progress")
 metrics_choice = partial(option, METRICS, choices=METRICS)

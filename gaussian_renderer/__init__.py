@@ -6,8 +6,9 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,58 +17,71 @@ from ops import BACKENDS, kernels
 from ops import sh as harmonics
 from ops.types import Camera, Gaussians, RenderOut
 from utils.device import pick_device
-from utils.errors import UserError, one_line
+from utils.errors import UserError, warn_once
 
 # rasterize(gaussians, camera, background[3], *, sh_degree, scale_modifier=1.0, absolute=False) -> RenderOut
 Rasterizer = Callable[..., RenderOut]
 
 LARGEST_PICTURE = 1 << 26  # pixels; beyond, one picture takes minutes and gigabytes
 
-# The packages that render on a GPU, fastest first, and what only their compiled half has.
-_CUDA_PACKAGES = {
+# The backends of a GPU, the fastest first (believed; not yet measured side by side): their packages, and what only the
+# compiled half of a package has.
+_ON_GPU = {
     "gsplat": ("gsplat.cuda._backend", "_C"),
+    "triton": ("triton", "jit"),
     "dgr": ("diff_gaussian_rasterization", "GaussianRasterizer"),
 }
 
 
 @functools.cache
-def _cuda_fault(name: str) -> str | None:
-    """Why the package behind the CUDA backend `name` cannot be used, or None if it can.
+def _gpu_fault(name: str, device: str) -> str | None:
+    """Why the GPU backend `name` cannot be used on `device`, or None if it can.
 
-    Only importing it tells: gsplat's wheel is pure Python, which builds its
-    kernels at its first import (minutes) and, where there is no nvcc, imports
-    all the same and fails at the first picture. Ask only where there is a GPU.
+    Only importing its package tells: gsplat's wheel is pure Python, which builds its kernels at its first import
+    (minutes) and, where there is no nvcc, imports all the same and fails at the first picture. Triton's kernels are
+    ours, and tried once on every new card. Ask only where there is a GPU.
     """
-    module, attribute = _CUDA_PACKAGES[name]
+    module, attribute = _ON_GPU[name]
     # gsplat builds with `ninja`, called by name; in a virtual environment that
     # nobody activated it lies beside the interpreter only.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         compiled = getattr(importlib.import_module(module), attribute)
+        if compiled is None:
+            return "building its kernels needs the CUDA toolkit (nvcc), which was not found"
+        return _backend(name).fault(device) if name == "triton" else None
     except ModuleNotFoundError as error:
         return f"the package {(error.name or module).partition('.')[0]} is not installed"
     except Exception as error:  # a build can fail in any way
         reason = next(iter(str(error).splitlines()), "")
         return f"its kernels cannot be built or loaded ({type(error).__name__}: {reason})"
-    return "building its kernels needs the CUDA toolkit (nvcc), which was not found" if compiled is None else None
+
+
+def _backend(name: str) -> Any:
+    return importlib.import_module(f"gaussian_renderer.backends.{name}")
+
+
+def _usable(device: torch.device) -> Iterator[str]:
+    """Names of the backends that can run on `device`, fastest first; asks no more than it is asked for."""
+    if device.type == "cuda":
+        yield from (name for name in _ON_GPU if _gpu_fault(name, str(device)) is None)
+    elif kernels.available():
+        yield "native"
+    yield "reference"
 
 
 def available_backends(device: torch.device | str) -> list[str]:
     """Names of the backends that can run on `device`, fastest first; never empty.
 
-    For a GPU this imports the packages, and builds gsplat's kernels the first time.
+    For a GPU this imports the packages, builds gsplat's kernels the first time, and tries Triton's.
     """
-    if torch.device(device).type == "cuda":
-        names = [name for name in _CUDA_PACKAGES if _cuda_fault(name) is None]
-    else:
-        names = ["native"] if kernels.available() else []
-    return [*names, "reference"]
+    return list(_usable(torch.device(device)))
 
 
-@functools.cache
-def _warn(text: str) -> None:
-    """One line on stderr, once."""
-    print(f"warning: {one_line(text)}", file=sys.stderr)
+def _faults(device: torch.device) -> str:
+    """Why neither gsplat nor triton runs on `device`."""
+    faults = [f"{name} cannot run: {_gpu_fault(name, str(device))}" for name in ("gsplat", "triton")]
+    return "; ".join(faults) + "; see requirements-cuda.txt"
 
 
 def choose_device_and_rasterizer(
@@ -76,7 +90,7 @@ def choose_device_and_rasterizer(
     """The device, the backend's name and the backend for `--device`, `--rasterizer` and `--threads`.
 
     With the device "auto" a GPU is passed over, with one line that says why, for
-    a backend that needs the CPU: for "native", and for "auto" where no CUDA
+    a backend that needs the CPU: for "native", and for "auto" where no GPU
     backend is usable, since the reference on a GPU is far slower than the native
     kernels on the CPU beside it.
 
@@ -87,20 +101,16 @@ def choose_device_and_rasterizer(
     if device_name == "auto" and device.type == "cuda" and rasterizer_name in ("auto", "native"):
         if rasterizer_name == "native":
             device = torch.device("cpu")
-        elif available_backends(device)[0] == "reference" and kernels.available():
+        elif next(_usable(device)) == "reference" and kernels.available():
+            warn_once(f"the GPU is left unused, the CPU is faster without a backend for it: {_faults(device)}")
             device = torch.device("cpu")
-            _warn(
-                f"the GPU is left unused, because gsplat cannot run: {_cuda_fault('gsplat')}; without it the CPU is "
-                "faster (see requirements-cuda.txt)"
-            )
     return device, *choose_rasterizer(rasterizer_name, device)
 
 
 def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Rasterizer]:
     """The backend `name` (one of `BACKENDS`) for `device`.
 
-    "auto" takes the fastest that is available; one warning says why where that
-    is not the native one on the CPU or gsplat on a GPU.
+    "auto" takes the fastest that is available; on a GPU one warning says why where that is neither gsplat nor triton.
 
     Raises:
         UserError: unknown name, or this backend cannot run here.
@@ -109,25 +119,24 @@ def choose_rasterizer(name: str, device: torch.device | str) -> tuple[str, Raste
     if name not in BACKENDS:
         raise UserError(f"--rasterizer {name} is unknown; choose one of {', '.join(BACKENDS)}")
     if name == "auto":
-        name = available_backends(device)[0]
-        if device.type == "cuda" and name != "gsplat":
+        name = next(_usable(device))
+        if device.type == "cuda" and name not in ("gsplat", "triton"):
             slow = " (slow: for checks, not for training)" if name == "reference" else ""
-            _warn(
-                f"rendering with --rasterizer {name}{slow}, because gsplat cannot run: {_cuda_fault('gsplat')}; "
-                "see requirements-cuda.txt"
-            )
-    elif name in _CUDA_PACKAGES:
-        fault = _cuda_fault(name) if device.type == "cuda" else f"it needs a CUDA device, this is {device.type}"
+            warn_once(f"rendering with --rasterizer {name}{slow}: {_faults(device)}")
+    elif name in _ON_GPU:
+        interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        runs_here = device.type == "cuda" or interpreted
+        fault = _gpu_fault(name, str(device)) if runs_here else f"it needs a GPU, this is {device.type}"
         if fault:
             raise UserError(
                 f"--rasterizer {name} cannot run: {fault}; see requirements-cuda.txt, or choose --rasterizer auto"
             )
-    elif name == "native" and name not in available_backends(device):
+    elif name == "native" and name not in _usable(device):
         raise UserError(
             f"--rasterizer native cannot run on {device.type}: it needs the CPU and a C++ compiler; "
             "choose --device cpu or --rasterizer auto"
         )
-    return name, importlib.import_module(f"gaussian_renderer.backends.{name}").rasterize
+    return name, _backend(name).rasterize
 
 
 def render(

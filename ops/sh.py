@@ -13,7 +13,8 @@ from torch import Tensor
 from ops import kernels
 
 MAX_DEGREE = int(kernels.CONSTANTS["kMaxDegree"])
-C0 = 0.28209479177387814  # the constant basis function, 1 / (2 sqrt(pi))
+FACTORS = {name: value for name, value in kernels.CONSTANTS.items() if name.startswith("kHarmonic")}
+C0 = FACTORS["kHarmonic0"]  # the constant basis function, 1 / (2 sqrt(pi))
 
 
 def bases(degree: int) -> int:
@@ -39,21 +40,22 @@ def basis(directions: Tensor, degree: int) -> Tensor:
     x, y, z = directions.unbind(-1)
     values = [torch.full_like(x, C0)]
     if degree >= 1:
-        c = 0.4886025119029199
+        c = FACTORS["kHarmonic1"]
         values += [-c * y, c * z, -c * x]
     if degree >= 2:
         xx, yy, zz = x * x, y * y, z * z
-        c = 1.0925484305920792
-        values += [c * x * y, -c * y * z, 0.31539156525252005 * (2 * zz - xx - yy), -c * x * z, c / 2 * (xx - yy)]
+        c, of_zz = FACTORS["kHarmonic2Xy"], FACTORS["kHarmonic2Zz"]
+        values += [c * x * y, -c * y * z, of_zz * (2 * zz - xx - yy), -c * x * z, c / 2 * (xx - yy)]
     if degree >= 3:
+        xxx, xyz, xzz, zzz, xxz = (FACTORS[f"kHarmonic3{name}"] for name in ("Xxx", "Xyz", "Xzz", "Zzz", "Xxz"))
         values += [
-            -0.5900435899266435 * y * (3 * xx - yy),
-            2.890611442640554 * x * y * z,
-            -0.4570457994644658 * y * (4 * zz - xx - yy),
-            0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy),
-            -0.4570457994644658 * x * (4 * zz - xx - yy),
-            1.445305721320277 * z * (xx - yy),
-            -0.5900435899266435 * x * (xx - 3 * yy),
+            -xxx * y * (3 * xx - yy),
+            xyz * x * y * z,
+            -xzz * y * (4 * zz - xx - yy),
+            zzz * z * (2 * zz - 3 * xx - 3 * yy),
+            -xzz * x * (4 * zz - xx - yy),
+            xxz * z * (xx - yy),
+            -xxx * x * (xx - 3 * yy),
         ]
     return torch.stack(values, dim=-1)
 

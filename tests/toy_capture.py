@@ -88,7 +88,10 @@ def write_capture(
     (folder / "images").mkdir()
     write_head_model(folder / "head_model.pkl")
     zero = {name: np.zeros((1, width), np.float32) for name, width in POSES}
-    identity = {"shape": np.array([shape], np.float32), "static_offset": np.zeros((1, 162, 3), np.float32)}
+    identity = {
+        "shape": np.array([shape], np.float32),
+        "static_offset": np.zeros((1, len(BALL.vertices), 3), np.float32),
+    }
     np.savez(folder / "canonical_flame_param.npz", **zero, **identity, expr=np.zeros((1, 1), np.float32))
     frames: dict[str, list] = {"train": [], "val": [], "test": []}
     for number, timestep in enumerate(timesteps):

@@ -166,7 +166,7 @@ def _fill_venv(python: str, files: tuple[str, ...], driver: bool) -> None:
 
 
 def _add_gsplat(python: str) -> None:
-    """Sees to gsplat, the default rasterizer on a GPU, and says what else it will need."""
+    """Sees to gsplat, the first choice on an NVIDIA GPU, and says what else it will need."""
     if _missing_in(python, "requirements-cuda.txt"):
         print("== NVIDIA driver found: installing gsplat (requirements-cuda.txt) into .venv")
         if not _pip_install(python, "requirements-cuda.txt"):
@@ -177,7 +177,10 @@ def _add_gsplat(python: str) -> None:
     # The places where PyTorch looks for it.
     toolkit = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     if not shutil.which("nvcc") and not os.access(f"{toolkit}/bin/nvcc", os.X_OK):
-        print("== gsplat will need the CUDA toolkit to compile its kernels: no nvcc on PATH, nor in CUDA_HOME")
+        print(
+            "== gsplat will need the CUDA toolkit to compile its kernels, and there is no nvcc on PATH, nor in "
+            "CUDA_HOME: until then the triton backend draws, which needs none"
+        )
 
 
 if __name__ == "__main__":

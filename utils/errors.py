@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import sys
@@ -33,6 +34,12 @@ def one_line(text: object) -> str:
 def fail(message: str) -> NoReturn:
     """Raises `UserError(message)`; for use inside expressions."""
     raise UserError(message)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """One line on stderr, the first time."""
+    print(f"warning: {one_line(text)}", file=sys.stderr)
 
 
 def short_of_memory(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""What the adapters of foreign rasterizers share to honour the contract."""
+"""What the backends share to honour the contract."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from torch import Tensor
 
 from ops import sh as harmonics
 from ops.types import Gaussians
+
+
+def check_shapes(gaussians: Gaussians, background: Tensor, sh_degree: int) -> None:
+    """For kernels that trust the sizes.
+
+    Raises:
+        ValueError: wrong shapes, or fewer coefficients than `sh_degree` needs.
+    """
+    count, bases = len(gaussians.means), gaussians.sh.shape[1]
+    if not 0 <= sh_degree <= harmonics.MAX_DEGREE or bases < harmonics.bases(sh_degree):
+        raise ValueError(f"degree {sh_degree} needs {harmonics.bases(sh_degree)} coefficients, sh has {bases}")
+    shapes = [tuple(field.shape) for field in (*gaussians, background)]
+    if shapes != [(count, 3), (count, 4), (count, 3), (count,), (count, bases, 3), (3,)]:
+        raise ValueError(f"means, quats, scales, opacities, sh, background have shapes {shapes}")
 
 
 def without_broken(gaussians: Gaussians, sh_degree: int) -> tuple[Gaussians, Tensor]:

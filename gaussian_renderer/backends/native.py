@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gaussian_renderer.backends.guards import check_shapes
 from ops import kernels
-from ops import sh as harmonics
 from ops.types import Camera, Gaussians, RenderOut
 
 STAGES = ("project", "bin", "blend", "blend backward", "project backward")
@@ -145,16 +145,9 @@ def rasterize(
         ValueError: wrong shapes or device, or fewer coefficients than `sh_degree` needs.
         MemoryError: the tile lists do not fit.
     """
-    count = len(gaussians.means)
-    bases = gaussians.sh.shape[1]
-    if not 0 <= sh_degree <= harmonics.MAX_DEGREE or bases < harmonics.bases(sh_degree):
-        raise ValueError(f"degree {sh_degree} needs {harmonics.bases(sh_degree)} coefficients, sh has {bases}")
-    # The kernels trust the sizes, so they are checked here.
-    shapes = [tuple(field.shape) for field in (*gaussians, background)]
-    if shapes != [(count, 3), (count, 4), (count, 3), (count,), (count, bases, 3), (3,)]:
-        raise ValueError(f"means, quats, scales, opacities, sh, background have shapes {shapes}")
+    check_shapes(gaussians, background, sh_degree)
     keep = torch.is_grad_enabled()  # asked here: inside a Function it is always off
-    means2d = torch.zeros(()).expand(count, 2).requires_grad_(keep)  # its value is nowhere read
+    means2d = torch.zeros(()).expand(len(gaussians.means), 2).requires_grad_(keep)  # its value is nowhere read
     fields = (field.float() for field in (*gaussians, background))
     image, alpha, radii = _Rasterize.apply(*fields, means2d, camera, sh_degree, scale_modifier, keep, absolute)
     return RenderOut(image, alpha, radii, means2d)

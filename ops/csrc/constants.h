@@ -34,6 +34,19 @@ constexpr float kMinAlpha = 0.00392156862745098f;  // 1/255
 constexpr float kMinTransmittance = 1e-4f;
 constexpr float kMinLength = 1e-12f;             // of a quaternion; float32 holds the squares of both
 constexpr float kMaxLength = 1e18f;
-constexpr int kMaxDegree = 3;                    // of the spherical harmonics
+constexpr int kTile = 16;                        // pixels; side of the squares that have a list of Gaussians each
+constexpr float kMargin = 0.015625f;             // pixels, for rounding: a tile too many costs time, one too few the picture
+
+// Real spherical harmonics: the factors of the basis functions, by degree
+constexpr int kMaxDegree = 3;
+constexpr float kHarmonic0 = 0.28209479177387814f;
+constexpr float kHarmonic1 = 0.4886025119029199f;
+constexpr float kHarmonic2Xy = 1.0925484305920792f;
+constexpr float kHarmonic2Zz = 0.31539156525252005f;
+constexpr float kHarmonic3Xxx = 0.5900435899266435f;
+constexpr float kHarmonic3Xyz = 2.890611442640554f;
+constexpr float kHarmonic3Xzz = 0.4570457994644658f;
+constexpr float kHarmonic3Zzz = 0.3731763325901154f;
+constexpr float kHarmonic3Xxz = 1.445305721320277f;
 
 }  // namespace native

@@ -13,7 +13,7 @@ namespace splat {
 
 using namespace native;
 
-constexpr int kTile = 16;                  // pixels; one row of a tile is one `Lanes`
+static_assert(kTile == lanes::kLanes, "one row of a tile is one `Lanes`");
 constexpr int kTilePixels = kTile * kTile;
 constexpr float kLog2E = 1.44269504f;
 constexpr float kTwoLn2 = 1.38629436f;  // 2 / log2(e)
@@ -58,9 +58,6 @@ inline float smaller(float a, float b) { return a < b ? a : b; }
 inline float larger(float a, float b) { return a > b ? a : b; }
 
 // The tiles with pixel centers inside a box, inclusive; empty when first > last.
-// The margin of 1/64 pixel pays for rounding: a tile too many costs time, a tile
-// too few the picture.
-constexpr float kMargin = 1.0f / 64.0f;
 struct TileRange {
     int first, last;
 };

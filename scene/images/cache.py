@@ -193,6 +193,8 @@ def _device(name: torch.device | str) -> torch.device:
         raise UserError(f"--data_device {name} is no device: give cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--data_device {name}: PyTorch finds no CUDA device here, give cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--data_device {name}: PyTorch sees {torch.cuda.device_count()} GPU(s) here, from cuda:0 on")
     return device
 
 

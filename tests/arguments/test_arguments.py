@@ -23,6 +23,11 @@ def test_defaults() -> None:
     assert options.run.interval == 60_000 and options.pipeline.rasterizer == "auto"
 
 
+def test_a_gpu_by_its_number() -> None:
+    options = train("--device cuda:1 --data_device cuda:12")
+    assert (options.run.device, options.model.data_device) == ("cuda:1", "cuda:12")
+
+
 def test_every_upstream_flag_is_taken(tmp_path: Path) -> None:
     line = (
         f"-s {tmp_path}/s -m {tmp_path}/m -t {tmp_path}/t -i pictures -r 4 -w --eval --bind_to_mesh --sh_degree 2 "
@@ -88,6 +93,10 @@ def test_long_forms_and_absolute_paths() -> None:
         ("--sh_degree -1", ["--sh_degree", "-1"]),
         ("--rasterizer opengl", ["--rasterizer", "opengl", "native"]),
         ("--device tpu", ["--device", "tpu"]),
+        ("--device mps", ["--device", "one of auto, cpu, cuda, cuda:N", "mps"]),
+        ("--device cuda:N", ["--device", "cuda:N"]),
+        ("--device cuda:-1", ["--device", "cuda:-1"]),
+        ("--device cpu:0", ["--device", "cpu:0"]),
         ("--ram_share 0", ["--ram_share"]),
         ("--ram_share 1.5", ["--ram_share"]),
         ("--seed -1", ["--seed"]),

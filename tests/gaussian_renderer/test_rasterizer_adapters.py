@@ -28,7 +28,7 @@ from gaussian_renderer.backends import dgr as dgr_backend
 from gaussian_renderer.backends import gsplat as gsplat_backend
 from ops import kernels
 from ops.types import Camera, Gaussians
-from utils.errors import UserError
+from utils.errors import UserError, warn_once
 
 
 def _fake_gsplat_rasterization(
@@ -128,20 +128,25 @@ def test_dgr_says_what_to_do_about_an_off_center_camera() -> None:
 def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Puts stand-ins for the CUDA packages in place: a module, or None for one that is not installed."""
 
-    def install(gsplat: Any, dgr: Any = None) -> None:
+    def install(gsplat: Any, dgr: Any = None, triton: Any = None) -> None:
         for name in [name for name in sys.modules if name == "gsplat" or name.startswith("gsplat.")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, "gsplat", None)
         if gsplat is not None:
             monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", gsplat)
         monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization", dgr)
-        gaussian_renderer._cuda_fault.cache_clear()
-        gaussian_renderer._warn.cache_clear()
+        monkeypatch.setitem(sys.modules, "triton", triton and types.SimpleNamespace(jit=object()))
+        monkeypatch.setitem(sys.modules, "gaussian_renderer.backends.triton", triton)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        gaussian_renderer._gpu_fault.cache_clear()
+        warn_once.cache_clear()
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr("utils.device.gpu_fault", lambda number: None)
 
     yield install
-    gaussian_renderer._cuda_fault.cache_clear()
-    gaussian_renderer._warn.cache_clear()
+    gaussian_renderer._gpu_fault.cache_clear()
+    warn_once.cache_clear()
 
 
 class Broken(types.ModuleType):
@@ -154,21 +159,29 @@ class Broken(types.ModuleType):
 READY = types.SimpleNamespace(_C=object())
 NO_TOOLKIT = types.SimpleNamespace(_C=None)
 DGR = types.SimpleNamespace(GaussianRasterizer=object())
+TRITON = types.SimpleNamespace(fault=lambda device: None, rasterize=lambda: None)
+DISTRUSTED = types.SimpleNamespace(
+    fault=lambda device: "it fails its self-test: its image is off", rasterize=lambda: None
+)
 needs_native = pytest.mark.skipif(not kernels.available(), reason="the native library cannot be built here")
 
 
 @pytest.mark.parametrize(
-    "gsplat,dgr,expected",
+    "gsplat,triton,dgr,expected",
     [
-        (READY, DGR, ["gsplat", "dgr", "reference"]),
-        (READY, None, ["gsplat", "reference"]),
-        (NO_TOOLKIT, DGR, ["dgr", "reference"]),
-        (None, None, ["reference"]),
-        (Broken("gsplat"), None, ["reference"]),
+        (READY, TRITON, DGR, ["gsplat", "triton", "dgr", "reference"]),
+        (READY, DISTRUSTED, None, ["gsplat", "reference"]),
+        (NO_TOOLKIT, TRITON, DGR, ["triton", "dgr", "reference"]),
+        (NO_TOOLKIT, DISTRUSTED, DGR, ["dgr", "reference"]),
+        (None, TRITON, None, ["triton", "reference"]),
+        (None, None, None, ["reference"]),
+        (Broken("gsplat"), None, None, ["reference"]),
     ],
 )
-def test_what_can_run_on_a_gpu(packages: Callable[..., None], gsplat: Any, dgr: Any, expected: list[str]) -> None:
-    packages(gsplat, dgr)
+def test_what_can_run_on_a_gpu(
+    packages: Callable[..., None], gsplat: Any, triton: Any, dgr: Any, expected: list[str]
+) -> None:
+    packages(gsplat, dgr, triton)
     assert gaussian_renderer.available_backends("cuda") == expected
     assert choose_rasterizer("auto", "cuda")[0] == expected[0]
 
@@ -203,9 +216,24 @@ def test_a_gpu_without_a_cuda_backend_leaves_the_work_to_the_cpu(
         device, name, rasterize = choose_device_and_rasterizer("auto", "auto")
         assert (device.type, name, rasterize.__module__) == ("cpu", "native", "gaussian_renderer.backends.native")
     (line,) = capfd.readouterr().err.splitlines()
-    assert "GPU" in line and "nvcc" in line
+    assert "GPU" in line and "nvcc" in line and "triton" in line
     assert [str(part) for part in choose_device_and_rasterizer("cuda", "auto")[:2]] == ["cuda", "reference"]
     assert [str(part) for part in choose_device_and_rasterizer("auto", "reference")[:2]] == ["cuda", "reference"]
+
+
+@needs_native
+def test_a_gpu_is_used_where_triton_is(packages: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+    packages(NO_TOOLKIT, triton=TRITON)
+    assert [str(part) for part in choose_device_and_rasterizer("auto", "auto")[:2]] == ["cuda", "triton"]
+    assert capfd.readouterr().err == ""
+    packages(NO_TOOLKIT, triton=DISTRUSTED)
+    with pytest.raises(UserError, match="--rasterizer triton cannot run: it fails its self-test.*--rasterizer auto"):
+        choose_rasterizer("triton", "cuda")
+    with pytest.raises(UserError, match="--rasterizer triton cannot run: it needs a GPU, this is cpu"):
+        choose_rasterizer("triton", "cpu")
+    assert [str(part) for part in choose_device_and_rasterizer("auto", "auto")[:2]] == ["cpu", "native"]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "GPU is left unused" in line and "triton cannot run: it fails its self-test: its image is off" in line
 
 
 @needs_native
@@ -232,7 +260,7 @@ def test_the_real_gsplat_without_a_toolkit() -> None:
         "except g.UserError: pass\n"
         "g.available_backends('cpu')\n"
         "print('gsplat' in sys.modules)\n"
-        "print(g._cuda_fault('gsplat'))\n"
+        "print(g._gpu_fault('gsplat', 'cuda'))\n"
         "try: import gsplat; print('installed')\n"
         "except ImportError: print('not installed')\n"
     )

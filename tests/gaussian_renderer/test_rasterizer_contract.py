@@ -100,7 +100,7 @@ def test_float32_reference_matches_float64(name: str) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["plain", "faint", "tiny", "edges"])
-@pytest.mark.parametrize("backend", ["gsplat", "dgr", "reference"])
+@pytest.mark.parametrize("backend", ["gsplat", "triton", "dgr", "reference"])
 def test_cuda_backends_match_reference(backend: str, name: str) -> None:
     if backend not in gaussian_renderer.available_backends("cuda"):
         pytest.skip(f"{backend} is not installed")
