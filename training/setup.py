@@ -41,7 +41,8 @@ from scene.gaussian_model import GaussianModel
 from training import checkpoint
 from training.density_control import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
 from training.objective import Terms
-from training.optimizers import GaussianOptimizer, RowAdam
+from training.optimizers import ONE_VIEW, GaussianOptimizer, RowAdam, ViewRates, view_rates
+from training.ranks import ALONE, Alone
 from training.reporter import Reporter
 from training.views import Views
 from utils.errors import UserError
@@ -111,32 +112,74 @@ def build_avatar(
     return GaussianModel.from_points(dataset.points, dataset.colors, sh_degree=options.sh_degree, device=device)
 
 
-def claim_output(stack: ExitStack, output: Path, options: Options, dataset: Dataset, present: list[Path]) -> None:
-    """Keeps other runs out of `output` until `stack` ends, and writes there what the run is.
+def claim_output(
+    stack: ExitStack,
+    output: Path,
+    options: Options,
+    dataset: Dataset,
+    present: list[Path],
+    resume: checkpoint.State | None,
+    ranks: Alone = ALONE,
+) -> None:
+    """Keeps other runs out of `output` until `stack` ends, and writes there what the run is: the first process does.
 
     Raises:
-        UserError: another run holds it, or has saved something since `present` was found there, or it is the capture's.
+        UserError: another run holds it, or has saved something since `present` was found there, or it is the capture's;
+            or the processes do not see the same.
     """
     _refuse_inside_capture(output, options.model, dataset)
-    stack.enter_context(only_writer(output))
-    if checkpoint.saved_in(output) != present:
-        raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
-    if options.run.overwrite:
-        checkpoint.remove_run(output)
-    write_cfg_args(output, options)
-    write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
+    # What they resume from: whoever sees no checkpoint of the others has another folder. Read, before it is written.
+    ranks.meet(**{"iterations done": resume["step"] if resume else 0, "training views": len(dataset.train)})
+    if ranks.first:
+        stack.enter_context(only_writer(output))
+        if checkpoint.saved_in(output) != present:
+            raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
+        if options.run.overwrite:
+            checkpoint.remove_run(output)
+        write_cfg_args(output, options)
+        cameras = [view.camera for view in dataset.train + dataset.val + dataset.test]
+        write_cameras_json(output / "cameras.json", cameras)
+    ranks.meet()
+    ranks.meet(**{"the cameras.json of process 0": (output / "cameras.json").exists()})
 
 
-def build_reporter(options: Options, output: Path, resume: checkpoint.State | None, measured: list[str]) -> Reporter:
+def build_reporter(
+    options: Options, output: Path, resume: checkpoint.State | None, measured: list[str], ranks: Alone = ALONE
+) -> Reporter:
     """What shows the run; `measured` are the splits that evaluations measure."""
     reporter = Reporter(
-        output, options.optimization.iterations, start=resume["step"] if resume else 0, quiet=options.run.quiet
+        output if ranks.first else None,
+        options.optimization.iterations,
+        start=resume["step"] if resume else 0,
+        quiet=options.run.quiet,
+        views=ranks.size * options.innovations.batch_views,
     )
     reporter.options(flatten(options), measured)
     reporter.next_evaluation = milestones(options).test.after
     for note in notes(options):  # the terminal has them already
         reporter.say(note, shown=False)
     return reporter
+
+
+def announce(
+    options: Options,
+    reporter: Reporter,
+    resume: checkpoint.State | None,
+    dataset: Dataset,
+    avatar: GaussianModel,
+    place: str,  # where it computes
+    ranks: Alone = ALONE,
+) -> None:
+    """Says what the run is about to do."""
+    rule, several = options.innovations.lr_views_rule, ranks.size * options.innovations.batch_views > 1
+    if resume:
+        reporter.say(f"Resumed at iteration {resume['step']} with {len(avatar):,} Gaussians")
+    together = f", {ranks.size} processes" if ranks.size > 1 else ""
+    if rule != "none" and not several:
+        reporter.say(
+            "note: --lr_views_rule has no effect on one view per step; several are --batch_views, or processes"
+        )
+    reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, {place}{together}")
 
 
 def gauges(optimizer: GaussianOptimizer, progressive: ProgressiveResolution, step: int) -> dict[str, float]:
@@ -284,8 +327,25 @@ def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> C
 # ---- what moves and grows the avatar ------------------------------------------
 
 
+def build_optimizers(
+    options: Options, avatar: GaussianModel, warm: WarmStart, extent: float, ranks: Alone = ALONE
+) -> tuple[GaussianOptimizer, dict[str, RowAdam]]:
+    """What moves the Gaussians, and the FLAME rows, at rates that fit the views of a step; see the two below."""
+    optim, extra = options.optimization, options.innovations
+    views = view_rates(extra.lr_views_rule, ranks.size * extra.batch_views)
+    return (
+        build_optimizer(optim, extra, avatar, warm, extent, views),
+        build_flame_optimizer(optim, avatar.flame_parameters, warm, views),
+    )
+
+
 def build_optimizer(
-    optim: OptimizationOptions, extra: InnovationOptions, avatar: GaussianModel, warm: WarmStart, extent: float
+    optim: OptimizationOptions,
+    extra: InnovationOptions,
+    avatar: GaussianModel,
+    warm: WarmStart,
+    extent: float,
+    views: ViewRates = ONE_VIEW,
 ) -> GaussianOptimizer:
     """Adam over the Gaussians; `extent` of the scene in meters."""
     factors = rate_factors(optim.iterations, SHORT_RUN) if extra.use_short_run_rates else RateFactors()
@@ -301,11 +361,12 @@ def build_optimizer(
         opacity_lr=optim.opacity_lr * factors.opacity,
         scaling_lr=optim.scaling_lr * factors.scaling,
         rotation_lr=optim.rotation_lr * factors.rotation,
+        views=views,
     )
 
 
 def build_flame_optimizer(
-    optim: OptimizationOptions, parameters: FlameParameters | None, warm: WarmStart
+    optim: OptimizationOptions, parameters: FlameParameters | None, warm: WarmStart, views: ViewRates = ONE_VIEW
 ) -> dict[str, RowAdam]:
     """Adam over the FLAME rows by its name in the checkpoint; empty for a static scene."""
     if parameters is None:
@@ -317,6 +378,7 @@ def build_flame_optimizer(
             translation_lr=optim.flame_trans_lr * warm.flame_trans_factor,
             pose_lr=optim.flame_pose_lr * warm.flame_pose_factor,
             dynamic_lr=optim.dynamic_offset_lr,
+            views=views,
         )
     }
 
@@ -327,11 +389,13 @@ def build_density(
     optimizer: GaussianOptimizer,
     warm: WarmStart,
     extent: float,
-    warn: Callable[[str], None],
+    reporter: Reporter,
     adaptive: AdaptiveDensification | NoAdaptiveDensification = NO_ADAPTIVE_DENSIFICATION,
+    ranks: Alone = ALONE,
 ) -> DensityControl:
-    """When and where Gaussians are added and removed; `warn` is told when there is no memory for more of them."""
+    """When and where Gaussians are added and removed; the reporter is told when there is no memory for more."""
     optim = options.optimization
+    policy = adaptive.policy(build_policy(optim, options.innovations))
     schedule = DensitySchedule(
         densify_from_iter=optim.densify_from_iter,
         densify_until_iter=optim.densify_until_iter,
@@ -346,7 +410,7 @@ def build_density(
         avatar,
         optimizer,
         schedule,
-        while_memory_lasts(adaptive.policy(build_policy(optim, options.innovations)), avatar.device, warn),
+        while_memory_lasts(policy, avatar.device, reporter.warn, ranks.least),
         extent=extent,
         generator=torch.Generator().manual_seed(options.run.seed + 1),
     )
