@@ -3,10 +3,10 @@
     python train_many.py SUBJECTS... -o OUT [--preset balanced] [any train.py flag]
     python train_many.py table.csv -o OUT --address HOST:6379 --gpus 0.5 --then render "export html"
 
-SUBJECTS, which come first, are folders of captures, patterns of them, or tables (CSV, JSON) with source, name and flags.
+SUBJECTS, which come first, are folders of captures, patterns of them, or tables (CSV, JSON) with source, name, flags.
 Each becomes an ordinary training in OUT/<name>. The same command again skips what is finished, goes on with what was
-stopped and tries again what failed. OUT/index.html is the gallery, OUT/summary.csv the table, and OUT/status.json is for
-scripts.
+stopped and tries again what failed. OUT/index.html is the gallery, OUT/summary.csv the table, and status.json beside
+them is for scripts.
 """
 
 from __future__ import annotations
