@@ -29,12 +29,13 @@ from gaussian_renderer import choose_device_and_rasterizer
 from innovations.amp import MixedPrecision
 from ops.types import RenderOut
 from scene.gaussian_model import GaussianModel
-from training import checkpoint, setup
+from training import checkpoint, innovative, setup
 from training.former import build_former
 from training.guards import BadSteps, check_finite, explain_failure
 from training.listeners import Checkpoints, Evaluation, SavedAvatars
 from training.live import build_live, open_door
 from training.objective import Objective, Terms, mean_terms
+from training.ranks import Alone, join, leads, take_note
 from training.sampler import ShuffledSampler
 from training.stages import NO_STAGES, Stages
 from training.views import Views
@@ -56,12 +57,16 @@ def train(options: Options, stages: Stages = NO_STAGES) -> dict[str, Any]:
         UserError: the options, the data or another run in the same folder do not let it, or too little memory.
         SystemExit: SIGINT, SIGTERM or SIGHUP came; everything is saved.
     """
-    with explain_failure(options), ExitStack() as stack:
+    with ExitStack() as stack:
+        ranks, options = join(stack, options)
+        stack.enter_context(explain_failure(options))
         door = open_door(stack, options.run)  # None: no viewer
-        return run_training(public(options), stages, stack, door)
+        return run_training(public(options), stages, stack, door, ranks)
 
 
-def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doorkeeper | None) -> dict[str, Any]:
+def run_training(
+    options: Options, stages: Stages, stack: ExitStack, door: Doorkeeper | None, ranks: Alone
+) -> dict[str, Any]:
     """`train`, to be read from top to bottom; `stack` ends with it."""
     optim, run, extra = options.optimization, options.run, options.innovations
     output = Path(options.model.model_path)
@@ -76,25 +81,24 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
     refinable = setup.refinable(dataset, extra)
     avatar = setup.build_avatar(options.model, dataset, resume, seed=run.seed, device=device)
     former = build_former(options, dataset, avatar)
-    setup.claim_output(stack, output, options, dataset, present)
-    views = Views(dataset, options, device)
+    setup.claim_output(stack, output, options, dataset, present, resume, ranks)
+    views = Views(dataset, options, device, shared=ranks.here > 1)
 
     # Switched off, each of these does nothing: the loop has no question to ask.
-    progressive = setup.build_progressive(extra)
-    region = setup.build_region(extra, avatar, quiet=run.quiet)
-    color, color_terms = setup.build_color(extra, views, seed=run.seed)
+    progressive = innovative.build_progressive(extra)
+    region = innovative.build_region(extra, avatar, quiet=run.quiet)
+    color, color_terms = innovative.build_color(extra, views, seed=run.seed)
     amp = MixedPrecision(extra.use_amp, device)
-    warm = setup.build_warm_start(extra)
+    warm = innovative.build_warm_start(extra)
     if not resume:
-        setup.warm_up(avatar, warm, views)
+        innovative.warm_up(avatar, warm, views)
 
     objective = Objective(optim, avatar, color_terms, extra.lambda_alpha, former.perceptual, former.temporal)
-    optimizer = setup.build_optimizer(optim, extra, avatar, warm, dataset.extent)
-    flame_optimizer = setup.build_flame_optimizer(optim, avatar.flame_parameters, warm)
+    optimizer, flame_optimizer = setup.build_optimizers(options, avatar, warm, dataset.extent, ranks)
     optimizers = [optimizer, *flame_optimizer.values(), *color.optimizers]
-    reporter = setup.build_reporter(options, output, resume, views.measured)
+    reporter = setup.build_reporter(options, output, resume, views.measured, ranks)
     reporter.gauges = partial(setup.gauges, optimizer, progressive)
-    density = setup.build_density(options, avatar, optimizer, warm, dataset.extent, reporter.warn, former.adaptive)
+    density = setup.build_density(options, avatar, optimizer, warm, dataset.extent, reporter, former.adaptive, ranks)
     sampler = ShuffledSampler(len(dataset.train), seed=run.seed + 2)
     bad_steps = BadSteps(reporter, partial(checkpoint.latest, output))
     parts = {
@@ -109,20 +113,20 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
         **flame_optimizer,
     }
     first = checkpoint.restore(parts, resume) + 1
-    if resume:
-        reporter.say(f"Resumed at iteration {resume['step']} with {len(avatar):,} Gaussians")
-    reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, rasterizer {backend} on {device}")
+    setup.announce(options, reporter, resume, dataset, avatar, f"rasterizer {backend} on {device}", ranks)
 
     draw = setup.build_draw(options, views.background, rasterize)
     debug_from = 0 if options.pipeline.debug else run.debug_from
     due, shown = milestones(options), setup.shown_densifications(optim)
-    stop = stack.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing
+    asked = stack.enter_context(StopSignals())  # only now: before, nothing is lost, and waiting would be for nothing
+    stop = ranks.agreed(asked)
     state = {"avatar": avatar, **({"flame": avatar.flame_parameters} if avatar.flame_parameters else {}), **parts}
-    evaluation = Evaluation(avatar, views, calibrated(draw, color), region, reporter, due.test, run)
-    finished = partial(setup.finished, extra, avatar, views, draw)
-    saved = SavedAvatars(output, avatar, color, reporter, due.save, finished)
-    live = build_live(stack, door, options, avatar, color, dataset, views, (backend, rasterize), reporter, stop)
-    listeners = [evaluation, saved, live, Checkpoints(output, options, state, reporter, stop)]
+    evaluation = Evaluation(avatar, views, calibrated(draw, color), region, reporter, due.test, run, ranks)
+    to_save = innovative.build_finish(extra, avatar, views, draw)
+    saved = SavedAvatars(output, avatar, color, reporter, due.save, to_save, ranks)
+    live = build_live(stack, door, options, avatar, color, dataset, views, (backend, rasterize), reporter, asked)
+    listeners = [evaluation, saved, live, Checkpoints(output, options, state, reporter, stop, ranks)]
+    ranks.on_draw = take_note(avatar, region, views)
 
     # ---- loop -------------------------------------------------------------------------------------
     for step in range(first, optim.iterations + 1):
@@ -135,12 +139,11 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
                 if progressive.switch(step):
                     reporter.say(progressive.switch(step))
                 views.training(0, scale)  # makes the images of this scale
-        batch: list[Terms] = []
-        rendered: list[RenderOut] = []
-        names: list[str] = []
-        for _ in range(extra.batch_views):
+        batch, rendered = list[Terms](), list[RenderOut]()
+        drawn = [sampler.next() for _ in range(ranks.size * extra.batch_views)]
+        names = [views.cameras["train"][index].name for index in drawn]
+        for index in ranks.share(drawn, scale):
             with stages("data"):
-                index = sampler.next()
                 camera, ground_truth, alpha = views.training(index, scale)
             with stages("avatar"):
                 gaussians, vertices = avatar(camera.timestep)
@@ -153,10 +156,10 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
                 moment = (camera.timestep, index)
                 batch.append(objective(gaussians, vertices, out, image, ground_truth, alpha, weights, *moment))
                 rendered.append(out)
-                names.append(camera.name)
         with stages("backward"):
             terms = mean_terms(batch)
-            amp.backward(terms["total"], [out.means2d for out in rendered], optimizers)
+            losses, statistics = [of_view["total"] for of_view in batch], [out.means2d for out in rendered]
+            amp.backward(losses, statistics, optimizers, ranks.averaging(terms, stop))
         if 0 <= debug_from <= step:
             check_finite(step, ", ".join(names), avatar, terms)
         with stages("optimizer"):
@@ -169,9 +172,10 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
         for listener in listeners:
             listener.before_density(step)
         with stages("density"):
-            for out in rendered:
-                density.observe(out, scale, views=extra.batch_views, skip=amp.bad)
-            grown = density.step(step, gaussians.scales)
+            with ranks.summing(density):
+                for out in rendered:
+                    density.observe(out, scale, views=extra.batch_views, skip=amp.bad)
+            grown = density.step(step, ranks.of_last_view(gaussians.scales, density.due(step)))
         if grown and grown.line:
             reporter.say(grown.line, shown=step in shown)
             reporter.scalars(step, grown.scalars)
@@ -179,7 +183,6 @@ def run_training(options: Options, stages: Stages, stack: ExitStack, door: Doork
             listener.end_of_step(step)
         stages.end_iteration()
     stop.release()
-
     return finish(options, evaluation, saved, refinable, bad_steps, backend)
 
 
@@ -191,12 +194,18 @@ def finish(
     bad_steps: BadSteps,
     backend: str,
 ) -> dict[str, Any]:
-    """Measures the saved avatar, which is what everybody opens, and writes results.json; returns what that holds."""
+    """Measures the saved avatar, which is what everybody opens, and writes results.json; returns what that holds.
+
+    Of several processes the first does, and the others help it measure and return nothing.
+    """
+    evaluation.ranks.meet()  # the avatar is saved
     iterations, trained, reporter = options.optimization.iterations, saved.avatar, saved.reporter
     avatar = GaussianModel.load(
         saved.folder(iterations), flame=trained.flame, flame_parameters=trained.flame_parameters, device=trained.device
     )
     measured, remarks = evaluation.final(avatar, refinable, options.innovations.refine_test_poses)
+    if not evaluation.ranks.first:
+        return {}
     specks = speck_share(avatar, evaluation.views.background)
     if specks is not None:
         remarks.add(f"specks in the background's color: {specks:.4%} of the avatar's area")
@@ -227,7 +236,7 @@ def finish(
 
 def main() -> None:
     options = parse_train(sys.argv[1:])
-    for note in notes(options):
+    for note in notes(options) if leads() else ():
         print(note)
     train(options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from arguments.config_file import read_cfg_args, write_cfg_args
 from arguments.export_options import ExportOptions
 from arguments.innovation_options import SHORT_RUN, InnovationOptions
+from arguments.many_options import ManyOptions
 from arguments.options import (
     METRICS,
     ModelOptions,
@@ -15,7 +16,7 @@ from arguments.options import (
     flatten,
     public,
 )
-from arguments.parser import notes, parse_export, parse_render, parse_train, parse_view
+from arguments.parser import notes, parse_export, parse_many, parse_render, parse_train, parse_view
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
 from arguments.schedule import milestones, scale_schedule
@@ -25,6 +26,7 @@ __all__ = [
     "ExportOptions",
     "InnovationOptions",
     "METRICS",
+    "ManyOptions",
     "ModelOptions",
     "OptimizationOptions",
     "Options",
@@ -38,6 +40,7 @@ __all__ = [
     "milestones",
     "notes",
     "parse_export",
+    "parse_many",
     "parse_render",
     "parse_train",
     "parse_view",

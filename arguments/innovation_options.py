@@ -12,6 +12,8 @@ from arguments.presets import PRESETS
 # Of learning rates: far beyond any that trains, and small enough that no number of steps leaves the range of float32.
 MAX_RATE = 1e6
 
+LR_VIEWS_RULES = ("none", "sqrt", "linear")  # what they are: `training.optimizers.view_rates`
+
 # From so many iterations on a run is not short: `--use_short_run_rates` changes nothing.
 SHORT_RUN = 20_000
 
@@ -217,7 +219,15 @@ class InnovationOptions:
     )
     lambda_temporal: float = option(0.01, "weight of that", at_least=0, part_of="use_temporal_consistency")
 
-    batch_views: int = option(1, "views per step, whose gradients are averaged", unit="views", at_least=1, at_most=4096)
+    batch_views: int = option(
+        1, "views per step of each process, whose gradients are averaged", unit="views", at_least=1, at_most=4096
+    )
+    lr_views_rule: str = option(
+        "none",
+        "what several views per step, of all processes together, do to the learning rates of Gaussians and FLAME: "
+        "none; sqrt: times the root of their number, and Adam forgets as much by view as with one; linear: times it",
+        choices=LR_VIEWS_RULES,
+    )
     refine_test_poses: int = refine_steps(
         "at the end, also measure the test split with FLAME parameters fitted to the views of --refine_cameras in so "
         "many steps; 0: as tracked only"

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from arguments.export_options import ExportOptions
 from arguments.fields import comma_list, field_types, off_flag, validate
 from arguments.innovation_options import SHORT_RUN, InnovationOptions
+from arguments.many_options import ManyOptions
 from arguments.options import Options, RunOptions, groups
 from arguments.presets import PRESETS
 from arguments.render_options import RenderOptions
@@ -181,6 +182,21 @@ def parse_export(argv: Sequence[str]) -> ExportOptions:
     if not options.list:
         _require(options, "model_path", "format")
     return options
+
+
+def parse_many(argv: Sequence[str]) -> tuple[ManyOptions, list[str], list[str]]:
+    """The options of `train_many.py`, the words that name subjects, and the flags that are for `train.py`.
+
+    Raises:
+        UserError: a missing flag, or a value out of its limits. The flags for `train.py` are not looked at.
+    """
+    parser = _new_parser("train_many.py", "Train many avatars; flags that are not listed here are those of train.py.")
+    parser.add_argument("subjects", nargs="+", help="folders, patterns of them, or tables (.csv, .json); first of all")
+    _add_flags(parser, ManyOptions())
+    typed, others = parser.parse_known_args(list(argv))
+    options = _fill(ManyOptions(), vars(typed))
+    _require(options, "output")
+    return options, typed.subjects, others
 
 
 def notes(options: Options) -> list[str]:

@@ -2,7 +2,7 @@
 
     with amp.autocast():
         image = color(out.image, camera_id)
-    amp.backward(total, [out.means2d], optimizers)
+    amp.backward([total], [out.means2d], optimizers)
     for optimizer in optimizers:
         amp.step(optimizer, iteration)
     density.observe(out, skip=amp.bad)
@@ -17,7 +17,7 @@ NaN in a parameter would soon be everywhere.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,23 +57,38 @@ class MixedPrecision:
             return torch.autocast("cuda", dtype=torch.float16)
         return contextlib.nullcontext()
 
-    def backward(self, total: Tensor, statistics: Iterable[Tensor], optimizers: Iterable[Any]) -> None:
-        """Gradients of `total` in true units, and whether this step is bad; the statistics are zero if it is.
+    def backward(
+        self,
+        losses: Sequence[Tensor],
+        statistics: Iterable[Tensor],
+        optimizers: Iterable[Any],
+        average: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] = lambda gradients, witnesses: [],
+    ) -> None:
+        """Gradients of the losses' mean in true units, and whether this step is bad; the statistics are zero if it is.
+
+        One after the other, which lets go of the graph of a view before that of the next is gone through, and adds in
+        the same order as processes that have a view each.
 
         Args:
-            total: [] the loss.
+            losses: [] each, of the views of this step.
             statistics: leaves outside of all optimizers whose gradients are read afterwards (`means2d`).
             optimizers: all that will step on these gradients.
+            average: of several processes, see `training.ranks`: (gradients, averaged in place; all else that has to
+                be finite here) -> tensors that are not finite if that was not, in any process.
         """
-        (total if self.scaler is None else self.scaler.scale(total)).backward()
+        for loss in losses:
+            scaled = loss if self.scaler is None else self.scaler.scale(loss)
+            scaled.backward(torch.full_like(scaled, 1 / len(losses)))
         statistics = [leaf.grad for leaf in statistics if leaf.grad is not None]
-        gradients = statistics + [gradient for optimizer in optimizers for gradient in _gradients_of(optimizer)]
+        moving = [gradient for optimizer in optimizers for gradient in _gradients_of(optimizer)]
+        totals = [loss.detach() for loss in losses]
+        gradients = [*statistics, *moving, *average(moving, [*totals, *statistics])]
         if self.scaler is not None:
             everything: Any = _Gradients(gradients)  # as much of an optimizer as the scaler asks for
             self.scaler.unscale_(everything)
             self.scaler.step(everything)
             self.scaler.update()
-        self.bad = not_finite([total.detach(), *gradients])
+        self.bad = not_finite([*totals, *gradients])
         if isinstance(self.bad, Tensor) or self.bad:
             _clear(statistics, self.bad)
 

@@ -156,6 +156,10 @@ class RegionAdaptiveLoss(nn.Module):
                 self._grids[view_index] = grid
         return soft_map(grid, self._table(grid.device), camera.height, camera.width)
 
+    def knows(self, view_index: int) -> bool:
+        """Whether `weights` needs no vertices for this view."""
+        return not self.has_mesh or view_index in self._grids
+
     def create_simple_weight_map(self, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
         """A heuristic map [1, H, W] without a mesh: ellipses where a portrait has its face, mean 1."""
         if height < 1 or width < 1:
@@ -289,6 +293,10 @@ class NoRegionWeights:
     """Region weights switched off: the loss weights every pixel alike."""
 
     note = ""
+
+    def knows(self, view_index: int) -> bool:
+        """There is nothing to know."""
+        return True
 
     def weights(self, view_index: int | None, camera: Camera, vertices: Tensor | None = None) -> None:
         """None, which `ops.losses.photometric` takes for even weights."""

@@ -87,7 +87,7 @@ def a_step(capture: Path, spoil: str, twin: str) -> tuple[list[Tensor], list[Ten
                 )
             )
         total = l1 + 1 - ssim + (math.nan if spoil == "loss" else 0.0)
-        amp.backward(total, [out.means2d], [gaussian_adam, rows])
+        amp.backward([total], [out.means2d], [gaussian_adam, rows])
         for part in (gaussian_adam, rows):
             amp.step(part, number)
             part.zero_grad()

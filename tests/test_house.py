@@ -14,8 +14,8 @@ FLOORS = (
     ("arguments", "innovations", "gaussian_renderer", "synthetic"),
     ("scene",),
     ("evaluation", "exporters", "viewer"),
-    ("training",),
-    ("train", "render", "view", "export", "scripts"),
+    ("training", "fleet"),
+    ("train", "render", "view", "export", "train_many", "scripts"),
     ("benchmarks",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -22,8 +22,9 @@ from innovations.color_calibration import ColorCalibration
 from scene.gaussian_model import GaussianModel
 from scene.images.cache import ImageCache
 from training import checkpoint, setup
+from training.innovative import build_warm_start, warm_up
 from training.objective import Objective
-from training.setup import build_avatar, build_warm_start, warm_up
+from training.setup import build_avatar
 from training.views import Views
 from utils.errors import UserError
 

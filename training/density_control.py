@@ -277,7 +277,12 @@ def fixed_threshold(value: float) -> Policy:
     return select
 
 
-def while_memory_lasts(policy: Policy, device: torch.device, warn: Callable[[str], None]) -> Policy:
+def while_memory_lasts(
+    policy: Policy,
+    device: torch.device,
+    warn: Callable[[str], None],
+    least: Callable[[int], int] = lambda free: free,  # of the free bytes of all processes that grow the same avatar
+) -> Policy:
     """`policy`, until what it wants to add does not fit into memory: then nothing is added, and `warn` told once.
 
     A run that goes on with the Gaussians it has is worth more than one that the system kills.
@@ -289,7 +294,7 @@ def while_memory_lasts(policy: Policy, device: torch.device, warn: Callable[[str
         chosen = policy(step, candidates)
         grown = int(chosen.clone.sum() + chosen.split.sum())
         needed = MEMORY_RESERVE + MEMORY_HELD * grown + MEMORY_MOVED * (len(chosen.clone) + grown)
-        free = available_memory(device)
+        free = least(available_memory(device))
         if free >= needed:
             return chosen
         if grown and not warned:

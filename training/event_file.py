@@ -121,6 +121,21 @@ class EventFile:
             self._file = -1
 
 
+class NoEventFile:
+    """Of a process that leaves the writing to another."""
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Nothing, as the rest."""
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None: ...
+
+    def options(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _stamp(folder: Path) -> str:
     """The time in the file's name: TensorBoard reads files in the order of names, and clocks go wrong.
 

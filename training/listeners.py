@@ -26,6 +26,7 @@ from ops.types import RenderOut
 from scene.avatar import save_avatar
 from scene.gaussian_model import GaussianModel
 from training import checkpoint
+from training.ranks import ALONE, AgreedStop, Alone
 from training.reporter import Reporter
 from training.views import Views
 from utils.interrupt import Alarm, StopSignals
@@ -63,7 +64,9 @@ class Evaluation(Listener):
         reporter: Reporter,
         due: DueIterations,
         run: RunOptions,
+        ranks: Alone = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.avatar, self.views, self.draw, self.region, self.reporter = avatar, views, draw, region, reporter
         self.due, self.run = due, run
         self.quick = Suite([name for name in run.metrics if name in QUICK_METRICS], avatar.device)
@@ -89,7 +92,7 @@ class Evaluation(Listener):
             suite = all_metrics.again(kept if split == "test" else None)
             limit = VIEWS_OF_TRAIN if split == "train" else len(self.views.cameras[split])
             means[split], figures[split] = self._measure(self.due.last, split, avatar, suite, limit)
-        if refinable is not None:
+        if refinable is not None and self.ranks.first:
             cameras, ground_truth = self.views.cameras["test"], self.views.ground_truth["test"]
             draw = partial(self.draw, sh_degree=avatar.active_sh_degree)
             means["test_as_tracked"] = mean_metrics((figures["test"][i] for i in refinable.measured), all_metrics.names)
@@ -104,22 +107,24 @@ class Evaluation(Listener):
         """Measures at most `limit` views of a split: the means, and the figures of each."""
         cameras = self.views.cameras[split]
         pictured = evenly_spaced(len(cameras), PICTURED_VIEWS)
-        figures = {}
+        figures: dict[int, Means] = {}
 
         def on_image(view: Evaluated) -> None:
             figures[view.index] = view.metrics
             if view.ground_truth is not None and view.index in pictured:
                 self.reporter.picture(step, split, self.views.label(split, view.index), view.image, view.ground_truth)
 
-        means = evaluate(
+        evaluate(
             avatar,
             cameras,
             self.views.ground_truth[split],
             partial(self.draw, sh_degree=avatar.active_sh_degree),
             suite,
-            indices=sorted({*pictured, *evenly_spaced(len(cameras), limit)}),
+            indices=self.ranks.split(evenly_spaced(len(cameras), limit), pictured),
             on_image=on_image,
         )
+        figures = self.ranks.collect(figures)
+        means = mean_metrics(figures.values(), suite.names)
         if means:
             self.reporter.evaluation(step, split, means)
         if pictured:
@@ -143,13 +148,15 @@ class SavedAvatars(Listener):
         reporter: Reporter,
         due: DueIterations,
         finished: Callable[[], GaussianModel],
+        ranks: Alone = ALONE,
     ) -> None:
         """`finished` gives what is saved of the avatar."""
         self.output, self.avatar, self.color, self.reporter, self.due = output, avatar, color, reporter, due
         self.finished = finished
+        self.ranks = ranks
 
     def before_density(self, step: int) -> None:
-        if self.due(step):
+        if self.due(step) and self.ranks.first:
             with self.reporter.pause():
                 save_avatar(self.folder(step), self.finished(), self.color)
 
@@ -166,16 +173,22 @@ class Checkpoints(Listener):
     """
 
     def __init__(
-        self, output: Path, options: Options, parts: Mapping[str, Any], reporter: Reporter, stop: StopSignals
+        self,
+        output: Path,
+        options: Options,
+        parts: Mapping[str, Any],
+        reporter: Reporter,
+        stop: StopSignals | AgreedStop,
+        ranks: Alone = ALONE,
     ) -> None:
-        self.output, self.parts, self.reporter, self.stop = output, parts, reporter, stop
+        self.output, self.parts, self.reporter, self.stop, self.ranks = output, parts, reporter, stop, ranks
         self.options = dataclasses.asdict(options)
         self.keep = options.run.keep_checkpoints
         self.due = milestones(options).checkpoint
         self.clock = Alarm(60.0 * options.run.checkpoint_every_minutes)
 
     def end_of_step(self, step: int) -> None:
-        if self.due(step) or self.clock.due() or self.stop.signal:
+        if self.ranks.first and (self.due(step) or self.clock.due() or self.stop.signal):
             with self.reporter.pause():
                 self.reporter.flush()
                 state = {name: part.state_dict() for name, part in self.parts.items()}
@@ -183,6 +196,7 @@ class Checkpoints(Listener):
                 checkpoint.remove_old(self.output, self.keep, step, self.due.listed)
                 self.clock.restart()
         if self.stop.signal:
+            self.ranks.meet()  # nobody ends before it is saved
             self.reporter.close()
             self.reporter.warn(
                 f"stopped by {self.stop.signal.name} after iteration {step}; the same command with "

@@ -136,7 +136,7 @@ class _OffsetTerms:
 
 
 def mean_terms(batch: list[Terms]) -> Terms:
-    """The losses of a step: means over its views."""
+    """The losses of a step, for show: means over its views."""
     if len(batch) == 1:
-        return batch[0]
-    return {name: torch.stack([terms[name] for terms in batch]).mean() for name in batch[0]}
+        return {name: value.detach() for name, value in batch[0].items()}
+    return {name: torch.stack([terms[name].detach() for terms in batch]).mean() for name in batch[0]}

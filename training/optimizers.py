@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,31 @@ def log_linear(step: int, first: float, last: float, steps: int) -> float:
 COOL = 0.1  # what the cool-down leaves of a learning rate
 
 
+class ViewRates(NamedTuple):
+    """How the optimizers change with the views whose gradients a step averages."""
+
+    rate: float = 1.0  # factor on all learning rates
+    power: int = 1  # of the betas of Adam
+
+    def betas(self, *betas: float) -> tuple[float, ...]:
+        return tuple(beta**self.power for beta in betas)
+
+
+def view_rates(rule: str, views: int) -> ViewRates:
+    """`--lr_views_rule` for so many `views` in a step, of all processes together; one view changes nothing.
+
+    * sqrt: rates times the root of the number, and betas to its power, so that the moments forget as much by view.
+      Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", for Adam; in this form
+      for Gaussians by Zhao et al. 2024, "On Scaling Up 3D Gaussian Splatting Training", section 4.
+    * linear: rates times the number; Goyal et al. 2017, "Accurate, Large Minibatch SGD", where steps follow the
+      gradient's size. Those of Adam do not, which is why it is too much here.
+    """
+    return {"none": ViewRates(), "sqrt": ViewRates(math.sqrt(views), views), "linear": ViewRates(float(views))}[rule]
+
+
+ONE_VIEW = ViewRates()
+
+
 class GaussianOptimizer(Adam):
     """Adam over the Gaussians, one group per kind of parameter."""
 
@@ -43,6 +68,7 @@ class GaussianOptimizer(Adam):
         rotation_lr: float,
         iterations: int = 0,  # of the run; for the cool-down
         cooldown: float = 0.0,  # share of the run at its end
+        views: ViewRates = ONE_VIEW,
     ) -> None:
         """
         Args:
@@ -56,6 +82,7 @@ class GaussianOptimizer(Adam):
             "scaling": scaling_lr,
             "rotation": rotation_lr,
         }
+        rates = {name: rate * views.rate for name, rate in rates.items()}
         groups = [
             {"params": [parameter], "lr": rates[name], "name": name} for name, parameter in model.parameters().items()
         ]
@@ -67,7 +94,10 @@ class GaussianOptimizer(Adam):
         # eps far below the usual 1e-8: the gradients of a mean over all pixels
         # are that small, and a larger eps would silently lower the step.
         super().__init__(groups, eps=1e-15)
-        self.position_schedule = (position_lr_init * extent, position_lr_final * extent, position_lr_max_steps)
+        for group in self.param_groups:
+            group["betas"] = views.betas(*group["betas"])
+        ends = (position_lr_init * extent * views.rate, position_lr_final * extent * views.rate)
+        self.position_schedule = (*ends, position_lr_max_steps)
         self.rates = rates
         self.cooldown = (iterations * (1.0 - cooldown), iterations * cooldown)  # its begin and length
 
@@ -112,9 +142,10 @@ class RowAdam:
         dynamic_lr: float = 0.0,  # metres; used when the dynamic offset is trained
         beta2: float = 0.999,
         eps: float = 1e-15,
+        views: ViewRates = ONE_VIEW,
     ) -> None:
         self.parameters = parameters
-        self.beta2 = beta2
+        (self.beta2,) = views.betas(beta2)
         self.eps = eps
         tables = parameters.tables()
         self._second = {name: torch.zeros_like(table) for name, table in tables.items()}
@@ -124,7 +155,10 @@ class RowAdam:
         rates[parameters.columns["translation"]] = translation_lr
         for name in POSES:
             rates[parameters.columns[name]] = pose_lr
-        self._rates: dict[str, Tensor | float] = {"values": rates.to(parameters.device), "dynamic_offset": dynamic_lr}
+        self._rates: dict[str, Tensor | float] = {
+            "values": (rates * views.rate).to(parameters.device),
+            "dynamic_offset": dynamic_lr * views.rate,
+        }
 
     @torch.no_grad()
     def step(self, iteration: int) -> None:

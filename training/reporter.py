@@ -43,25 +43,34 @@ class Reporter:
     """
 
     def __init__(
-        self, folder: str | Path, iterations: int, *, start: int = 0, every: int | None = None, quiet: bool = False
+        self,
+        folder: str | Path | None,
+        iterations: int,
+        *,
+        start: int = 0,
+        every: int | None = None,
+        quiet: bool = False,
+        views: int = 1,
     ) -> None:
         """
         Args:
-            folder: of the event files.
+            folder: of the event files and train.log; None writes none and says nothing at all.
             iterations: where the run ends.
             start: iterations done already (a resumed run).
             every: iterations between two readings; default 10, more for long
                 runs, so that a curve has at most 10,000 points.
             quiet: no bar, no text.
+            views: in a step, of all processes.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        from training.event_file import EventFile  # TensorBoard takes a while to import: only who trains pays
+        from training.event_file import EventFile, NoEventFile  # TensorBoard takes a while to import
 
         # A run stopped while it measured the end has nothing to train, but its last step to show again.
         self._again = 0 < iterations <= start
-        self._writer = EventFile(folder, start if self._again else start + 1 if start else 0)
+        begin = start if self._again else start + 1 if start else 0
+        self._writer: EventFile | NoEventFile = NoEventFile() if folder is None else EventFile(folder, begin)
         self._step = start
         self._scalars: dict[str, float] = {}  # what has been written at that step
         self.every = every or max(10, iterations // 10_000)
@@ -77,7 +86,8 @@ class Reporter:
         self._first = start
         self._readings = 0  # since then
         self._estimated = False
-        self._log = Path(folder) / LOG
+        self._log = None if folder is None else Path(folder) / LOG
+        self._views = views
         # To be set: what else to show as curves, when the evaluation after an iteration comes, who hears of all curves.
         self.gauges: Callable[[int], Mapping[str, float]] = lambda step: {}
         self.next_evaluation: Callable[[int], int] = lambda step: iterations
@@ -126,6 +136,10 @@ class Reporter:
             self._estimated = True
             self.say(self._estimate(iteration))
 
+    def _of_views(self, rate: float) -> str:
+        """What so many iterations per second are in views, where a step has several."""
+        return f" of {self._views} views each, {rate * self._views:.1f} views/s" if self._views > 1 else ""
+
     def _note(self, means: Mapping[str, float], points: int) -> str:
         """The Gaussians, the total loss and, as far as the terminal is wide, the terms that are on."""
         note = f"{points / 1e3:.1f}k Gaussians"
@@ -148,7 +162,7 @@ class Reporter:
         evaluation = self.next_evaluation(iteration)
         until = (tqdm.format_interval((step - iteration) / rate) for step in (self._last, evaluation))
         return (
-            f"{rate:.1f} iterations/s: about {next(until)} to go, longer as Gaussians are added; "
+            f"{rate:.1f} iterations/s{self._of_views(rate)}: about {next(until)} to go, longer as Gaussians are added; "
             f"the next evaluation is at iteration {evaluation:,}, in {next(until)}"
         )
 
@@ -199,14 +213,16 @@ class Reporter:
 
     def say(self, text: str, *, shown: bool = True) -> None:
         """Prints a line without tearing the bar, unless quiet or not `shown`; it stands in train.log anyway."""
-        append_line(self._log, text)
+        if self._log is not None:
+            append_line(self._log, text)
         if shown and not self.quiet:
             tqdm.write(text, file=Lossy(sys.stdout))
 
     def warn(self, text: str) -> None:
         """Prints a line to stderr without tearing the bar, quiet or not."""
-        append_line(self._log, text)
-        tqdm.write(text, file=Lossy(sys.stderr))
+        if self._log is not None:
+            append_line(self._log, text)
+            tqdm.write(text, file=Lossy(sys.stderr))
 
     # ---- the end, and a new beginning ---------------------------------------
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from copy import copy
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from arguments import (
     SHORT_RUN,
@@ -27,26 +25,20 @@ from evaluation.evaluate import evenly_spaced
 from evaluation.pose_refinement import SplitViews, refinable_views
 from gaussian_renderer import Rasterizer, render
 from innovations.adaptive_densification import NO_ADAPTIVE_DENSIFICATION, AdaptiveDensification, NoAdaptiveDensification
-from innovations.color_calibration import ColorCalibration, NoColorCalibration
-from innovations.dense_start import detail, place
 from innovations.progressive_resolution import ProgressiveResolution
-from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.short_run import RateFactors, rate_factors
 from innovations.smart_densification import SmartDensification
-from innovations.unseen_colors import VIEWS, filled, hidden_parts, pixels_seen
-from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, triangle_colors
-from ops.sh import from_colors
-from ops.types import Camera, RenderOut
+from innovations.warm_start import WarmStart
+from ops.types import RenderOut
 from scene.cameras import write_cameras_json
 from scene.dataset import Dataset, dataset_of
 from scene.flame import Flame, FlameParameters, find_head_model, load_head_model
 from scene.gaussian_model import GaussianModel
 from training import checkpoint
 from training.density_control import DensityControl, DensitySchedule, Policy, fixed_threshold, while_memory_lasts
-from training.objective import Terms
-from training.optimizers import GaussianOptimizer, RowAdam
+from training.optimizers import ONE_VIEW, GaussianOptimizer, RowAdam, ViewRates, view_rates
+from training.ranks import ALONE, Alone
 from training.reporter import Reporter
-from training.views import Views
 from utils.errors import UserError
 from utils.files import only_writer
 
@@ -114,32 +106,74 @@ def build_avatar(
     return GaussianModel.from_points(dataset.points, dataset.colors, sh_degree=options.sh_degree, device=device)
 
 
-def claim_output(stack: ExitStack, output: Path, options: Options, dataset: Dataset, present: list[Path]) -> None:
-    """Keeps other runs out of `output` until `stack` ends, and writes there what the run is.
+def claim_output(
+    stack: ExitStack,
+    output: Path,
+    options: Options,
+    dataset: Dataset,
+    present: list[Path],
+    resume: checkpoint.State | None,
+    ranks: Alone = ALONE,
+) -> None:
+    """Keeps other runs out of `output` until `stack` ends, and writes there what the run is: the first process does.
 
     Raises:
-        UserError: another run holds it, or has saved something since `present` was found there, or it is the capture's.
+        UserError: another run holds it, or has saved something since `present` was found there, or it is the capture's;
+            or the processes do not see the same.
     """
     _refuse_inside_capture(output, options.model, dataset)
-    stack.enter_context(only_writer(output))
-    if checkpoint.saved_in(output) != present:
-        raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
-    if options.run.overwrite:
-        checkpoint.remove_run(output)
-    write_cfg_args(output, options)
-    write_cameras_json(output / "cameras.json", [view.camera for view in dataset.train + dataset.val + dataset.test])
+    # What they resume from: whoever sees no checkpoint of the others has another folder. Read, before it is written.
+    ranks.meet(**{"iterations done": resume["step"] if resume else 0, "training views": len(dataset.train)})
+    if ranks.first:
+        stack.enter_context(only_writer(output))
+        if checkpoint.saved_in(output) != present:
+            raise UserError(f"another run has just saved checkpoints in {output}: start again, to go on from those")
+        if options.run.overwrite:
+            checkpoint.remove_run(output)
+        write_cfg_args(output, options)
+        cameras = [view.camera for view in dataset.train + dataset.val + dataset.test]
+        write_cameras_json(output / "cameras.json", cameras)
+    ranks.meet()
+    ranks.meet(**{"the cameras.json of process 0": (output / "cameras.json").exists()})
 
 
-def build_reporter(options: Options, output: Path, resume: checkpoint.State | None, measured: list[str]) -> Reporter:
+def build_reporter(
+    options: Options, output: Path, resume: checkpoint.State | None, measured: list[str], ranks: Alone = ALONE
+) -> Reporter:
     """What shows the run; `measured` are the splits that evaluations measure."""
     reporter = Reporter(
-        output, options.optimization.iterations, start=resume["step"] if resume else 0, quiet=options.run.quiet
+        output if ranks.first else None,
+        options.optimization.iterations,
+        start=resume["step"] if resume else 0,
+        quiet=options.run.quiet,
+        views=ranks.size * options.innovations.batch_views,
     )
     reporter.options(flatten(options), measured)
     reporter.next_evaluation = milestones(options).test.after
     for note in notes(options):  # the terminal has them already
         reporter.say(note, shown=False)
     return reporter
+
+
+def announce(
+    options: Options,
+    reporter: Reporter,
+    resume: checkpoint.State | None,
+    dataset: Dataset,
+    avatar: GaussianModel,
+    place: str,  # where it computes
+    ranks: Alone = ALONE,
+) -> None:
+    """Says what the run is about to do."""
+    rule, several = options.innovations.lr_views_rule, ranks.size * options.innovations.batch_views > 1
+    if resume:
+        reporter.say(f"Resumed at iteration {resume['step']} with {len(avatar):,} Gaussians")
+    together = f", {ranks.size} processes" if ranks.size > 1 else ""
+    if rule != "none" and not several:
+        reporter.say(
+            "note: --lr_views_rule has no effect on one view per step; several are --batch_views, or processes"
+        )
+    reporter.say(f"{len(dataset.train)} training views, {len(avatar):,} Gaussians, {place}{together}")
 
 
 def gauges(optimizer: GaussianOptimizer, progressive: ProgressiveResolution, step: int) -> dict[str, float]:
@@ -170,108 +204,6 @@ def _refuse_inside_capture(output: Path, model: ModelOptions, dataset: Dataset) 
         )
 
 
-# ---- innovations --------------------------------------------------------------
-
-
-def build_progressive(extra: InnovationOptions) -> ProgressiveResolution:
-    """The scale of the images over time; without the flag always 1."""
-    if not extra.use_progressive_resolution:
-        return ProgressiveResolution()
-    return ProgressiveResolution(extra.resolution_schedule, extra.resolution_milestones)
-
-
-def build_region(
-    extra: InnovationOptions, avatar: GaussianModel, *, quiet: bool
-) -> RegionAdaptiveLoss | NoRegionWeights:
-    """The weights of the picture's regions; without a mesh those of a portrait. Says what no mask describes."""
-    if not extra.use_region_adaptive_loss:
-        return NoRegionWeights()
-    weights = (extra.region_weight_eyes, extra.region_weight_mouth, extra.region_weight_nose, extra.region_weight_face)
-    if avatar.flame is None:
-        return RegionAdaptiveLoss(*weights)
-    region = RegionAdaptiveLoss(*weights, faces=avatar.flame.faces, masks=avatar.flame.masks)
-    if region.note and not quiet:
-        print(region.note)
-    return region
-
-
-def build_color(
-    extra: InnovationOptions, views: Views, *, seed: int
-) -> tuple[ColorCalibration | NoColorCalibration, Callable[[Tensor], Terms]]:
-    """The color calibration, and the terms that it adds to the loss of a rendering [3, H, W]."""
-    if not extra.use_color_calibration:
-        return NoColorCalibration(), lambda image: {}
-    color = ColorCalibration(
-        [camera.camera_id for camera in views.cameras["train"]],
-        hidden_dim=extra.color_net_hidden_dim,
-        num_layers=extra.color_net_layers,
-        per_camera=extra.color_per_camera,
-        rate=extra.color_lr,
-        background=views.background,
-        generator=torch.Generator().manual_seed(seed + 3),
-        device=views.background.device,
-    )
-
-    def terms(image: Tensor) -> Terms:
-        found = {}
-        if extra.lambda_color_drift:
-            found["col_drift"] = extra.lambda_color_drift * color.drift(image)
-        if extra.lambda_color_reg:
-            found["col_reg"] = torch.as_tensor(extra.lambda_color_reg * color.regularizer())
-        return found
-
-    return color, terms
-
-
-def build_warm_start(extra: InnovationOptions) -> WarmStart:
-    """How the run begins, and the factors on its learning rates."""
-    if not extra.use_warm_start:
-        return CLASSICAL_START
-    return WarmStart(
-        colors=extra.warm_colors,
-        opacity=extra.warm_opacity,
-        scale=extra.warm_scale,
-        skip_resets=extra.warm_skip_resets,
-        # After a reset all opacities are lower than that.
-        prune_opacity=extra.warm_prune_opacity if extra.warm_skip_resets else CLASSICAL_START.prune_opacity,
-        feature_factor=extra.warm_feature_lr_factor,
-        flame_expr_factor=extra.warm_expr_lr_factor,
-        flame_pose_factor=extra.warm_pose_lr_factor,
-        flame_trans_factor=extra.warm_trans_lr_factor,
-        gaussians=extra.warm_gaussians,
-    )
-
-
-@torch.no_grad()
-def warm_up(avatar: GaussianModel, warm: WarmStart, views: Views) -> None:
-    """Gives a fresh avatar the start that `warm` describes."""
-    if warm == CLASSICAL_START:
-        return
-    flame, parameters = avatar.flame, avatar.flame_parameters
-    if flame is None or parameters is None:
-        raise UserError("--use_warm_start is for avatars on a head mesh: add --bind_to_mesh, or --no_warm_start")
-    cameras, image = views.cameras["train"], views.ground_truth["train"]
-    chosen = spread_views(cameras)
-
-    def shown() -> Iterator[tuple[Camera, Tensor, Tensor]]:
-        for index in chosen:
-            yield cameras[index], image(index), flame.vertices(parameters, cameras[index].timestep)
-
-    points = None
-    if warm.gaussians > len(avatar):
-        placed = place(detail(shown(), flame.faces), warm.gaussians)
-        points = placed.binding, placed.weights
-        corners = flame.vertices(parameters, cameras[chosen[0]].timestep)
-        avatar.spread(placed.binding, placed.weights, corners)
-    avatar.opacity.fill_(warm.raw_opacity)
-    avatar.scaling.fill_(warm.raw_scale)
-    if points:
-        avatar.scaling.add_(0.5 * placed.share.log()[:, None])
-    if warm.colors:
-        colors, _ = triangle_colors(shown(), flame.faces, views.background.tolist(), points)
-        avatar.features[:, 0] = from_colors(colors if points else colors[avatar.binding])
-
-
 def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> Callable[..., RenderOut]:
     """(Gaussians, camera, sh_degree=...) -> what training renders."""
     extra = options.innovations
@@ -284,29 +216,28 @@ def build_draw(options: Options, background: Tensor, rasterize: Rasterizer) -> C
     )
 
 
-@torch.no_grad()
-def finished(
-    extra: InnovationOptions, avatar: GaussianModel, views: Views, draw: Callable[..., RenderOut]
-) -> GaussianModel:
-    """What is saved of the avatar: itself, or with --fill_unseen a copy with other colors."""
-    if not extra.fill_unseen:
-        return avatar
-    cameras = views.cameras["train"]
-    chosen = [cameras[index] for index in spread_views(cameras, VIEWS)]
-    seen = pixels_seen(((camera, avatar(camera.timestep)[0]) for camera in chosen), draw)
-    if avatar.flame is not None and avatar.binding is not None:
-        flame = avatar.flame
-        seen[hidden_parts(flame.masks, flame.faces[avatar.binding], len(flame.v_template))] = torch.inf
-    copied = copy(avatar)
-    copied.features = Parameter(filled(avatar.features, seen, avatar(0)[0].means, extra.fill_unseen))
-    return copied
-
-
 # ---- what moves and grows the avatar ------------------------------------------
 
 
+def build_optimizers(
+    options: Options, avatar: GaussianModel, warm: WarmStart, extent: float, ranks: Alone = ALONE
+) -> tuple[GaussianOptimizer, dict[str, RowAdam]]:
+    """What moves the Gaussians, and the FLAME rows, at rates that fit the views of a step; see the two below."""
+    optim, extra = options.optimization, options.innovations
+    views = view_rates(extra.lr_views_rule, ranks.size * extra.batch_views)
+    return (
+        build_optimizer(optim, extra, avatar, warm, extent, views),
+        build_flame_optimizer(optim, avatar.flame_parameters, warm, views),
+    )
+
+
 def build_optimizer(
-    optim: OptimizationOptions, extra: InnovationOptions, avatar: GaussianModel, warm: WarmStart, extent: float
+    optim: OptimizationOptions,
+    extra: InnovationOptions,
+    avatar: GaussianModel,
+    warm: WarmStart,
+    extent: float,
+    views: ViewRates = ONE_VIEW,
 ) -> GaussianOptimizer:
     """Adam over the Gaussians; `extent` of the scene in meters."""
     factors = rate_factors(optim.iterations, SHORT_RUN) if extra.use_short_run_rates else RateFactors()
@@ -322,11 +253,12 @@ def build_optimizer(
         opacity_lr=optim.opacity_lr * factors.opacity,
         scaling_lr=optim.scaling_lr * factors.scaling,
         rotation_lr=optim.rotation_lr * factors.rotation,
+        views=views,
     )
 
 
 def build_flame_optimizer(
-    optim: OptimizationOptions, parameters: FlameParameters | None, warm: WarmStart
+    optim: OptimizationOptions, parameters: FlameParameters | None, warm: WarmStart, views: ViewRates = ONE_VIEW
 ) -> dict[str, RowAdam]:
     """Adam over the FLAME rows by its name in the checkpoint; empty for a static scene."""
     if parameters is None:
@@ -338,6 +270,7 @@ def build_flame_optimizer(
             translation_lr=optim.flame_trans_lr * warm.flame_trans_factor,
             pose_lr=optim.flame_pose_lr * warm.flame_pose_factor,
             dynamic_lr=optim.dynamic_offset_lr,
+            views=views,
         )
     }
 
@@ -348,11 +281,13 @@ def build_density(
     optimizer: GaussianOptimizer,
     warm: WarmStart,
     extent: float,
-    warn: Callable[[str], None],
+    reporter: Reporter,
     adaptive: AdaptiveDensification | NoAdaptiveDensification = NO_ADAPTIVE_DENSIFICATION,
+    ranks: Alone = ALONE,
 ) -> DensityControl:
-    """When and where Gaussians are added and removed; `warn` is told when there is no memory for more of them."""
+    """When and where Gaussians are added and removed; the reporter is told when there is no memory for more."""
     optim = options.optimization
+    policy = adaptive.policy(build_policy(optim, options.innovations))
     schedule = DensitySchedule(
         densify_from_iter=optim.densify_from_iter,
         densify_until_iter=optim.densify_until_iter,
@@ -367,7 +302,7 @@ def build_density(
         avatar,
         optimizer,
         schedule,
-        while_memory_lasts(adaptive.policy(build_policy(optim, options.innovations)), avatar.device, warn),
+        while_memory_lasts(policy, avatar.device, reporter.warn, ranks.least),
         extent=extent,
         generator=torch.Generator().manual_seed(options.run.seed + 1),
     )

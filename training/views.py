@@ -28,8 +28,11 @@ class Views:
         measured: the names of the splits that evaluations measure.
     """
 
-    def __init__(self, dataset: Dataset, options: Options, device: torch.device) -> None:
+    def __init__(self, dataset: Dataset, options: Options, device: torch.device, *, shared: bool = False) -> None:
         """Decodes all images, or takes over those of an earlier run.
+
+        Args:
+            shared: by several processes of this machine: one of them decodes, into a file that all map into memory.
 
         Raises:
             UserError: an image is missing or broken, or there is no room for them.
@@ -42,7 +45,7 @@ class Views:
             dataset.train + dataset.val + dataset.test,
             dataset.background,
             device=device if model.data_device == "auto" else model.data_device,
-            ram_share=run.ram_share,
+            ram_share=0.0 if shared else run.ram_share,
             folder=Path(model.model_path) / "cache",
             progress=not run.quiet,
             alpha=options.innovations.lambda_alpha > 0,

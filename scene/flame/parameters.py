@@ -168,6 +168,16 @@ class FlameParameters:
         """[V, 3] metres, the dynamic offset of `timestep`, a leaf like `row`'s where it is trained."""
         return self._leaf("dynamic_offset", timestep, self.dynamic_trainable)
 
+    def touch(self, timestep: int) -> None:
+        """Gives the trained rows of `timestep` a gradient of zero, to which a backward pass adds.
+
+        Of several processes, all then have gradients of the same rows in the same order, whoever rendered them.
+        """
+        for table in self.tables():
+            leaf = self._leaf(table, timestep, True)
+            if leaf.grad is None:
+                leaf.grad = torch.zeros_like(leaf)
+
     def train_dynamic_offset(self) -> None:
         """Makes the per-timestep vertex offsets trainable, from zero where the capture has none.
 

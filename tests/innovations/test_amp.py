@@ -36,7 +36,7 @@ def test_gradients_and_steps_are_the_plain_ones(enabled: bool, scaled: bool) -> 
     amp = MixedPrecision(enabled, "cpu", scaled=scaled)
     parameter, row, statistic, adam = problem()
     rows = Rows(row)
-    amp.backward((5 * parameter * row * statistic).sum(), [statistic], [adam, rows])
+    amp.backward([(5 * parameter * row * statistic).sum()], [statistic], [adam, rows])
     torch.testing.assert_close(parameter.grad, torch.full((3,), 30.0))
     torch.testing.assert_close(row.grad, torch.full((3,), 15.0))
     torch.testing.assert_close(statistic.grad, torch.full((3,), 10.0))
@@ -64,7 +64,7 @@ def test_one_bad_number_is_found_wherever_it_is(native_check: bool, size: int, m
             amp, statistic = MixedPrecision(False, "cpu"), torch.ones(1, requires_grad=True)
             adam.zero_grad()
             leaves[0].grad, leaves[1].grad = torch.full((size,), -1e19), factor
-            amp.backward(statistic.sum(), [statistic], [adam])
+            amp.backward([statistic.sum()], [statistic], [adam])
             assert amp.bad == (value != 1e19)
 
 
@@ -81,7 +81,7 @@ def test_a_bad_step_changes_nothing(enabled: bool, scaled: bool, where: int, val
         for tensor in tensors:
             tensor.grad = None
         total = sum((tensor * (factor if i == where else 1.0)).sum() for i, tensor in enumerate(tensors))
-        amp.backward(total + (factor.sum() if where == 3 else 0.0), [statistic], [adam, rows])
+        amp.backward([total + (factor.sum() if where == 3 else 0.0)], [statistic], [adam, rows])
         amp.step(adam, 1)
         amp.step(rows, 1)
 
@@ -102,7 +102,7 @@ def test_the_scale_falls_after_a_bad_step_and_survives_a_checkpoint() -> None:
     amp = MixedPrecision(True, "cpu", scaled=True)
     parameter, row, statistic, adam = problem()
     first = amp.scaler.get_scale()
-    amp.backward((parameter * torch.inf).sum() + statistic.sum(), [statistic], [adam])
+    amp.backward([(parameter * torch.inf).sum() + statistic.sum()], [statistic], [adam])
     assert amp.scaler.get_scale() == first / 2
     other = MixedPrecision(True, "cpu", scaled=True)
     other.load_state_dict(amp.state_dict())
@@ -124,7 +124,7 @@ def test_cuda_autocast_and_scaler() -> None:
         product = weight @ torch.ones(4, 4, device="cuda")
     assert product.dtype == torch.float16
     # Gradients of 1e-9 are zero in half precision unless they are scaled.
-    amp.backward(product.float().sum() * 1e-9 + statistic.sum(), [statistic], [adam])
+    amp.backward([product.float().sum() * 1e-9 + statistic.sum()], [statistic], [adam])
     torch.testing.assert_close(weight.grad, torch.full_like(weight, 4e-9), rtol=1e-2, atol=0)
     torch.testing.assert_close(statistic.grad, torch.ones_like(statistic))
 
@@ -137,7 +137,7 @@ def test_cuda_without_the_scaler_skips_bad_steps_too() -> None:
     adam = torch.optim.Adam([weight], lr=0.1, fused=True)
     for factor in (1.0, torch.nan):
         weight.grad = statistic.grad = None
-        amp.backward((weight * factor).sum() + statistic.sum(), [statistic], [adam])
+        amp.backward([(weight * factor).sum() + statistic.sum()], [statistic], [adam])
         amp.step(adam, 1)
         assert amp.bad.device.type == "cuda" and bool(amp.bad) == (factor != 1.0)
         torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.9))

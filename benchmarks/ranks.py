@@ -1,0 +1,104 @@
+"""Several processes for one avatar, and several views per step: how fast, and how good.
+
+    python -m benchmarks.ranks -s DATA --out DIR [--iterations 300] [--rounds 3] [-- train.py flags]
+    python -m benchmarks.ranks -s DATA --out DIR --rules [--iterations 2000] [-- train.py flags]
+
+The first trains with two views per step, in turns by one process with two threads and by two processes (torchrun) with
+one thread each: the same result. Speeds are the medians of the rounds; bytes a step are what one process sends.
+The second trains with 1, 2, 4 and 8 views per step, by each rule of `--lr_views_rule`, as many views in all: so many
+times fewer iterations, with the schedule shortened alike (`--scale_schedule`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from arguments.innovation_options import LR_VIEWS_RULES
+from benchmarks.common import HEAD, ROOT, Row, Table, new_parser, publish
+from benchmarks.scale_model import NUMBERS
+from utils.errors import UserError, run_script
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def trained(options: argparse.Namespace, name: str, flags: Sequence[str], launcher: Sequence[str] = ()) -> Any:
+    """The results.json of a training in `--out`/name; one that is there with these flags is taken.
+
+    Raises:
+        UserError: it failed.
+    """
+    folder = options.out / name
+    words = [*launcher, str(ROOT / "train.py"), "-s", str(options.source_path), "-m", str(folder)]
+    words += [*HEAD, "--metrics", "psnr", "ssim", "flip", "--quiet", "--device", "cpu", *flags, *options.extra]
+    note, results = folder / "words.json", folder / "results.json"
+    if not (note.is_file() and results.is_file() and json.loads(note.read_text()) == words):
+        shutil.rmtree(folder, ignore_errors=True)
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"the training in {folder} failed: {done.stderr.strip().splitlines()[-1]}")
+        note.write_text(json.dumps(words))
+    return json.loads(results.read_text())
+
+
+def speed_row(options: argparse.Namespace) -> list[Row]:
+    """Both ways to render two views per step, in turns."""
+    flags = ["--iterations", str(options.iterations), "--interval", str(2**40), "--test_iterations", str(2**40)]
+    alone, together = [], []
+    for number in range(options.rounds):
+        alone.append(trained(options, f"alone_{number}", [*flags, "--batch_views", "2", "--threads", "2"]))
+        together.append(trained(options, f"together_{number}", [*flags, "--threads", "1"], TORCHRUN))
+    rates = [statistics.median(run["iterations_per_second"] for run in runs) for runs in (alone, together)]
+    points = together[0]["points"]
+    return [
+        {
+            "Gaussians": f"{points:,}",
+            "1 process, 2 threads: steps/s": round(rates[0], 1),
+            "2 processes, 1 thread each: steps/s": round(rates[1], 1),
+            "speed": round(rates[1] / rates[0], 2),
+            "MB sent a step": round(4 * NUMBERS * points / 1e6, 2),
+            "Gaussians differ by": abs(points - alone[0]["points"]),
+        }
+    ]
+
+
+def rule_rows(options: argparse.Namespace) -> list[Row]:
+    """Quality after as many views."""
+    rows = []
+    for views in (1, 2, 4, 8):
+        for rule in LR_VIEWS_RULES if views > 1 else LR_VIEWS_RULES[:1]:
+            length = ["--iterations", str(options.iterations // views), "--scale_schedule"]
+            run = trained(options, f"{views}_{rule}", [*length, "--batch_views", str(views), "--lr_views_rule", rule])
+            row: Row = {"views per step": views, "rule": rule}
+            for split, metrics in run["metrics"].items():
+                row.update({f"{split} {name}": f"{metrics[name]:.{digits}f}" for name, digits in DIGITS.items()})
+            rows.append({**row, "Gaussians": f"{run['points']:,}", "seconds": round(run["seconds"])})
+    return rows
+
+
+DIGITS = {"psnr": 2, "ssim": 4, "flip": 4}
+
+
+def main() -> None:
+    parser = new_parser(__doc__, "source_path", "out", "json")
+    parser.add_argument("--iterations", type=int, default=300, help="of a run, with one view per step")
+    parser.add_argument("--rounds", type=int, default=3, help="of the speed")
+    parser.add_argument("--rules", action="store_true", help="quality by the views per step, not the speed")
+    options, extra = parser.parse_known_args()
+    options.extra = [word for word in extra if word != "--"]
+    options.out, options.source_path = options.out.absolute(), options.source_path.absolute()
+    if options.rules:
+        title = f"Quality by views per step, {options.iterations:,} views in all:"
+        publish(options, [Table(title, rule_rows(options))])
+    else:
+        publish(options, [Table("Two views per step:", speed_row(options))])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,130 @@
+"""Who does the work: Ray, on this machine or a cluster, or a thread of this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from arguments import ManyOptions
+from fleet.work import ROOT, State, Stopped, Work, do
+from utils.cores import usable_cores
+from utils.errors import UserError, one_line
+
+POLL = 0.5  # seconds
+Tell = Callable[[], None]  # is called every now and then
+
+
+def run_locally(works: Sequence[Work], tell: Tell) -> dict[str, State]:
+    """One after the other; their last states by name.
+
+    Raises:
+        KeyboardInterrupt: all is stopped, in order.
+    """
+    stop, ended = threading.Event(), {}
+
+    def work() -> None:
+        for one in works:
+            try:
+                ended[one.name] = do(one, stop)
+            except Stopped:
+                return
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL)
+            tell()
+    except BaseException:
+        stop.set()
+        thread.join()
+        raise
+    return ended
+
+
+def run_on_ray(works: Sequence[Work], options: ManyOptions, tell: Tell) -> dict[str, State]:
+    """As Ray tasks, each with its share of a machine, and again elsewhere if that is lost; their last states by name.
+
+    Raises:
+        UserError: there is no Ray, or no cluster, or no machine has what a subject asks for.
+        KeyboardInterrupt: all is stopped, in order.
+    """
+    with _connected(options) as ray:
+        _check_resources(ray, options)
+        task = ray.remote(do).options(
+            num_cpus=options.cpus,
+            num_gpus=options.gpus,
+            memory=int(options.memory * 1e9) or None,
+            max_retries=options.retries,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        pending = {task.remote(one): one.name for one in works}
+        ended: dict[str, State] = {}
+        try:
+            while pending:
+                ready, _ = ray.wait(list(pending), timeout=POLL)
+                for one in ready:
+                    name = pending.pop(one)
+                    try:
+                        ended[name] = ray.get(one)
+                    except ray.exceptions.RayError as error:
+                        reason = f"its machine or worker was lost {options.retries + 1} times ({_first_line(error)})"
+                        ended[name] = {"name": name, "state": "failed", "reason": reason}
+                tell()
+        except BaseException:
+            for one in pending:
+                ray.cancel(one)  # a KeyboardInterrupt there, on which the child saves
+            while pending:
+                ready, _ = ray.wait(list(pending), timeout=POLL)
+                for one in ready:
+                    pending.pop(one)
+            raise
+    return ended
+
+
+@contextmanager
+def _connected(options: ManyOptions) -> Iterator[Any]:
+    """Ray, started on this machine alone or joined, until the end of the context."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            "Ray is not installed: pip install -r requirements-cluster.txt, or train one subject after the other "
+            "with --local"
+        ) from error
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if options.address:
+        settings["address"] = options.address
+    else:
+        # Ray asks nobody for a password: nothing of it is to be reached from outside.
+        settings |= {"num_cpus": usable_cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(**settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot use the Ray cluster {options.address or 'of this machine'}: {_first_line(error)}"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(ray: Any, options: ManyOptions) -> None:
+    """A task that no machine can hold would wait without end."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": options.cpus, "GPU": options.gpus, "memory": options.memory * 1e9}
+    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise UserError(
+            f"no machine has --cpus {options.cpus:g}, --gpus {options.gpus:g} and --memory {options.memory:g} GB for "
+            f"a subject (there are: {have}): ask for less"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)[:300]

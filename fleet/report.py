@@ -1,0 +1,128 @@
+"""What stands in OUT: status.json for scripts, summary.csv and summary.md, and a gallery to look at."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fleet.preview import PREVIEW
+from fleet.work import State, read_json, state_of
+from utils.files import atomic_path, write_json
+
+COLUMNS = ("name", "state", "attempts", "node", "points", "seconds", "iterations_per_second")
+PAGES = ("avatar.html", "avatar/avatar.html")  # what export.py --format html writes
+
+
+def collect(out: Path, names: Sequence[str]) -> list[State]:
+    """The states of these subjects, as they stand in their folders."""
+    return [{"name": name, "state": "waits", **state_of(out / name)} for name in names]
+
+
+def totals(states: Sequence[State]) -> dict[str, int]:
+    """How many subjects are in which state."""
+    return dict(Counter(state["state"] for state in states))
+
+
+def write_status(out: Path, states: Sequence[State]) -> None:
+    write_json(out / "status.json", {"time": time.time(), "totals": totals(states), "subjects": list(states)})
+
+
+def rows_of(out: Path, states: Sequence[State]) -> list[dict[str, Any]]:
+    """A row for each subject: its state, and what its results.json says."""
+    rows = []
+    for state in states:
+        results = read_json(out / state["name"] / "results.json")
+        results = results if isinstance(results, dict) and state["state"] != "failed" else {}
+        row: dict[str, Any] = {name: results.get(name, state.get(name)) for name in COLUMNS}
+        for split, metrics in (results.get("metrics") or {}).items():
+            row.update({f"{split} {name}": value for name, value in metrics.items() if value is not None})
+        rows.append({**row, "reason": state.get("reason", "") if state["state"] == "failed" else ""})
+    return rows
+
+
+def write_report(out: Path, states: Sequence[State]) -> None:
+    """Writes summary.csv, summary.md and index.html."""
+    rows = rows_of(out, states)
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "reason")) + ["reason"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(_shown(row.get(name)).replace("|", "\\|") for name in columns) + " |" for row in rows]
+    counted = ", ".join(f"{count} {state}" for state, count in totals(states).items())
+    _write(out / "summary.csv", text.getvalue())
+    _write(out / "summary.md", f"{len(rows)} subjects: {counted}\n\n" + "\n".join(lines) + "\n")
+    _write(out / "index.html", _gallery(out, rows, columns, f"{len(rows)} subjects: {counted}"))
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _gallery(out: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str], heading: str) -> str:
+    """A page without anything from the network: a table that a click on a heading sorts."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+    body = []
+    for row in rows:
+        folder = out / row["name"]
+        place = quote(row["name"])
+        picture = f'<img loading="lazy" src="{place}/{PREVIEW}" alt="">' if (folder / PREVIEW).is_file() else ""
+        page = next((page for page in PAGES if (folder / page).is_file()), None)
+        cells = [f"<td>{picture}</td>"]
+        for name in columns:
+            shown = html.escape(_shown(row.get(name)))
+            if name == "name" and page:
+                shown = f'<a href="{place}/{page}">{shown}</a>'
+            cells.append(
+                f'<td data-v="{html.escape(str(row.get(name) if row.get(name) is not None else ""))}">{shown}</td>'
+            )
+        body.append(f'<tr class="{html.escape(row["state"])}">{"".join(cells)}</tr>')
+    return PAGE.format(heading=html.escape(heading), head=head, body="\n".join(body))
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{heading}</title>
+<style>
+body {{ font: 14px system-ui, sans-serif; margin: 2em; background: #fff; color: #222 }}
+table {{ border-collapse: collapse }} td, th {{ padding: .4em .7em; border-bottom: 1px solid #ddd; text-align: left }}
+th {{ cursor: pointer; position: sticky; top: 0; background: #fff; white-space: nowrap }}
+img {{ max-height: 160px; display: block }} .failed td {{ background: #fdecea }} .done a {{ font-weight: 600 }}
+</style>
+<h1>{heading}</h1>
+<p>Pictures: rendering, photograph, error. A click on a heading sorts; a name leads to the avatar's page, where one was
+exported.</p>
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table>
+<script>
+const body = document.querySelector("tbody");
+let last = -1, sign = 1;
+document.querySelectorAll("th").forEach((th, column) => th.addEventListener("click", () => {{
+  sign = column === last ? -sign : 1;
+  last = column;
+  const value = row => row.cells[column].dataset.v ?? "";
+  [...body.rows].sort((a, b) => {{
+    const x = value(a), y = value(b);
+    if (x === "" || y === "") return (x === "") - (y === "");
+    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
+  }}).forEach(row => body.append(row));
+}}));
+</script>
+</html>
+"""
