@@ -1,7 +1,9 @@
 """Writes a trained avatar in a format that others open.
 
-    python export.py -m OUT --format html    a page that moves, OUT/avatar.html
-    python export.py --list                  what each format keeps and loses
+    python export.py -m OUT --format html                  a page that moves, OUT/avatar.html
+    python export.py -m OUT --format ply --timestep 12     ordinary splats of a moment; also spz and glb
+    python export.py -m OUT --format spz --motion sweep    a numbered file for each moment of a motion
+    python export.py --list                                what each format keeps and loses
 
 Files are written whole or not at all. What a format cannot hold is said when it is written.
 """
@@ -26,6 +28,8 @@ def export(options: ExportOptions) -> Path:
     chosen = FORMATS[options.format or ""]
     refuse_escaping_links(options.model_path)
     avatar = open_avatar(options)
+    if avatar.note:
+        print(f"note: {avatar.note}", file=sys.stderr)
     path = Path(options.output or Path(options.model_path, chosen.path(options)))
     for line in chosen.write(avatar, path, options):
         if not options.quiet:

@@ -23,30 +23,30 @@ import utils.threads  # noqa: F401  (before PyTorch: sets how its threads wait)
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from arguments import Options, RenderOptions, parse_render, read_cfg_args
+from arguments import ExportOptions, Options, RenderOptions, parse_render
 from evaluation.evaluate import calibrated, mean_metrics
 from evaluation.metrics import Suite, format_table
 from evaluation.pictures import Means, SplitRenderer
 from evaluation.pose_refinement import SplitViews, refinable_views, refine_motion, summary
+from exporters import ply
+from exporters.moment import WORLD
 from scene import Avatar
-from scene.avatar import choose_iteration, open_avatar
+from scene.avatar import find_saved, open_avatar, options_of
 from scene.clip import Painter, chosen_stills, contact_sheet, write_clip
 from scene.dataset import Dataset, View, dataset_of
 from scene.images.cache import ImageCache
-from scene.motion import Motion, load_motion
+from scene.motion import Motion, chosen_motion
 from scene.motion.key_frames import KeyFrames
 from scene.motion.rows import FPS
-from scene.motion.sources import NEUTRAL, adapted
-from scene.ply import export_world
+from scene.motion.sources import NEUTRAL
 from scene.view_path import FRONT, ViewPath, load_view_path
 from utils.errors import UserError, run_script
 from utils.files import only_writer, refuse_escaping_links
@@ -60,14 +60,16 @@ REFINED_NAME = "flame_param_refined.npz"
 def render_avatar(options: RenderOptions) -> dict[str, Means]:
     """Everything `render.py` does; returns the mean metrics of each split (none with -t)."""
     output = Path(options.model_path)
-    trained = read_cfg_args(output)
+    iteration, saved = find_saved(output, options.iteration)
+    trained, note = options_of(output, saved)
     refuse_escaping_links(output)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     if options.clip:
         render_clip(options)
         return {}
     if options.refine_flame:
         check_refinable(options, trained)
-    iteration = choose_iteration(output, options.iteration)
     motion_of = Path(options.target_path) if options.target_path else None
     say: Callable[[str], Any] = (lambda text: None) if options.quiet else tqdm.write
     # The avatar carries its own motion: exporting a timestep of it needs no capture.
@@ -76,7 +78,8 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
     if capture is not None and motion_of is not None:
         avatar.follow(capture, motion_of)
     if capture is None or options.export_world is not None:
-        say(export(avatar, options.export_world or 0, motion_of))
+        for line in export(avatar, options.export_world or 0, motion_of):
+            say(line)
         return {}
     if options.render_mesh and avatar.model.flame is None:
         raise UserError(f"--render_mesh: {avatar.path} is not bound to a head mesh")
@@ -125,7 +128,13 @@ def render_avatar(options: RenderOptions) -> dict[str, Means]:
 
 def load_capture(options: RenderOptions, trained: Options) -> Dataset:
     """The capture that the avatar was trained on, or with -t the one that moves it."""
-    source = Path(options.source_path or trained.model.source_path)
+    place = options.source_path or trained.model.source_path
+    if not place:
+        raise UserError(
+            f"which capture the avatar in {options.model_path} was trained on is not known: say where it is with -s, "
+            "or make a clip without it, as by --motion sweep"
+        )
+    source = Path(place)
     if not source.is_dir():
         raise UserError(
             f"the capture {source}, which cfg_args of {options.model_path} names, is not there: say where it is with -s"
@@ -168,13 +177,12 @@ def split_renderer(
     )
 
 
-def export(avatar: Avatar, timestep: int, motion_of: Path | None) -> str:
-    """Writes the avatar at one timestep as a world-space PLY beside its own; returns what to say of it."""
+def export(avatar: Avatar, timestep: int, motion_of: Path | None) -> Iterator[str]:
+    """Writes the avatar at one timestep as a PLY beside its own, in the world of the capture; yields what to say."""
     prefix = f"{motion_of.name}_" if motion_of else ""
     path = avatar.path.parent / f"world_{prefix}{timestep:05d}.ply"
-    with torch.no_grad():
-        export_world(path, avatar.model(avatar.row(timestep))[0])
-    return f"{path}: {len(avatar.model):,} Gaussians in world space"
+    moment = None if avatar.head is None else timestep
+    yield from ply.export(avatar, path, ExportOptions(format="ply", timestep=moment, up=WORLD, scale=1.0))
 
 
 # ---- clips ----------------------------------------------------------------------
@@ -225,16 +233,7 @@ def motion_and_view(options: RenderOptions, avatar: Avatar) -> tuple[Motion, Vie
     if avatar.head is None and options.motion is None:
         motion = Motion("scene", np.zeros((1, 0)))
     else:
-        motion = load_motion(source, avatar, fps=known, mapping=options.mapping)
-        motion = adapted(
-            motion,
-            avatar,
-            smooth=options.smooth,
-            relative=options.relative,
-            rest_frames=options.rest_frames,
-            scale=options.motion_scale,
-            fps=known,
-        )
+        motion = chosen_motion(options, avatar, source, fps=known)
     fps = known or motion.fps or FPS
     motion = motion.at_rate(fps)
     path = load_view_path(

@@ -2,6 +2,7 @@
 
     python view.py -m OUT                 then open the address that it prints
     python view.py -m OUT -t OTHER_DATA   with the motion of another capture
+    python view.py -m OUT --motion sweep  or with any motion that render.py knows
 
 A training may go on in OUT meanwhile: what it saves is shown as soon as it is there. Ctrl-C ends it.
 """
@@ -17,9 +18,11 @@ from pathlib import Path
 
 from arguments import ViewOptions, parse_view
 from scene import Avatar
-from scene.avatar import NEWEST, choose_iteration, open_avatar
+from scene.avatar import NEWEST, find_saved, open_avatar
 from scene.dataset import dataset_of, load_dataset
+from scene.motion import chosen_motion
 from scene.motion.blendshapes import mode_names
+from scene.motion.rows import FPS
 from utils.errors import UserError, run_script
 from utils.files import refuse_escaping_links
 from viewer.capture import shots_of
@@ -38,7 +41,9 @@ def open_stage(options: ViewOptions) -> Stage:
         if folder and not Path(folder).is_dir():
             raise UserError(f"--{name} {folder} is not a folder")
     refuse_escaping_links(output)
-    avatar = load(options, choose_iteration(output, options.iteration))
+    avatar = load(options, find_saved(output, options.iteration)[0])
+    if avatar.note:
+        print(f"note: {avatar.note}", file=sys.stderr)
     names = mode_names(avatar.head_file, avatar.head.n_expr) if avatar.head is not None else ()
     stage = Stage(avatar, output, capture_shots(options, avatar), names)
     stage.status.headline = headline(avatar)
@@ -55,13 +60,16 @@ def load(options: ViewOptions, iteration: int) -> Avatar:
             load_dataset(target, bind_to_mesh=True, eval_split=avatar.options.model.eval, white_background=False),
             target,
         )
+    if options.motion is not None:
+        avatar.motion()  # likewise
+        avatar.play(chosen_motion(options, avatar, options.motion).at_rate(FPS).rows)
     return avatar
 
 
 def capture_shots(options: ViewOptions, avatar: Avatar) -> Shots:
     """The cameras of the capture it was trained on; none if that is not here, or somebody else's motion is shown."""
-    source = Path(options.source_path or avatar.options.model.source_path)
-    if options.target_path or not source.is_dir():
+    source = options.source_path or avatar.options.model.source_path
+    if options.target_path or options.motion or not source or not Path(source).is_dir():
         return {}
     capture = dataset_of(avatar.options, source)
     views = capture.train + capture.val + capture.test
@@ -78,7 +86,7 @@ def follow_training(options: ViewOptions, viewer: Viewer) -> None:
     if options.iteration != NEWEST:
         return
     try:
-        newest = choose_iteration(Path(options.model_path))
+        newest = find_saved(Path(options.model_path))[0]
         if newest != viewer.stage.avatar.iteration:
             viewer.show(load(options, newest))
             viewer.stage.status.headline = headline(viewer.stage.avatar)

@@ -123,7 +123,8 @@ def _check_length(name: str, path: str) -> None:
 def _require(group: Any, *names: str) -> None:
     for field in dataclasses.fields(group):
         if field.name in names and not getattr(group, field.name):
-            raise UserError(f"{field.metadata['short']}/--{field.name} is missing: {field.metadata['help']}")
+            flags = "/".join(filter(None, (field.metadata["short"], f"--{field.name}")))
+            raise UserError(f"{flags} is missing: {field.metadata['help']}")
 
 
 def parse_train(argv: Sequence[str]) -> Options:

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from arguments.fields import option
 from arguments.innovation_options import refine_steps, refined_cameras, refinement_conflict
+from arguments.motion_options import (
+    SOURCES,
+    motion_scale_choice,
+    relative_choice,
+    rest_conflict,
+    rest_frames_choice,
+    smooth_choice,
+)
 from arguments.options import (
     METRICS,
     camera_choice,
@@ -57,15 +65,15 @@ class RenderOptions:
     refine_cameras: tuple[int, ...] = refined_cameras("refine_flame")
     export_world: int | None = option(
         None,
-        "write an ordinary world-space 3DGS PLY of this timestep, which any splat viewer opens",
+        "write an ordinary 3DGS PLY of this timestep, as it stands in the world of the capture; export.py --format ply "
+        "turns it upright",
         unit="timestep",
         at_least=0,
     )
     motion: str | None = option(
         None,
-        "a clip without a capture, of this motion: neutral, sweep (expressions, jaw, neck and eyes in turn), a folder "
-        "of FLAME files or an .npz with a row per timestep, a .csv of ARKit's blendshape weights, a .json of key "
-        "frames; default with --camera: the poses of its key frames, else neutral",
+        f"a clip without a capture, of this motion: {SOURCES}; default with --camera: the poses of its key frames, "
+        "else neutral",
     )
     camera: str | None = option(
         None,
@@ -92,25 +100,10 @@ class RenderOptions:
         None, "its background: white, black, '#rrggbb' or another colour of CSS; default: as in training"
     )
     alpha: bool = option(False, "an alpha channel instead of a background, in PNGs or a .webm")
-    motion_scale: float = option(
-        1.0, "expression, jaw, eyes and neck this many times as far from rest", at_least=0, at_most=100
-    )
-    smooth: float = option(
-        0.0,
-        "average the motion over time, against the jitter of a tracker, by a Gaussian of this standard deviation",
-        unit="seconds",
-        at_least=0,
-        at_most=60,
-    )
-    relative: bool = option(
-        False, "of another person's motion only its changes, from that person's face at rest to the avatar's"
-    )
-    rest_frames: tuple[int, ...] = option(
-        (),
-        "where the faces are at rest for --relative: a row of the motion and a row of the avatar's own; default: those "
-        "nearest to the median",
-        at_least=0,
-    )
+    motion_scale: float = motion_scale_choice()
+    smooth: float = smooth_choice()
+    relative: bool = relative_choice()
+    rest_frames: tuple[int, ...] = rest_frames_choice()
     mapping: str | None = option(
         None, "what blendshape weights do to the head model, an .npz, see doc/motion.md", path=True
     )
@@ -148,14 +141,16 @@ class RenderOptions:
                     if self.clip
                     else f"--{name} is about a clip: it needs --motion or --camera"
                 )
-        for name in ("size", "rest_frames", "contact_sheet"):
+        for name in ("size", "contact_sheet"):
             if len(getattr(self, name)) not in (0, 2):
                 return f"--{name} needs two numbers, not {len(getattr(self, name))}"
         if self.alpha and self.background is not None:
             return "--alpha and --background exclude each other: one leaves the background out"
-        for name, needed in (("relative", "motion"), ("rest_frames", "relative"), ("mapping", "motion")):
-            if name in typed and needed not in typed:
-                return f"--{name} needs --{needed}"
+        for name in ("relative", "mapping"):
+            if name in typed and "motion" not in typed:
+                return f"--{name} needs --motion"
+        if conflict := rest_conflict(self):
+            return conflict
         if self.contact_sheet and self.fps is not None:
             return "--fps is about a clip: it does nothing for a --contact_sheet"
         turning = self.camera == "orbit"

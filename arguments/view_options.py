@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from arguments.fields import option
+from arguments.motion_options import (
+    NEEDS_MOTION,
+    SOURCES,
+    motion_scale_choice,
+    relative_choice,
+    rest_conflict,
+    rest_frames_choice,
+    smooth_choice,
+)
 from arguments.options import (
     device_choice,
     head_model_place,
@@ -36,6 +46,17 @@ class ViewOptions:
         path=True,
     )
     target_path: str | None = option(None, "capture whose motion the avatar follows", short="-t", path=True)
+    motion: str | None = option(None, f"what it plays instead of its own motion: {SOURCES}")
+    motion_scale: float = motion_scale_choice()
+    smooth: float = smooth_choice()
+    relative: bool = relative_choice()
+    rest_frames: tuple[int, ...] = rest_frames_choice()
+    mapping: str | None = option(
+        None,
+        "what the columns of a .csv do to this head (an .npz, described in doc/motion.md); default: the one beside "
+        "the head model",
+        path=True,
+    )
     head_model: str | None = head_model_place()
     no_color_calibration: bool = without_calibration()
     port: int = viewer_port(8080)
@@ -45,3 +66,12 @@ class ViewOptions:
     device: str = device_choice()
     threads: int = threads_choice()
     quiet: bool = quiet_choice()
+
+    def conflict(self) -> str | None:
+        """What is wrong between the values, as a sentence; None when they fit together."""
+        if self.motion is not None:
+            return "--motion and -t both say what it plays: give one" if self.target_path else rest_conflict(self)
+        for field in dataclasses.fields(self):
+            if field.name in (*NEEDS_MOTION, "mapping") and getattr(self, field.name) != field.default:
+                return f"--{field.name} needs --motion"
+        return rest_conflict(self)

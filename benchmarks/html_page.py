@@ -30,7 +30,7 @@ from arguments import ExportOptions
 from benchmarks.common import Row, Table, new_parser, publish
 from exporters import FORMATS
 from exporters.html.pack import QUALITIES
-from exporters.html.view import first_view, poster_camera
+from exporters.view import first_view, poster_camera
 from ops.rotations import axis_angle_to_matrix
 from ops.types import Camera
 from scene import Avatar, load_avatar

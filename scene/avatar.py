@@ -10,16 +10,27 @@ avatar.save("FOLDER")
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from arguments import ExportOptions, Options, RenderOptions, ViewOptions, read_cfg_args, write_cfg_args
+from arguments import (
+    ExportOptions,
+    InnovationOptions,
+    ModelOptions,
+    Options,
+    RenderOptions,
+    ViewOptions,
+    read_cfg_args,
+    write_cfg_args,
+)
 from gaussian_renderer import Rasterizer, choose_device_and_rasterizer, render
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
@@ -27,6 +38,7 @@ from ops.types import Camera, Gaussians, RenderOut
 from scene.dataset import Dataset
 from scene.flame import Flame, FlameParameters, HeadModel, find_head_model, load_head_model
 from scene.gaussian_model import FLAME_NAME, PLY_NAME, GaussianModel
+from scene.ply import is_bound
 from utils.errors import UserError
 from utils.files import remove
 
@@ -47,6 +59,7 @@ class Avatar:
     backend: str  # name of the rasterizer
     rasterize: Rasterizer
     head_file: Path | None = None  # of the head model
+    note: str = ""  # what a user may not expect, in a sentence
 
     def neutral(self) -> Tensor:
         """[D] the pose of a face at rest, its head where it is at the first timestep; UserError for a static scene."""
@@ -121,6 +134,12 @@ class Avatar:
         """Whether its pictures go through a trained color calibration."""
         return isinstance(self.color, ColorCalibration)
 
+    @property
+    def folder(self) -> Path:
+        """What its training left; where it was handed on without that, the folder of the PLY."""
+        saved = self.path.parent
+        return saved.parents[1] if saved.parent.name == "point_cloud" else saved
+
     def motion(self) -> FlameParameters:
         """Its FLAME parameters over time; UserError for a static scene."""
         if self.model.flame_parameters is None:
@@ -173,6 +192,16 @@ class Avatar:
             arrays, capture.timesteps, self.head, device=self.model.device, trainable=False, source=source
         )
 
+    def play(self, rows: np.ndarray) -> None:
+        """Replaces its motion by poses [T, D], laid out as the rows of its own."""
+        motion = self.motion()
+        arrays = {name: rows[:, part] for name, part in motion.columns.items()}
+        arrays |= {"shape": motion.shape.cpu().numpy(), "static_offset": motion.static_offset.cpu().numpy()}
+        assert self.head is not None  # what has a motion has a head
+        self.model.flame_parameters = FlameParameters(
+            arrays, None, self.head, device=self.model.device, trainable=False, source="the motion"
+        )
+
     def save(self, folder: str | Path) -> None:
         """Writes it into another output folder, from which `load_avatar` and `render.py` open it."""
         write_cfg_args(folder, self.options)
@@ -190,7 +219,10 @@ def load_avatar(
     rasterizer: str = "auto",
     threads: int = 0,
 ) -> Avatar:
-    """Opens the avatar in the output folder of a training, with the motion it was trained on.
+    """Opens the avatar in the output folder of a training, ours or of another program, with its own motion.
+
+    The folder may also be one that holds the PLY itself, and `cfg_args` may be missing: whether it rides on a head, the
+    degree of its colors and its motion are told by the PLY and the `flame_param.npz` beside it.
 
     Args:
         iteration: one of those saved.
@@ -203,16 +235,20 @@ def load_avatar(
         UserError: no such avatar, a broken file, or no head model.
     """
     folder = Path(folder)
-    options = read_cfg_args(folder)
-    iteration = choose_iteration(folder, iteration)
+    iteration, saved = find_saved(folder, iteration)
+    options, note = options_of(folder, saved)
     chosen_device, backend, rasterize = choose_device_and_rasterizer(device, rasterizer, threads)
-    saved = saved_folder(folder, iteration)
     background = torch.tensor([1.0 if options.model.white_background else 0.0] * 3, device=chosen_device)
     head = head_file = None
     if options.model.bind_to_mesh:
         source = source or options.model.source_path
         head_file = find_head_model(head_model or options.model.head_model, source, avatar=folder)
         head = load_head_model(head_file)
+        if not (saved / FLAME_NAME).is_file():
+            raise UserError(
+                f"{saved / FLAME_NAME} does not exist: {PLY_NAME} beside it rides on a head mesh (binding_0), which "
+                "moves by that file of the same avatar; put it there"
+            )
         motion = FlameParameters.load(saved / FLAME_NAME, head, device=chosen_device, trainable=False)
         flame = Flame(head, device=chosen_device)
         model = GaussianModel.load(saved, flame=flame, flame_parameters=motion, device=chosen_device)
@@ -221,7 +257,9 @@ def load_avatar(
     color: ColorCalibration | NoColorCalibration = NoColorCalibration()
     if calibrated and options.innovations.use_color_calibration:
         color = ColorCalibration.load(saved / COLOR_NAME, background=background, device=chosen_device)
-    return Avatar(model, head, color, options, iteration, saved / PLY_NAME, background, backend, rasterize, head_file)
+    return Avatar(
+        model, head, color, options, iteration, saved / PLY_NAME, background, backend, rasterize, head_file, note
+    )
 
 
 def open_avatar(options: RenderOptions | ViewOptions | ExportOptions, iteration: int | None = None) -> Avatar:
@@ -250,17 +288,45 @@ def save_avatar(folder: Path, model: GaussianModel, color: ColorCalibration | No
     model.save(folder)
 
 
-def choose_iteration(folder: Path, wanted: int = NEWEST) -> int:
-    """The saved iteration that was asked for, or the newest; UserError when there is no such one."""
-    found = sorted(
-        int(saved.name.removeprefix("iteration_"))
+def find_saved(folder: Path, wanted: int = NEWEST) -> tuple[int, Path]:
+    """The saved iteration that was asked for, or the newest, and where it is; UserError when there is no such one.
+
+    What lies in the folder itself, as avatars are handed around, counts as iteration 0.
+    """
+    found = {
+        int(saved.name.removeprefix("iteration_")): saved
         for saved in (folder / "point_cloud").glob("iteration_*")
         if re.fullmatch(r"iteration_[0-9]+", saved.name) and (saved / PLY_NAME).is_file()
-    )
+    }
+    if not found and (folder / PLY_NAME).is_file():
+        found = {0: folder}
     if not found:
-        raise UserError(f"{folder / 'point_cloud'} holds no iteration_<N>/{PLY_NAME}: nothing was saved there yet")
-    if wanted == NEWEST:
-        return found[-1]
-    if wanted not in found:
-        raise UserError(f"--iteration {wanted} was not saved in {folder}; there are {', '.join(map(str, found))}")
-    return wanted
+        raise UserError(
+            f"{folder} holds no avatar: neither point_cloud/iteration_<N>/{PLY_NAME} (nothing was saved there yet) "
+            f"nor {PLY_NAME}"
+        )
+    number = max(found) if wanted == NEWEST else wanted
+    if number not in found:
+        there = ", ".join(map(str, sorted(found)))
+        raise UserError(f"--iteration {wanted} was not saved in {folder}; there are {there}")
+    return number, found[number]
+
+
+def options_of(folder: Path, saved: Path) -> tuple[Options, str]:
+    """The options that the avatar in `saved` was trained with, and a note where they had to be guessed.
+
+    They stand in the `cfg_args` of its output folder. Without one: as the heads of this family are trained, and as the
+    files tell. Whether it is bound to a head mesh is always told by the PLY.
+
+    Raises:
+        UserError: a broken file.
+    """
+    bound = is_bound(saved / PLY_NAME)
+    if os.path.lexists(folder / "cfg_args"):
+        options = read_cfg_args(folder)
+        return replace(options, model=replace(options.model, bind_to_mesh=bound)), ""
+    model = ModelOptions(model_path=str(folder), bind_to_mesh=bound, white_background=bound, eval=True)
+    innovations = InnovationOptions(use_color_calibration=(saved / COLOR_NAME).is_file())
+    background = "white" if bound else "black"
+    note = f"{folder} has no cfg_args: it is taken to be trained over a {background} background"
+    return Options(model=model, innovations=innovations), note

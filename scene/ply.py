@@ -12,11 +12,12 @@ This is the only place that knows these names; everywhere else the tensors of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,19 +60,34 @@ def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
 
     Args:
         path: the file; its folder is made when missing.
+        fields: as of `ply_parts`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    header, rows = ply_parts(fields)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(header)
+        stream.write(rows.data)
+
+
+def ply_parts(fields: Mapping[str, Tensor | None]) -> tuple[bytes, np.ndarray]:
+    """The header of a PLY, and the rows [N, P] that follow it.
+
+    Args:
         fields: xyz [N, 3], features_dc [N, 1, 3], features_rest [N, K-1, 3],
             opacity [N, 1], scaling [N, 3], rotation [N, 4] (wxyz), on any device,
             and binding [N] (triangle of each, integers) or None.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: more triangles than the format can number.
     """
     tensors = {name: tensor for name, tensor in fields.items() if tensor is not None}
     count = len(tensors["xyz"])
     binding = tensors.get("binding")
     rest = tensors["features_rest"]
     if binding is not None and count and int(binding.max()) >= _LARGEST_EXACT:
-        raise UserError(f"cannot write {path}: triangle numbers of {_LARGEST_EXACT} and more do not fit its format")
+        raise UserError(f"triangle numbers of {_LARGEST_EXACT} and more do not fit a PLY of Gaussians")
 
     def columns(tensor: Tensor) -> np.ndarray:
         return tensor.detach().cpu().reshape(count, -1).numpy()
@@ -99,9 +115,7 @@ def write_ply(path: str | Path, fields: Mapping[str, Tensor | None]) -> None:
             "end_header\n",
         ]
     )
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(header.encode("ascii"))
-        stream.write(rows.data)
+    return header.encode("ascii"), rows
 
 
 def export_world(path: str | Path, gaussians: Gaussians) -> None:
@@ -113,20 +127,22 @@ def export_world(path: str | Path, gaussians: Gaussians) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    write_ply(path, raw_fields(gaussians))
+
+
+def raw_fields(gaussians: Gaussians) -> dict[str, Tensor | None]:
+    """The fields of activated Gaussians."""
     # An opacity of exactly 0 or 1, or a scale of 0, has no finite raw value.
     opacity = gaussians.opacities.detach().double().clamp(1e-6, 1 - 1e-6)
-    write_ply(
-        path,
-        {
-            "xyz": gaussians.means,
-            "features_dc": gaussians.sh[:, :1],
-            "features_rest": gaussians.sh[:, 1:],
-            "opacity": torch.logit(opacity)[:, None],
-            "scaling": gaussians.scales.detach().clamp_min(1e-12).log(),
-            "rotation": gaussians.quats,
-            "binding": None,
-        },
-    )
+    return {
+        "xyz": gaussians.means,
+        "features_dc": gaussians.sh[:, :1],
+        "features_rest": gaussians.sh[:, 1:],
+        "opacity": torch.logit(opacity)[:, None],
+        "scaling": gaussians.scales.detach().clamp_min(1e-12).log(),
+        "rotation": gaussians.quats,
+        "binding": None,
+    }
 
 
 def read_ply(path: str | Path) -> dict[str, Tensor | None]:
@@ -183,6 +199,22 @@ def read_ply(path: str | Path) -> dict[str, Tensor | None]:
     }
 
 
+def is_bound(path: Path) -> bool:
+    """Whether the Gaussians of a PLY ride on the triangles of a head mesh; only its header is read.
+
+    Raises:
+        UserError: as `read_ply`, as far as the header tells.
+    """
+    element = ""
+    with _opened(path) as stream:
+        for line in _check_header(path, stream):
+            if line[:1] == ["element"]:
+                element = line[1]
+            elif line[:1] == ["property"] and line[-1] == "binding_0" and element == "vertex":
+                return True
+    return False
+
+
 def _binding(path: Path, values: np.ndarray) -> Tensor:
     """Checked triangle numbers [N] int64; whether the head has so many triangles is the caller's to know."""
     wrong = np.flatnonzero((values < 0) | (values >= _LARGEST_EXACT) | (values != np.floor(values)))
@@ -200,12 +232,22 @@ def read_vertices(path: Path) -> np.ndarray:
     Raises:
         UserError: unreadable or malformed file, or one that announces more than it holds.
     """
+    with _opened(path) as stream:
+        _check_header(path, stream)
+        with np.errstate(over="ignore"), warnings.catch_warnings():  # too large for float32: reported later
+            warnings.simplefilter("ignore")  # NumPy's, about empty lists
+            data = plyfile.PlyData.read(stream)
+    if "vertex" not in data:
+        raise UserError(f"{path} has no element vertex, so it is not a point cloud")
+    return data["vertex"].data
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open; whatever goes wrong while it is read becomes a UserError."""
     try:
         with open_regular(path) as stream:
-            _check_header(path, stream)
-            with np.errstate(over="ignore"), warnings.catch_warnings():  # too large for float32: reported later
-                warnings.simplefilter("ignore")  # NumPy's, about empty lists
-                data = plyfile.PlyData.read(stream)
+            yield stream
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except UserError:
@@ -213,15 +255,12 @@ def read_vertices(path: Path) -> np.ndarray:
     except Exception as error:  # a malformed file can fail in any way in plyfile
         reason = one_line(error)[:200] or type(error).__name__
         raise UserError(f"{path} is not a readable PLY file: {reason}") from error
-    if "vertex" not in data:
-        raise UserError(f"{path} has no element vertex, so it is not a point cloud")
-    return data["vertex"].data
 
 
-def _check_header(path: Path, stream: BinaryIO) -> None:
+def _check_header(path: Path, stream: BinaryIO) -> list[list[str]]:
     """Refuses a file too short for what its header announces, before anything of that size is allocated.
 
-    Leaves `stream` at its beginning.
+    Leaves `stream` at its beginning; returns the words of each line of the header.
     """
     start = stream.read(_LONGEST_HEADER)
     stream.seek(0)
@@ -261,3 +300,4 @@ def _check_header(path: Path, stream: BinaryIO) -> None:
         raise UserError(f"{path} is cut short: its header announces at least {needed} bytes, {available} follow it")
     if largest > _MOST_ELEMENTS:
         raise UserError(f"{path} announces {largest} elements; up to {_MOST_ELEMENTS:,} are read")
+    return words

@@ -187,7 +187,7 @@ def load_view_path(
         return ViewPath(ORBIT, lambda time: turn(time / seconds), chosen, seconds, repeats=True, head=head)
     if source.startswith(CAPTURE):
         # The avatar's folder is three above its PLY.
-        path = avatar.path.parents[2] / CAMERAS_NAME
+        path = avatar.folder / CAMERAS_NAME
         camera = choose_camera(read_cameras_json(path), source.removeprefix(CAPTURE), path)
         view = Viewpoint.of(camera)
         name = source.replace(CAPTURE, "camera_")

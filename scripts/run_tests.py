@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 from utils.environment import call, ensure
@@ -12,7 +13,11 @@ MOST_WORKERS = 8  # each holds PyTorch and trains small avatars
 
 
 def main() -> None:
-    python, arguments = ensure("requirements.txt", "tests/requirements.txt"), sys.argv[1:]
+    files, arguments = ["requirements.txt", "tests/requirements.txt"], sys.argv[1:]
+    # The GPU's kernels are tested in Triton's interpreter; where there is a GPU, PyTorch brought its own Triton along.
+    if sys.platform == "linux" and not shutil.which("nvidia-smi"):
+        files.append("tests/requirements-triton.txt")
+    python = ensure(*files)
     checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
     commands = [["pytest", *arguments]]
     if not arguments:

@@ -62,9 +62,7 @@ def write_head(path: Path, seed: int = 0) -> None:
     )
 
 
-def write_avatar(
-    folder: Path, *, bound: bool = True, network: bool = False, per_triangle: int = 3, seed: int = 0
-) -> Path:
+def write_avatar(folder: Path, *, bound: bool = True, network: bool = False, seed: int = 0) -> Path:
     """An output folder as a training leaves it, with the head model in it; unbound: a static scene."""
     folder.mkdir(parents=True)
     write_cfg_args(folder, _options(folder, bound, network))

@@ -65,9 +65,9 @@ def test_mistakes_are_one_sentence(
     html = ["--format", "html"]
     for words, message in (
         (["--format", "html"], "--model_path is missing"),
-        (["-m", folder], "--format is missing"),
-        (["-m", folder, "--format", "obj"], "must be one of html"),
-        (["-m", tmp_path, *html], "cfg_args"),
+        (["-m", folder], "error: --format is missing"),
+        (["-m", folder, "--format", "obj"], "must be one of html, ply, spz, glb"),
+        (["-m", tmp_path, *html], "holds no avatar"),
         (["-m", folder, *html, "--quality", "best"], "--quality must be one of high, small"),
         (["-m", folder, *html, "--motion", "nowhere.npz"], "nowhere.npz"),
         (["-m", folder, *html, "--mapping", "nowhere.npz"], "nowhere.npz"),

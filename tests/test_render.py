@@ -371,7 +371,7 @@ def test_wrong_options_are_one_sentence(folders: dict[str, Path], arguments: lis
 
 
 def test_folders_that_are_no_avatar(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cfg_args"):
+    with pytest.raises(UserError, match="holds no avatar"):
         run("-m", tmp_path / "nothing")
     write_cfg_args(tmp_path, Options())
     with pytest.raises(UserError, match="nothing was saved there"):

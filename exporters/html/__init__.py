@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 from arguments import ExportOptions
+from exporters.colors import average_camera
 from exporters.html import page
 from exporters.html.pack import QUALITIES, Life, pack
-from exporters.html.view import first_view, poster_camera
-from innovations.color_calibration import ColorCalibration
+from exporters.view import first_view, poster_camera
 from scene import Avatar
-from scene.motion import Motion, load_motion
-from scene.motion.blendshapes import MODES_NAME, find_mapping, mode_names
+from scene.motion import Motion, chosen_motion
+from scene.motion.blendshapes import known_mapping, mode_names
 from scene.motion.rows import FPS
-from utils.blendshapes import MAPPING_NAME, NAMES
+from utils.blendshapes import NAMES
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.images import to_bytes
@@ -76,12 +76,11 @@ def _life(avatar: Avatar, options: ExportOptions) -> tuple[Motion, Life]:
     assert avatar.head is not None and avatar.head_file is not None
     motion = Motion("own", avatar.motion().values.detach().double().cpu().numpy())
     if options.motion:
-        motion = load_motion(options.motion, avatar, fps=FPS, mapping=options.mapping)
+        motion = chosen_motion(options, avatar, options.motion, fps=FPS)
     names = mode_names(avatar.head_file, avatar.head.n_expr)
-    folder = avatar.head_file.parent
     blink = None
-    if options.mapping or (folder / MAPPING_NAME).is_file() or (folder / MODES_NAME).is_file():
-        mapping = find_mapping(options.mapping, avatar.head_file, avatar.head)
+    mapping = known_mapping(options.mapping, avatar.head_file, avatar.head)
+    if mapping is not None:
         blink = sum(mapping[NAMES.index(name)] for name in ("eyeBlinkLeft", "eyeBlinkRight"))
     return motion, Life(motion.rows, names, blink if np.any(blink) else None)
 
@@ -99,8 +98,7 @@ def _left_out(avatar: Avatar, kept: dict[str, int], visible: float) -> Iterator[
             )
         if avatar.motion().dynamic_offset is not None:
             yield "the offsets of single timesteps (dynamic_offset) are left out"
-    if isinstance(avatar.color, ColorCalibration) and avatar.color.cameras is not None:
-        yield "the colors are those of the average camera, as of any camera that was not trained on"
+    yield from average_camera(avatar)
 
 
 def _poster(avatar: Avatar, view: dict[str, Any], life: Life | None) -> bytes:

@@ -185,8 +185,8 @@ def load_head_model(path: str | Path) -> HeadModel:
 def find_head_model(option: str | Path | None, source: str | Path, avatar: str | Path | None = None) -> Path:
     """The head model's file: `--head_model`, else beside the data, else the installed FLAME.
 
-    `avatar`, where given, is an avatar's folder whose own `head_model.pkl` is
-    looked at after the data's.
+    `source` is empty where nobody knows the data. `avatar`, where given, is an avatar's folder whose own
+    `head_model.pkl` is looked at after the data's.
 
     Raises:
         UserError: there is none; says which files were looked for and where to get one.
@@ -196,7 +196,7 @@ def find_head_model(option: str | Path | None, source: str | Path, avatar: str |
         if not path.is_file():
             raise UserError(f"--head_model {path} does not exist")
         return path
-    candidates = [Path(source) / "head_model.pkl"]
+    candidates = [Path(source) / "head_model.pkl"] if source else []
     if avatar is not None:
         candidates.append(Path(avatar) / "head_model.pkl")
     candidates.append(ROOT / FLAME_FILE)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from scene.motion.rows import Motion, Still, between
-from scene.motion.sources import load_motion
+from scene.motion.sources import chosen_motion, load_motion
 
-__all__ = ["Motion", "Still", "between", "load_motion"]
+__all__ = ["Motion", "Still", "between", "chosen_motion", "load_motion"]

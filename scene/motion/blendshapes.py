@@ -146,6 +146,12 @@ def find_mapping(option: str | None, head_file: Path, head: HeadModel) -> Array:
     )
 
 
+def known_mapping(option: str | None, head_file: Path, head: HeadModel) -> Array | None:
+    """`find_mapping`, or None where there is none; UserError for a broken one."""
+    beside = any((head_file.parent / name).is_file() for name in (MAPPING_NAME, MODES_NAME))
+    return find_mapping(option, head_file, head) if option or beside else None
+
+
 def read_mapping(path: Path, head: HeadModel) -> Array:
     """[52, D] from an .npz with a row for each of `NAMES`: `expr` [52, n], `jaw_pose` [52, 3] ...; absent ones are 0.
 

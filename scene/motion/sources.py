@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from arguments import ExportOptions, RenderOptions, ViewOptions
 from scene.avatar import Avatar
 from scene.dataset.bad_frames import BadFrames
 from scene.dataset.rigged import MAX_COEFFICIENTS, read_motion
@@ -59,6 +60,21 @@ def load_motion(source: str, avatar: Avatar, *, fps: float | None = None, mappin
     if np.abs(motion.rows).max() > LARGEST:
         raise UserError(f"{source} holds values beyond {LARGEST:g}, as no radians, metres and coefficients are")
     return motion
+
+
+def chosen_motion(
+    options: RenderOptions | ViewOptions | ExportOptions, avatar: Avatar, source: str, *, fps: float | None = None
+) -> Motion:
+    """The motion that `source` names, changed as a command line says; `fps` as in `load_motion`."""
+    return adapted(
+        load_motion(source, avatar, fps=fps, mapping=options.mapping),
+        avatar,
+        smooth=options.smooth,
+        relative=options.relative,
+        rest_frames=options.rest_frames,
+        scale=options.motion_scale,
+        fps=fps,
+    )
 
 
 def _read_motion(source: str, avatar: Avatar, fps: float | None, mapping: str | None) -> Motion:

@@ -51,7 +51,7 @@ def _values(group: type) -> st.SearchStrategy:
             low = (limits["at_least"] or 0.0) if limits["above"] is None else limits["above"] + 1e-300
             strategy = st.floats(low, limits["at_most"], allow_subnormal=False, allow_nan=False, allow_infinity=False)
         elif limits["choices"]:
-            strategy = st.sampled_from(limits["choices"])
+            strategy = st.sampled_from([choice.replace(":N", ":3") for choice in limits["choices"]])
         else:
             strategy = text.filter(bool) if optional else text
         if many:

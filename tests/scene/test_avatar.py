@@ -61,7 +61,7 @@ def test_mistakes_are_one_sentence(output: Path, tmp_path: Path) -> None:
         ("'jaw_pose' has 3 values", lambda: avatar.pose(avatar.motion().timesteps[0], jaw_pose=(0, 0))),
         ("'expr' has", lambda: avatar.pose(avatar.motion().timesteps[0], expr=[0.0] * 500)),
         ("--iteration 3 was not saved", lambda: load_avatar(output, iteration=3)),
-        ("cannot read .*cfg_args", lambda: load_avatar(tmp_path)),
+        ("holds no avatar", lambda: load_avatar(tmp_path)),
     ):
         with pytest.raises(UserError, match=message):
             call()

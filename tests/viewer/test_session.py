@@ -16,7 +16,7 @@ import torch
 from toy_avatar import write_avatar
 
 import view
-from arguments import Options, parse_view
+from arguments import Options, parse_render, parse_view
 from benchmarks.scripted_browser import ScriptedBrowser
 from benchmarks.viewer import free_port
 from gaussian_renderer import choose_device_and_rasterizer
@@ -25,7 +25,9 @@ from ops.sh import from_colors
 from ops.types import Camera
 from scene import Avatar, load_avatar
 from scene.gaussian_model import GaussianModel
+from scene.motion import chosen_motion
 from scene.motion.key_frames import KeyFrames
+from scene.motion.rows import FPS
 from scene.view_path import front, place_of_head
 from utils.errors import UserError, run_script
 from utils.images import to_bytes
@@ -303,6 +305,16 @@ def test_what_cannot_be_shown_is_said(
         run_script(view.main)
     said = capfd.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and word in said
+
+
+def test_it_plays_a_motion_that_is_not_its_own(folder: Path, tmp_path: Path) -> None:
+    stage = view.open_stage(parse_view(["-m", str(folder), "--device", "cpu", "--motion", "sweep"]))
+    sweep = chosen_motion(parse_render(["-m", str(folder), "--motion", "sweep"]), load_avatar(folder), "sweep")
+    assert stage.rows == len(sweep.at_rate(FPS).rows) and not stage.shots
+    assert np.abs(stage.avatar.motion().values.numpy() - sweep.at_rate(FPS).rows).max() < 1e-6
+    for words in (["--smooth", "0.1"], ["--motion", "sweep", "-t", str(tmp_path)], ["--mapping", str(tmp_path)]):
+        with pytest.raises(UserError, match="--motion"):
+            parse_view(["-m", str(folder), *words])
 
 
 def test_a_static_scene_is_shown_from_its_camera(tmp_path: Path) -> None:

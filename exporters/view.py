@@ -1,8 +1,9 @@
-"""From where the page shows an avatar first."""
+"""From where an avatar is shown first, and from all around."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def _scene_view(avatar: Avatar) -> dict[str, Any]:
     points = gaussians.means.detach().cpu().double().numpy()
     low, high = np.percentile(points, [OUTLIERS, 100 - OUTLIERS], axis=0)
     target, size = (low + high) / 2, float(np.linalg.norm(high - low))
-    list_of_cameras = avatar.path.parents[2] / CAMERAS_NAME
+    list_of_cameras = avatar.folder / CAMERAS_NAME
     if not list_of_cameras.is_file():
         return _described(target, np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]), 2.5 * size, MARGIN * size)
     views = [Viewpoint.of(camera) for camera in read_cameras_json(list_of_cameras).values()]
@@ -70,8 +71,18 @@ def _described(target: np.ndarray, back: np.ndarray, up: np.ndarray, distance: f
 
 def poster_camera(view: dict[str, Any], height: int) -> Camera:
     """The camera of that view, for a picture so many pixels high."""
+    return _viewpoint(view).camera(round(view["aspect"] * height), height)
+
+
+def around(view: dict[str, Any], height: int, yaws: Sequence[float], pitches: Sequence[float]) -> list[Camera]:
+    """The cameras to its sides and above, by these angles in radians."""
+    first, target, up = _viewpoint(view), np.array(view["target"]), np.array(view["up"])
+    size = (round(view["aspect"] * height), height)
+    return [first.turned(target, up, yaw, pitch).camera(*size) for pitch in pitches for yaw in yaws]
+
+
+def _viewpoint(view: dict[str, Any]) -> Viewpoint:
     back, up = np.array(view["back"]), np.array(view["up"])
     axes = np.stack([np.cross(up, back), -up, -back], axis=1)  # right, down, forward
     position = np.array(view["target"]) + view["distance"] * back
-    fov = 2 * math.atan(0.5 * view["height"] / view["distance"])
-    return Viewpoint(position, axes, fov).camera(round(view["aspect"] * height), height)
+    return Viewpoint(position, axes, 2 * math.atan(0.5 * view["height"] / view["distance"]))
