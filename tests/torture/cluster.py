@@ -108,12 +108,13 @@ def kill(out: Path, subjects: list[Path], flags: list[str], iterations: int) -> 
     lost = cluster.add_node(num_cpus=1)
     try:
         process = driver(out, "many", subjects, flags, cluster.address)
-        wait_for(out / "many", subjects, 1, process)
+        wait_for(out / "many", subjects, 3, process)  # by now both nodes train
         cluster.remove_node(lost, allow_graceful=False)
         print("killed: one of two nodes")
         assert process.wait() == 0
         again = [s.name for s in subjects if state_of(out / "many" / s.name)["attempts"] > 1]
-        print(f"started again: {', '.join(again) or 'none'}")
+        assert again, "the node that was killed trained nothing"
+        print(f"started again: {', '.join(again)}")
 
         process = driver(out, "second", subjects, flags, cluster.address)
         wait_for(out / "second", subjects, 2, process)
