@@ -28,7 +28,7 @@ import train
 from arguments import parse_train
 from innovations.color_calibration import ColorCalibration
 from scene import gaussian_model
-from scene.avatar import choose_iteration, save_avatar
+from scene.avatar import find_saved, save_avatar
 from training import checkpoint
 from training.event_file import EventFile
 from training.reporter import Reporter
@@ -164,7 +164,7 @@ def test_half_a_saved_avatar_is_none(whole: Path, tmp_path: Path, broken: str, m
     model = tmp_path / "model"
     shutil.copytree(whole, model)
     folder = model / "point_cloud" / f"iteration_{STEPS}"
-    assert choose_iteration(model, -1) == STEPS
+    assert find_saved(model)[0] == STEPS
     replace = os.replace
 
     def full(source: Any, target: Any) -> None:
@@ -178,7 +178,7 @@ def test_half_a_saved_avatar_is_none(whole: Path, tmp_path: Path, broken: str, m
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=broken):
         save_avatar(folder, points, color)
-    assert choose_iteration(model, -1) == STEPS - STEPS // 10
+    assert find_saved(model)[0] == STEPS - STEPS // 10
     assert not list(folder.glob(".tmp-*"))
 
 

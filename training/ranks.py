@@ -129,17 +129,21 @@ class Ranks(Alone):
         self.output = Path(options.model.model_path)
         self._steps = 0
         try:
+            # torchrun keeps its store over a restart: without a prefix a process would find the address of a dead one
+            # there, if it comes before its successor, and wait for it without end.
+            own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT")
+            shared = dist.TCPStore(address, port, is_master=own and self.first, wait_for_workers=False)
+            store = dist.PrefixStore(f"restart {_restarts()}", shared)
             # No time limit of its own: the first process may evaluate, or show the avatar, while the others wait.
             # Who is gone is told by `_Watch`.
-            dist.init_process_group(timeout=timedelta(days=7))
-            address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
-            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+            dist.init_process_group(store=store, rank=self.rank, world_size=self.size, timeout=timedelta(days=7))
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"process {self.rank} of {self.size} cannot reach the others ({one_line(error)[:200]}): start all of "
                 "them with torchrun, and give --rdzv_endpoint an address that every machine reaches"
             ) from error
-        self.watch = _Watch(dist.PrefixStore(f"restart {_restarts()}", store), self)
+        self.watch = _Watch(dist.PrefixStore("watch", store), self)
 
     # ---- the views ----------------------------------------------------------
 

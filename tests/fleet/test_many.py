@@ -191,7 +191,7 @@ def test_what_no_machine_has_is_refused() -> None:
     ray = SimpleNamespace(nodes=lambda: nodes)
     _check_resources(ray, ManyOptions(cpus=8))
     for options in (ManyOptions(cpus=9), ManyOptions(gpus=0.5), ManyOptions(memory=1.0)):
-        with pytest.raises(UserError, match="no machine has --cpus .* there are: 8 CPUs, 0 GPUs"):
+        with pytest.raises(UserError, match="no machine has --cpus .*there are: 8 CPUs, 0 GPUs"):
             _check_resources(ray, options)
 
 

@@ -311,7 +311,7 @@ def shell(tmp_path: Path) -> Shell:
         shutil.copytree(ROOT / room, repository / room)
     for name in ("train_efficient.sh", "tests/run.sh"):
         shutil.copy(ROOT / name, repository / name)
-    for name in ("requirements.txt", "tests/requirements.txt"):
+    for name in ("requirements.txt", "tests/requirements.txt", "tests/requirements-triton.txt"):
         (repository / name).touch()
     for tool in ("bash", "dirname"):
         (programs / tool).symlink_to(shutil.which(tool) or pytest.skip("needs a POSIX shell"))
@@ -347,7 +347,7 @@ def shell(tmp_path: Path) -> Shell:
         ("train_efficient.sh ultra -s 'a repository'", 0, "[-s][a repository][-m][output/ultra_a repository]", ""),
         ("train_efficient.sh ultra -s 'a repository'", 130, "[-s][a repository]", ""),
         ("tests/run.sh -k 'a b'", 0, "[-m][pytest][-k][a b]\n", ""),
-        ("tests/run.sh", 0, "[-m][ruff][check]\n[-m][ruff][format][--check]\n[-m][mypy]\n[-m][pytest]\n", ""),
+        ("tests/run.sh", 0, "[-m][ruff][check]\n[-m][ruff][format][--check]\n[-m][mypy]\n[-m][pytest][-n]", ""),
         ("tests/run.sh", 3, "[-m][ruff][check]\n", ""),
     ],
 )
