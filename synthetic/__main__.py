@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(256, 352), metavar=("W", "H"), help="pixels")
     parser.add_argument("--cameras", type=int, default=12, help="views, one of them held out (default 12)")
     parser.add_argument("--timesteps", type=int, default=30, help="moments, the last sixth held out (default 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the person (form, skin, hair color) and the motion (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the person (form, skin, hair color) and the motion (default 0)"
+    )
     parser.add_argument("--samples", type=int, default=4, help="rays per pixel (default 4)")
     parser.add_argument(
         "--tracking_noise",

@@ -125,14 +125,16 @@ def _comb_short(rng: np.random.Generator, point: Array, root_depth: Array, seed:
 
 
 def _comb_long(rng: np.random.Generator, point: Array, root_depth: Array, seed: int) -> tuple[Array, ...]:
-    """Strands parted in the middle that part from the head at the temples and fall to the shoulders, as `_comb_short`.
+    """Strands parted in the middle that leave the head at the temples and fall to the shoulders; see `_comb_short`.
 
     They keep clear of the face: what grows above the forehead is led to the sides first.
     """
     count, points = len(point), 20
     shared = _tuft_direction(point, seed)
     top = shape.smoothstep(point[:, 1], 0.000, 0.110)
-    length = (0.110 + 0.130 * top) * rng.uniform(0.80, 1.05, count) * (0.5 + 0.5 * shape.smoothstep(root_depth, 0, 0.02))
+    length = (
+        (0.110 + 0.130 * top) * rng.uniform(0.80, 1.05, count) * (0.5 + 0.5 * shape.smoothstep(root_depth, 0, 0.02))
+    )
     lift = (0.007 + 0.010 * rng.random(count)) * (0.40 + 0.60 * shape.smoothstep(root_depth, -0.002, 0.025))
     step = length / (points - 1)
     sideways = np.where(np.abs(point[:, 0]) < 0.002, rng.choice([-1.0, 1.0], count), np.sign(point[:, 0]))
@@ -145,7 +147,9 @@ def _comb_long(rng: np.random.Generator, point: Array, root_depth: Array, seed: 
         upper = shape.smoothstep(position[:, 1], 0.020, 0.090)
         ahead = shape.smoothstep(position[:, 2], -0.010, 0.040)
         flow = tuft + np.column_stack([sideways * 0.9 * upper, -1.0 + 0.35 * upper, -(0.12 + 0.80 * upper) * ahead])
-        flow -= np.minimum((flow * normal).sum(1), 0.0)[:, None] * normal
+        # Slides over what it touches.
+        near = shape.smoothstep(shape.distance(position), 0.025, 0.008)
+        flow -= (near * np.minimum((flow * normal).sum(1), 0.0))[:, None] * normal
         flow /= np.maximum(np.linalg.norm(flow, axis=1, keepdims=True), 1e-9)
         path.append(position)
         normals.append(normal)
@@ -153,9 +157,8 @@ def _comb_long(rng: np.random.Generator, point: Array, root_depth: Array, seed: 
         wanted = lift * (0.35 + 0.65 * np.sin(np.pi / 2 * min(1.0, 4.0 * (i + 1) / (points - 1))))
         position = position + flow * step[:, None]
         # Out of the head, but not back to it: below the widest part the hair hangs free.
-        free = 1.0 - upper
         correction = wanted - shape.distance(position)
-        correction = np.where(correction < 0.0, correction * (1.0 - free), correction)
+        correction *= np.where(correction < 0.0, upper, 1.0)
         position = position + np.clip(correction, -0.010, 0.010)[:, None] * shape.gradient(position)
     return np.stack(path, axis=1), np.stack(normals, axis=1), np.stack(tangents, axis=1), lift
 

@@ -1,6 +1,7 @@
-"""`PYTHONPATH=.:tests python tests/synthetic/pictures.py OUT.jpg`: the picture of doc/procedural_head.md.
+"""Faces of the procedural head without a capture, and the picture of doc/procedural_head.md.
 
-Rows: without wrinkles, with them, other persons; columns: rest, smile, frown with raised brows, by hair and seed.
+`PYTHONPATH=.:tests python tests/procedural_faces.py OUT.jpg` makes that picture: four expressions without and with
+wrinkles, then other hair and other persons.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from PIL import Image
 from synthetic.model import Head, build_head, hair_offset
 from synthetic.modes import EXPRESSION_NAMES
 from synthetic.motion import identity, make_views
-from synthetic.render import Assets, make_assets, render_frame
+from synthetic.render import make_assets, render_frame
 
 FACES: dict[str, dict[str, float]] = {
     "rest": {},
@@ -24,30 +25,29 @@ FACES: dict[str, dict[str, float]] = {
 }
 
 
-def photograph(
-    assets: Assets, expressions: dict[str, float], *, size: tuple[int, int], samples: int = 1, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Image [H, W, 3] and mask [H, W] of a face seen from ahead, with coefficients by name of expression."""
+def parameters_of(head: Head, person: np.ndarray, expressions: dict[str, float], hair: str = "none") -> dict[str, Any]:
+    """One timestep: a person's shape [300] with coefficients by name of expression, everything else at rest."""
     widths = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "expr": 100}
     parameters: dict[str, Any] = {name: np.zeros((1, width)) for name, width in widths.items()}
-    parameters["shape"] = identity(seed)
+    parameters["shape"] = person
     for name, value in expressions.items():
         parameters["expr"][0, EXPRESSION_NAMES.index(name)] = value
-    if len(assets.strands.faces):
-        parameters["static_offset"] = hair_offset(assets.head)[None]
-    views, frontal = make_views(3, size)
-    return render_frame(assets, parameters, [views[frontal]], samples)[0]
+    if hair != "none":
+        parameters["static_offset"] = hair_offset(head)[None]
+    return parameters
 
 
 def main(out: str) -> None:
-    size = (300, 412)
+    views, frontal = make_views(3, (300, 412))
+    view = views[frontal]
     heads: dict[int, Head] = {}
 
     def pictures(seed: int, hair: str, wrinkles: bool, faces: list[str]) -> list[np.ndarray]:
         if seed not in heads:
             heads[seed] = build_head(seed)
         assets = make_assets(heads[seed], seed, hair, wrinkles)
-        return [photograph(assets, FACES[name], size=size, samples=8, seed=seed)[0] for name in faces]
+        moments = [parameters_of(heads[seed], identity(seed), FACES[name], hair) for name in faces]
+        return [render_frame(assets, moment, [view], 8)[0][0] for moment in moments]
 
     rows = [pictures(0, "short", wrinkles, list(FACES)) for wrinkles in (False, True)]
     persons = ((0, "long"), (0, "none"), (3, "long"), (7, "short"))
