@@ -285,8 +285,8 @@ class PosedHead:
         row = np.clip(place[:, 1], 0, texture.HEIGHT - 1).astype(np.int32)
         albedo[skin] = _LINEAR[self.assets.picture[row, column]]
         if self.folds is not None:
-            inside, slope, kept = self.folds.at(column, row)
-            skin = skin[inside]
+            changed, slope, kept = self.folds.at(column, row)
+            skin = skin[changed]
             albedo[skin] *= kept
             normal[skin] = _normalized(normal[skin] - self._surface_gradient(face[skin], slope))
         eyes = np.flatnonzero(kind == EYEBALL)

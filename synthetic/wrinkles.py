@@ -51,11 +51,13 @@ class Folded:
     kept: Array  # factor of the linear albedo
 
     def at(self, column: Array, row: Array) -> tuple[Array, Array, Array]:
-        """Which of the texels [N] lie in the window, their slopes [M, 2] and their factors [M, 3]."""
+        """Which of the texels [N] are changed, their slopes [M, 2] and their factors [M, 3]."""
         height, width = self.kept.shape[:2]
         y, x = row - self.top, column - self.left
-        inside = np.flatnonzero((y >= 0) & (y < height) & (x >= 0) & (x < width))
-        return inside, self.slope[y[inside], x[inside]], self.kept[y[inside], x[inside]]
+        chosen = np.flatnonzero((y >= 0) & (y < height) & (x >= 0) & (x < width))
+        slope, kept = self.slope[y[chosen], x[chosen]], self.kept[y[chosen], x[chosen]]
+        changed = slope.any(1) | (kept != 1.0).any(1)
+        return chosen[changed], slope[changed], kept[changed]
 
 
 def strengths(expression: Array) -> Array:
@@ -138,7 +140,7 @@ def _crows_feet(rng: np.random.Generator, arc: Array, h: Array) -> Array:
         turn = np.radians(direction + rng.normal(0, 2.0)) - 6.0 * (radius - 0.015)
         reach = shape.smoothstep(radius, 0.0120, 0.0160) * shape.smoothstep(radius, rng.uniform(0.028, 0.033), 0.022)
         total += rng.uniform(0.75, 1.0) * reach * _line(radius * (angle - turn), 0.0009)
-    return total
+    return total * shape.smoothstep(dx, 0.002, 0.008)  # nothing on the lids
 
 
 def _smile_lines(x: Array, h: Array) -> Array:
