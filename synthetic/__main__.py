@@ -6,6 +6,7 @@ import argparse
 import time
 
 from synthetic.capture import make_capture
+from synthetic.hair import HAIR_STYLES
 from utils.errors import run_script
 
 
@@ -19,13 +20,26 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(256, 352), metavar=("W", "H"), help="pixels")
     parser.add_argument("--cameras", type=int, default=12, help="views, one of them held out (default 12)")
     parser.add_argument("--timesteps", type=int, default=30, help="moments, the last sixth held out (default 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the person and the motion (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the person (form, skin, hair color) and the motion (default 0)"
+    )
     parser.add_argument("--samples", type=int, default=4, help="rays per pixel (default 4)")
     parser.add_argument(
         "--tracking_noise",
         type=float,
         default=1.0,
         help="noise of the tracked parameters, 1 = 0.3 mm, 0.3 degrees, 0.03 expression units",
+    )
+    parser.add_argument(
+        "--wrinkles",
+        action="store_true",
+        help="lines of forehead, brow, eyes and smile, and blush, as strong as the expression of the moment",
+    )
+    parser.add_argument(
+        "--hair",
+        default="short",
+        metavar="|".join(HAIR_STYLES),
+        help="long falls to the shoulders and stands out from the model's outline, none is shaved (default short)",
     )
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args()
@@ -38,6 +52,8 @@ def main() -> None:
         seed=options.seed,
         samples=options.samples,
         tracking_noise=options.tracking_noise,
+        wrinkles=options.wrinkles,
+        hair=options.hair,
         workers=options.workers,
     )
     print(f"synthetic capture in {out} ({time.perf_counter() - start:.0f} s)")

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from synthetic.blendshapes import blendshape_mapping
+from synthetic.hair import HAIR_STYLES
 from synthetic.model import Head, build_head, hair_offset
 from synthetic.modes import EXPRESSION_NAMES
 from synthetic.motion import make_motion, make_views, tracked
@@ -42,6 +43,8 @@ def make_capture(
     seed: int = 0,
     samples: int = 4,
     tracking_noise: float = 1.0,
+    wrinkles: bool = False,
+    hair: str = "short",
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -54,6 +57,8 @@ def make_capture(
         seed: of the person, the motion, the paint and the noise.
         samples: rays per pixel.
         tracking_noise: scale of the noise of `flame_param/` against `true_flame_param/`; 0 = the truth.
+        wrinkles: whether skin folds, darkens and reddens with the expression.
+        hair: one of `HAIR_STYLES`.
         workers: processes; default one per available core.
 
     Returns:
@@ -72,12 +77,15 @@ def make_capture(
             "seed": seed,
             "samples": samples,
             "tracking_noise": tracking_noise,
+            # Named only if chosen: folders of a version without these flags are completed too.
+            **({"wrinkles": True} if wrinkles else {}),
+            **({"hair": hair} if hair != "short" else {}),
         }
     )
     _claim(out, settings)
     remove_leftovers(out)
     head = build_head(seed)
-    offset = hair_offset(head)
+    offset = np.zeros_like(head.mesh.vertices) if hair == "none" else hair_offset(head)
     held_out = max(1, timesteps // 6)
     motion = make_motion(timesteps, held_out, seed, offset)
     views, frontal = make_views(cameras, size)
@@ -97,7 +105,8 @@ def make_capture(
         write_npz(out / "flame_param" / f"{t:05d}.npz", tracked(truth, tracking_noise, seed, t))
 
     together = [pair for pairs in splits.values() for pair in pairs]
-    _render_missing(out, head, motion, views, sorted(set(together)), seed, samples, workers, progress)
+    looks = {"seed": seed, "hair": hair, "wrinkles": wrinkles}
+    _render_missing(out, head, motion, views, sorted(set(together)), looks, samples, workers, progress)
 
     # Last, so that a capture that can be opened is complete.
     for name, pairs in splits.items():
@@ -122,6 +131,9 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     noise = settings["tracking_noise"]
     if not (math.isfinite(noise) and 0.0 <= noise <= 100.0):
         raise UserError(f"--tracking_noise is {noise}; give a number from 0 to 100")
+    hair = settings.get("hair", "short")
+    if hair not in HAIR_STYLES:
+        raise UserError(f"--hair is {hair}; give one of {', '.join(HAIR_STYLES)}")
     return settings
 
 
@@ -215,7 +227,7 @@ def _render_missing(
     motion: list[dict[str, np.ndarray]],
     views: list[View],
     pairs: Iterable[tuple[int, int]],
-    seed: int,
+    looks: dict[str, Any],
     samples: int,
     workers: int | None,
     progress: bool,
@@ -227,7 +239,7 @@ def _render_missing(
             missing.setdefault(t, []).append(camera)
     if not missing:
         return
-    assets = make_assets(head, seed)
+    assets = make_assets(head, **looks)
     workers = min(usable_cores() if workers is None else workers, len(missing))
     count = sum(len(c) for c in missing.values())
     with progress_bar(count, "Rendering the procedural head", "image", quiet=not progress) as bar:

@@ -53,6 +53,11 @@ def _eye_loop(count: int, grow: float = 0.0) -> Array:
     return np.column_stack([shape.CHART_RADIUS * theta, h])
 
 
+def outer_eye_corner() -> Array:
+    """Chart point [2] (metres of longitude, h) where the lids of the left eye meet beside the temple."""
+    return _eye_loop(30)[0]
+
+
 def _mouth_loop(count: int, grow: float = 0.0) -> Array:
     """Chart points [2 * count + 1, 2] of the left half of the mouth's rim: upper middle, corner, lower middle."""
     t = np.linspace(0.0, 1.0, count + 1)

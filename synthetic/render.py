@@ -16,6 +16,7 @@ from synthetic import shape, texture
 from synthetic.hair import Strands, grow_strands
 from synthetic.mesh import EAR, EYEBALL, MOUTH, SKIN, TEETH
 from synthetic.model import Head, pose_head, vertex_normals
+from synthetic.wrinkles import Wrinkles, folded, make_wrinkles
 from utils.errors import UserError
 
 Array = np.ndarray
@@ -69,10 +70,11 @@ class Assets:
     relief: Array  # [V'] metres along the normal
     rest: Array  # [V', 3] template, fine
     seed: int
+    wrinkles: Wrinkles | None
 
 
-def make_assets(head: Head, seed: int) -> Assets:
-    """Paint, strands, subdivision and relief of one person."""
+def make_assets(head: Head, seed: int, hair: str = "short", wrinkles: bool = False) -> Assets:
+    """Paint, strands, subdivision, relief and, if wanted, wrinkles of one person."""
     mesh = head.mesh
     colors = texture.palette(seed)
     count = len(mesh.vertices)
@@ -99,12 +101,12 @@ def make_assets(head: Head, seed: int) -> Assets:
     def refine(values: Array) -> Array:
         return np.concatenate([values, values[edges].mean(1)])
 
-    strands = grow_strands(mesh, colors, seed)
-    relief = _relief(faces, corner, kind, count + len(edges), seed)
+    strands = grow_strands(mesh, colors, seed, hair)
+    relief = _relief(faces, corner, kind, count + len(edges), seed, bald=hair == "none")
     return Assets(
         head,
         strands,
-        texture.skin_picture(mesh, colors, seed),
+        texture.skin_picture(mesh, colors, seed, bald=hair == "none"),
         colors,
         refine(texture.vertex_colors(mesh, colors)),
         edges,
@@ -114,10 +116,11 @@ def make_assets(head: Head, seed: int) -> Assets:
         relief,
         refine(mesh.vertices),
         seed,
+        make_wrinkles(mesh, seed) if wrinkles else None,
     )
 
 
-def _relief(faces: Array, corner: Array, kind: Array, count: int, seed: int) -> Array:
+def _relief(faces: Array, corner: Array, kind: Array, count: int, seed: int, bald: bool) -> Array:
     """Fine displacement of the ground truth that the model lacks: uneven skin, folds of the cloth."""
     rng = np.random.default_rng([seed, 7])
     column, row = np.zeros(count), np.full(count, -1.0)
@@ -129,7 +132,7 @@ def _relief(faces: Array, corner: Array, kind: Array, count: int, seed: int) -> 
     h = shape.H_TOP - row / texture.HEIGHT * (shape.H_TOP - shape.H_BOTTOM)
     cloth = shape.smoothstep(h, -0.1700, -0.2000)
     theta = (column / texture.WIDTH - 0.5) * 2 * np.pi
-    hair = shape.smoothstep(shape.hair_depth(theta, h), 0.0, 0.01)
+    hair = 0.0 if bald else shape.smoothstep(shape.hair_depth(theta, h), 0.0, 0.01)
     # The eyelids stay clean, or they would dip into the eyeball.
     eye = np.minimum.reduce([np.hypot(shape.CHART_RADIUS * (theta - s * 0.405), h - shape.EYE[1]) for s in (-1, 1)])
     bare = shape.smoothstep(eye, 0.014, 0.024)
@@ -183,6 +186,7 @@ class PosedHead:
             [normal, np.append(occlusion, strands.occlusion)[:, None], color, np.zeros((len(normal), 1))]
         ).astype(np.float32)
         self.tangents, self.rest = tangent.astype(np.float32), rest.astype(np.float32)
+        self.folds = folded(assets.wrinkles, parameters["expr"]) if assets.wrinkles is not None else None
         self.assets = assets
 
     def _occlusion(self, points: Array, normals: Array, assets: Assets) -> Array:
@@ -215,6 +219,16 @@ class PosedHead:
         v = -view.fy * local[:, 1] / depth + view.cy
         left, top = max(0, int(u.min()) - 1), max(0, int(v.min()) - 1)
         return left, top, min(view.width, int(u.max()) + 2), min(view.height, int(v.max()) + 2)
+
+    def _surface_gradient(self, face: Array, slope: Array) -> Array:
+        """[N, 3] gradient in the plane of each face of a height that rises by `slope` [N, 2] per texel."""
+        p = self.vertices[self.faces[face]]
+        edges = np.roll(p, 1, axis=1) - np.roll(p, -1, axis=1)  # opposite to each corner
+        normal = np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0])
+        height = (self.assets.corner_chart[face] * slope[:, None]).sum(2)
+        # The gradient of a corner's barycentric coordinate is normal x edge / |normal|^2.
+        total = np.cross(normal, (height[..., None] * edges).sum(1))
+        return total / np.maximum(_dot(normal, normal), 1e-20)[:, None]
 
     def render(self, view: View, samples: int) -> tuple[Array, Array]:
         """Image [H, W, 3] uint8 sRGB over white and coverage [H, W] uint8, with `samples` rays per pixel."""
@@ -270,6 +284,11 @@ class PosedHead:
         column = np.clip(place[:, 0], 0, texture.WIDTH - 1).astype(np.int32)
         row = np.clip(place[:, 1], 0, texture.HEIGHT - 1).astype(np.int32)
         albedo[skin] = _LINEAR[self.assets.picture[row, column]]
+        if self.folds is not None:
+            changed, slope, kept = self.folds.at(column, row)
+            skin = skin[changed]
+            albedo[skin] *= kept
+            normal[skin] = _normalized(normal[skin] - self._surface_gradient(face[skin], slope))
         eyes = np.flatnonzero(kind == EYEBALL)
         if len(eyes):
             rest = (self.rest[corners[eyes]] * weights[eyes, :, None]).sum(1)

@@ -62,7 +62,7 @@ def texel(theta: Any, h: Any) -> tuple[Any, Any]:
     return ((theta / (2 * np.pi) + 0.5) * WIDTH, (shape.H_TOP - h) / (shape.H_TOP - shape.H_BOTTOM) * HEIGHT)
 
 
-def _front_position(mesh: HeadMesh) -> tuple[Array, Array]:
+def front_position(mesh: HeadMesh) -> tuple[Array, Array]:
     """[HEIGHT, WIDTH] each: the template's x and z under every texel (the back of the head counts as z < 0)."""
     skin = mesh.parts["skin"]
     rows, columns = np.linspace(0.5, HEIGHT - 0.5, 230), np.linspace(0.5, WIDTH - 0.5, 256)
@@ -80,7 +80,7 @@ def _front_position(mesh: HeadMesh) -> tuple[Array, Array]:
     return enlarge(coarse[..., 0]), enlarge(coarse[..., 1])
 
 
-def _blob(x: Array, y: Array, cx: float, cy: float, sx: float, sy: float) -> Array:
+def blob(x: Array, y: Array, cx: float, cy: float, sx: float, sy: float) -> Array:
     """A Gaussian spot on both sides of the face."""
     return np.exp(-0.5 * (((np.abs(x) - cx) / sx) ** 2 + ((y - cy) / sy) ** 2))
 
@@ -139,13 +139,13 @@ def _lash_layer(mesh: HeadMesh) -> Array:
     return np.asarray(layer.filter(ImageFilter.GaussianBlur(1.1)), dtype=np.float32) / 255.0
 
 
-def skin_picture(mesh: HeadMesh, colors: Palette, seed: int) -> Array:
+def skin_picture(mesh: HeadMesh, colors: Palette, seed: int, bald: bool = False) -> Array:
     """[HEIGHT, WIDTH, 3] uint8 sRGB albedo over the chart: row 0 is the crown, column 0 the back seam."""
     rng = np.random.default_rng([seed, 3])
     column, row = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     theta = ((column / WIDTH - 0.5) * 2 * np.pi).astype(np.float32)
     y = (shape.H_TOP - row / HEIGHT * (shape.H_TOP - shape.H_BOTTOM)).astype(np.float32)
-    x, z = _front_position(mesh)
+    x, z = front_position(mesh)
     front = (z > 0).astype(np.float32)
     fine, middle, coarse = chart_noise(rng, 900), chart_noise(rng, 200), chart_noise(rng, 36)
 
@@ -157,22 +157,22 @@ def skin_picture(mesh: HeadMesh, colors: Palette, seed: int) -> Array:
     red = colors.skin * np.array([0.96, 0.72, 0.70])
     skin = mix(skin, red, 0.10 + 0.035 * middle)
     flush = (
-        0.42 * _blob(x, y, 0.040, -0.012, 0.015, 0.014)
-        + 0.45 * _blob(x, y, 0.0, -0.016, 0.011, 0.011)
-        + 0.4 * _blob(x, y, 0.013, -0.022, 0.005, 0.006)
-        + 0.3 * _blob(x, y, 0.0, -0.078, 0.014, 0.010)
-        + 0.2 * _blob(x, y, 0.0, 0.070, 0.030, 0.018)
+        0.42 * blob(x, y, 0.040, -0.012, 0.015, 0.014)
+        + 0.45 * blob(x, y, 0.0, -0.016, 0.011, 0.011)
+        + 0.4 * blob(x, y, 0.013, -0.022, 0.005, 0.006)
+        + 0.3 * blob(x, y, 0.0, -0.078, 0.014, 0.010)
+        + 0.2 * blob(x, y, 0.0, 0.070, 0.030, 0.018)
     )
     skin = mix(skin, red * np.array([1.0, 0.93, 0.92]), front * flush * (0.85 + 0.12 * middle))
     shade = colors.skin * np.array([0.80, 0.72, 0.76])
     skin = mix(
         skin,
         shade,
-        front * (0.45 * _blob(x, y, 0.026, 0.012, 0.011, 0.0045) + 0.55 * _blob(x, y, 0.032, 0.0345, 0.014, 0.0040)),
+        front * (0.45 * blob(x, y, 0.026, 0.012, 0.011, 0.0045) + 0.55 * blob(x, y, 0.032, 0.0345, 0.014, 0.0040)),
     )
     # A faint beard shadow, made of tiny dots.
     beard = front * shape.smoothstep(y, -0.030, -0.060) * shape.smoothstep(y, -0.125, -0.095)
-    beard = np.maximum(beard, 0.6 * front * _blob(x, y, 0.0, -0.037, 0.018, 0.004))
+    beard = np.maximum(beard, 0.6 * front * blob(x, y, 0.0, -0.037, 0.018, 0.004))
     skin = mix(skin, colors.skin * np.array([0.66, 0.64, 0.66]), beard * (0.16 + 0.10 * np.maximum(fine, 0)))
 
     freckles = Image.new("L", (WIDTH, HEIGHT), 0)
@@ -197,16 +197,19 @@ def skin_picture(mesh: HeadMesh, colors: Palette, seed: int) -> Array:
     skin = mix(skin, lip_color * 0.45, 0.55 * seam)
 
     brow = _brow_strokes(rng)
-    brow_bed = front * np.clip(0.35 * _blob(x, y, 0.026, 0.0438, 0.010, 0.0022), 0, 1)
+    brow_bed = front * np.clip(0.35 * blob(x, y, 0.026, 0.0438, 0.010, 0.0022), 0, 1)
     skin = mix(skin, colors.hair * 1.05, brow_bed)
     skin = mix(skin, colors.hair * 0.85, 0.92 * brow)
     skin = mix(skin, (0.08, 0.05, 0.05), 0.9 * _lash_layer(mesh))
 
-    # Below the strands: dark roots with streaks along the fall of the hair, a ragged edge.
+    # Below the strands: dark roots with streaks along the fall of the hair, a ragged edge; or stubble.
     streaks = chart_noise(rng, 1000, 36)
     hair = shape.smoothstep(shape.hair_depth(theta, y) + 0.0022 * streaks + 0.0016 * middle, -0.003, 0.006)
     hair_paint = colors.hair.astype(np.float32) * (0.85 + 0.16 * streaks + 0.05 * fine)[..., None]
-    skin = skin + hair[..., None] * (np.clip(hair_paint, 0.02, 1) - skin)
+    if bald:
+        skin = mix(skin, colors.skin * np.array([0.66, 0.64, 0.66]), hair * (0.22 + 0.10 * np.maximum(fine, 0)))
+    else:
+        skin = skin + hair[..., None] * (np.clip(hair_paint, 0.02, 1) - skin)
 
     collar = -0.1500 - 0.0180 * np.cos(theta)
     cloth = shape.smoothstep(y - collar, 0.0006, -0.0006)
