@@ -171,16 +171,38 @@ def _cpu_identity() -> str:
         return platform.processor()
 
 
+class _Termination:
+    """What SIGTERM does while a library is built: an exception, with which compiler and half a library go too.
+
+    `held` it waits: in the middle of a process's start nobody could kill that process yet.
+    """
+
+    def __init__(self) -> None:
+        self.held = False
+        self._asked = 0
+
+    def __call__(self, number: int, frame: object) -> None:
+        self._asked = number
+        if not self.held:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """What was asked for while it was held happens now."""
+        self.held = False
+        if self._asked:
+            sys.exit(128 + self._asked)
+
+
 @contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """SIGTERM ends the program as an exception, so that compiler and half a library go with it."""
+def _ended_in_order() -> Iterator[_Termination]:
+    termination = _Termination()
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
+        yield termination
         return
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, termination)
     try:
-        yield
+        yield termination
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -191,7 +213,8 @@ def _build(compiler: str, flags: list[str], path: Path) -> None:
     It appears whole under its name or not at all, whenever the process or the machine dies.
     """
     sources = sorted(str(source) for source in SOURCES.glob("*.cpp"))
-    with _ended_in_order(), FileLock(path.parent / ".lock"):  # let go of when the process dies, however it does
+    # The lock is let go of when the process dies, however it does.
+    with _ended_in_order() as termination, FileLock(path.parent / ".lock"):
         if path.exists():
             return
         print("Building the native CPU library (once) ...", file=sys.stderr)
@@ -199,9 +222,17 @@ def _build(compiler: str, flags: list[str], path: Path) -> None:
             leftover.unlink(missing_ok=True)
         temporary = path.with_name(f".tmp-{path.name}")
         try:
-            result = subprocess.run([compiler, *flags, *sources, "-o", str(temporary)], capture_output=True, text=True)
-            if result.returncode != 0:
-                raise KernelsUnavailable(f"{compiler} failed on the native sources:\n{result.stderr[-4000:]}")
+            termination.held = True
+            command = [compiler, *flags, *sources, "-o", str(temporary)]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+                try:
+                    termination.let_go()
+                    _, told = process.communicate()
+                except BaseException:
+                    process.kill()
+                    raise
+            if process.returncode != 0:
+                raise KernelsUnavailable(f"{compiler} failed on the native sources:\n{told[-4000:]}")
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

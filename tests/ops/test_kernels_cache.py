@@ -21,10 +21,12 @@ OURS, THEIRS = 42, 13
 PROGRAM = "from ops import kernels\n"
 
 
-def start(folder: Path, cache: Path, before: str = "", uid: int | None = None) -> subprocess.Popen[str]:
+def start(
+    folder: Path, cache: Path, before: str = "", uid: int | None = None, program: str = ""
+) -> subprocess.Popen[str]:
     """Loads the library of a compiler that makes one within a second; as if this user were `uid`."""
     environment = {**os.environ, "NATIVE_CACHE": str(cache), "CXX": str(compiler(folder, before))}
-    program = PROGRAM + (f"import os\nos.getuid = lambda: {uid}\n" if uid is not None else "") + LOAD
+    program = PROGRAM + program + (f"import os\nos.getuid = lambda: {uid}\n" if uid is not None else "") + LOAD
     return subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -115,16 +117,33 @@ def test_a_group_of_one_user_is_no_other() -> None:
     assert not kernels._private_group(os.getgid() + 12345)
 
 
-def test_terminated_while_compiling_nothing_is_left(tmp_path: Path) -> None:
+# The signal comes while the compiler starts, before the program can know its process.
+AT_THE_START = """
+import os, signal, subprocess
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if "-o" in command and "probe" not in str(command):
+            os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Popen
+"""
+
+
+@pytest.mark.parametrize("program", ["", AT_THE_START], ids=["while it compiles", "while it starts"])
+def test_terminated_while_compiling_nothing_is_left(tmp_path: Path, program: str) -> None:
     cache = tmp_path / "native"
-    process = start(tmp_path, cache, before=f'echo $$ > {tmp_path}/pid; printf half > "$2"; exec sleep 600')
-    deadline = time.monotonic() + 60
-    while not list(cache.glob(".tmp-*.so")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    compiles = f'echo $$ > {tmp_path}/pid; printf half > "$2"; exec sleep 600'
+    process = start(tmp_path, cache, before=compiles, program=program)
+    if not program:
+        deadline = time.monotonic() + 60
+        while not list(cache.glob(".tmp-*.so")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in told
     assert [path.name for path in cache.iterdir()] == [".lock"]
+    if not (tmp_path / "pid").exists():
+        return  # killed before its first line
     # Killed, it is gone as soon as somebody has asked how it ended, which may be the system, a moment later.
     status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
     deadline = time.monotonic() + 30
