@@ -189,7 +189,7 @@ def _fault(gpu: Any, device: torch.device) -> str | None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random, dtype=torch.float64)
 
-    vertices, expr = 70, 40
+    vertices, expr = 70, 100
     base, joints = normal(vertices, 3), normal(5, 3)
     fields = (0.1 * normal(3 * vertices, expr + 36), 0.1 * normal(5, 3, expr), normal(vertices, 5).softmax(1))
     row = normal(expr + 18)

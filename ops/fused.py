@@ -44,17 +44,22 @@ def runs_on(device: torch.device) -> bool:
 def _trusted(operation: str, check: Check, device: torch.device) -> Any:
     reason = _missing(device)
     if reason:
-        _say(f"what surrounds the rasterizer runs in plain PyTorch on {device}, slower: {reason}")
+        _say(f"note: what surrounds the rasterizer runs in plain PyTorch on {device}, slower: {reason}")
         return None
-    module = importlib.import_module(f"ops.triton_kernels.{operation}")
+    module = f"ops.triton_kernels.{operation}"
     here = Path(__file__)
     sources = [here, here.parent / f"{operation}.py", *sorted((here.parent / "triton_kernels").glob("*.py"))]
     version = importlib.import_module("triton").__version__
     code = [version, *(source.read_text(encoding="utf-8") for source in sources), operation]
-    reason = fault(lambda: check(module, device), device, code)
+
+    def test() -> str | None:
+        _say("Compiling what surrounds the rasterizer for the GPU (once) ...")
+        return check(importlib.import_module(module), device)
+
+    reason = fault(test, device, code)
     if reason:
-        _say(f"{operation} runs in plain PyTorch on {device}, slower: of its Triton kernels {reason}")
-    return None if reason else module
+        _say(f"note: {operation} runs in plain PyTorch on {device}, slower: of its Triton kernels {reason}")
+    return None if reason else importlib.import_module(module)
 
 
 @functools.cache
@@ -69,7 +74,7 @@ def _missing(device: torch.device) -> str | None:
 
 @functools.cache
 def _say(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(text, file=sys.stderr)
 
 
 # ---- trust ----------------------------------------------------------------------------------------

@@ -306,12 +306,13 @@ class _LocalRegularizers(torch.autograd.Function):
 
 
 def _fault(gpu: Any, device: torch.device) -> str | None:
-    """What is wrong with the Triton kernels, by a picture with and without weights, and a few Gaussians."""
+    """What is wrong with the Triton kernels, by pictures with and without weights and gradient, and a few Gaussians."""
     random = torch.Generator().manual_seed(0)
     image, truth = (torch.rand(3, 19, 23, generator=random, dtype=torch.float64) for _ in range(2))
     weights = torch.rand(1, 19, 23, generator=random, dtype=torch.float64)
-    for shown in (None, weights):
-        inputs = {"image": image.requires_grad_(), "ground truth": truth, "weights": shown}
+    leaf = image.clone().requires_grad_()
+    for seen, shown in ((image, None), (leaf, None), (leaf, weights)):
+        inputs = {"image": seen, "ground truth": truth, "weights": shown}
         if found := fused.difference(gpu.Photometric.apply, _photometric_torch, inputs, device):
             return found
     xyz, scales = (torch.randn(300, 3, generator=random, dtype=torch.float64).requires_grad_() for _ in range(2))
