@@ -1,6 +1,6 @@
 """Compiles the Triton kernels ahead of time for cards that need not be here, and says what they take.
 
-    python -m benchmarks.triton_targets [--targets sm_80 gfx942]
+    python -m benchmarks.triton_targets [--targets sm_80 gfx942] [--kernels rasterizer around]
 
 Needs Triton (tests/requirements-triton.txt, or PyTorch's GPU wheel), no GPU. A cell is registers of a thread, bytes
 that it spills, and bytes of shared memory of a program. Spills on sm_80 or newer are an error.
@@ -99,6 +99,9 @@ def surrounding() -> dict[str, Build]:
     }
 
 
+KERNELS = {"rasterizer": builds, "around": surrounding}
+
+
 def compiled(build: Build, target: str) -> Compiled:
     """The machine code of a kernel, and what it takes."""
     import triton
@@ -153,14 +156,14 @@ def rows(kernels: dict[str, Build], targets: list[str]) -> Iterator[Row]:
 def main() -> None:
     parser = new_parser(__doc__, "json")
     parser.add_argument("--targets", nargs="+", choices=(*CUDA, *HIP), default=[*CUDA, *HIP])
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=[*KERNELS], help="of it, or of what is around")
     options = parser.parse_args()
     try:
         import triton
     except ImportError as error:
         raise UserError("Triton is not installed: pip install -r tests/requirements-triton.txt") from error
     title = f"Triton {triton.__version__}: registers / bytes spilled / bytes of shared memory"
-    tables = (("the rasterizer", builds()), ("around the rasterizer", surrounding()))
-    publish(options, [Table(f"{title}, {what}:", list(rows(some, options.targets))) for what, some in tables])
+    publish(options, [Table(title, list(rows(KERNELS[name](), options.targets))) for name in options.kernels])
 
 
 if __name__ == "__main__":
