@@ -48,7 +48,7 @@ def _trusted(operation: str, check: Check, device: torch.device) -> Any:
         return None
     module = f"ops.triton_kernels.{operation}"
     here = Path(__file__)
-    sources = [here, here.parent / f"{operation}.py", *sorted((here.parent / "triton_kernels").glob("*.py"))]
+    sources = [here.parent / f"{operation}.py", *sorted((here.parent / "triton_kernels").glob("*.py"))]
     version = importlib.import_module("triton").__version__
     code = [version, *(source.read_text(encoding="utf-8") for source in sources), operation]
 
@@ -106,7 +106,8 @@ def fault(test: Callable[[], str | None], device: torch.device | str, code: Iter
 
     Only a pass is remembered: what failed is tried again the next time, since memory may have been short.
     """
-    key = hashlib.sha256("\0".join([machine(device), *code]).encode())
+    own = Path(__file__).read_text(encoding="utf-8")  # which says what may be off
+    key = hashlib.sha256("\0".join([machine(device), own, *code]).encode())
     passed = cache_folder() / f"self-test-{key.hexdigest()[:20]}"
     if passed.exists():
         return None
