@@ -1,4 +1,4 @@
-"""What the Triton backend should take on cards that are not here: to be held against the first measurement.
+"""What the Triton kernels should take on cards that are not here: to be held against the first measurement.
 
     python -m benchmarks.triton_estimate [--gaussians 100000] [--size 550 802]
 
@@ -6,7 +6,7 @@ A scene like an avatar is counted by the native kernels (pairs of tile and Gauss
 for each card. A stage takes the longer of two times: the instructions of its loop for every pair, one for each
 scheduler and clock, and the bytes that it must move. Added is what launching costs, a few microseconds each, as long as
 nothing overlaps. Tiles that are opaque early, caches and waiting are left out: the first makes it faster, the others
-slower.
+slower. What surrounds the rasterizer does little for each byte: of it the bytes are counted alone.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ CARDS = {
 # Bytes of a Gaussian: parameters with 48 coefficients, the record; of a pair: key, owner and row sorted in eight
 # passes, the sums.
 PARAMETERS, RECORD, SORTED, SUMS = 4 * 59, 4 * 15, 8 * 2 * 16, 4 * 9
+# FLAME with teeth, and the numbers of its row that displace vertices
+VERTICES, FACES, MODES = 5143, 10144, 136
 
 
 def loop(sass: str) -> int:
@@ -97,6 +99,28 @@ def stages(card: Card, count: int, pairs: int, pixels: int) -> Iterator[Row]:
     yield {"stage": "together", "launches": sum(row[3] for row in table), "expected, ms": round(total, 2)}
 
 
+def around(card: Card, count: int, pixels: int) -> Iterator[Row]:
+    """What surrounds the rasterizer, forward and backward together, for a picture of three channels."""
+    displaced = 3 * VERTICES * MODES
+    bound = 22 + 2 + 6 + 9  # of a Gaussian in and out; its triangle's number, corners and their places
+    # the stage, the numbers that it moves, and its launches
+    table = [
+        ("FLAME", 2 * displaced + VERTICES * (14 + 11), 5),
+        ("rig", count * (2 * bound + 11 + 2 * 7 + 1) + FACES * (15 + 9 + 12), 4),
+        ("L1, SSIM", 3 * pixels * (6 + 9 + 6 + 6), 5),
+        ("regularizers", count * (2 * 6 + 6 + 1), 3),
+        ("Adam", count * 7 * PARAMETERS // 4, 7),
+        ("statistics", count * 9, 1),
+    ]
+    total = 0.0
+    for name, numbers, launches in table:
+        memory = 1e3 * 4 * numbers / card.bandwidth
+        total += memory + 1e3 * LAUNCH * launches
+        expected = round(memory + 1e3 * LAUNCH * launches, 2)
+        yield {"stage": name, "bytes, ms": round(memory, 3), "launches": launches, "expected, ms": expected}
+    yield {"stage": "together", "launches": sum(row[2] for row in table), "expected, ms": round(total, 2)}
+
+
 def main() -> None:
     parser = new_parser(__doc__, "json")
     parser.add_argument("--gaussians", type=int, default=100_000)
@@ -113,6 +137,7 @@ def main() -> None:
     for name, card in CARDS.items():
         title = f"{name} ({card.target}), {options.gaussians:,} Gaussians at {width}×{height}, {pairs:,} pairs:"
         tables.append(Table(title, list(stages(card, options.gaussians, pairs, width * height))))
+        tables.append(Table(f"{name}, around the rasterizer:", list(around(card, options.gaussians, width * height))))
     publish(options, tables)
 
 

@@ -5,9 +5,6 @@ For kernels that are compiled where they run, by a compiler and for a card that 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import platform
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,12 +13,10 @@ import torch
 from torch import Tensor
 
 from gaussian_renderer.backends import reference
-from ops.kernels import cache_folder
+from ops import fused
 from ops.types import Camera, Gaussians, RenderOut
-from utils.errors import one_line
 
-# What a pixel may be off by, and a gradient by itself and by the largest of its kind.
-PIXEL, OWN, LARGEST = 5e-4, 2e-3, 1e-4
+PIXEL = 5e-4  # what a pixel may be off by; of gradients, `ops.fused` says it
 
 
 def small_scene() -> tuple[Gaussians, Camera, Tensor]:
@@ -73,24 +68,11 @@ def difference(rasterize: Callable[..., RenderOut], device: torch.device | str) 
         for name, value in expected.items():
             if name not in actual:
                 return f"there is no gradient of its {name}"
-            allowed = torch.full_like(value, PIXEL)
-            if name not in ("image", "alpha"):
-                allowed = OWN * value.abs() + LARGEST * value.abs().max()
-            error = (actual[name] - value).abs()
-            if not (error <= allowed).all():  # NaN is no less
-                what = name if name in ("image", "alpha") else f"gradient of the {name}"
-                return f"its {what} is off by up to {error.max():.2g}, where {value.abs().max():.2g} is the largest"
+            of_picture = name in ("image", "alpha")
+            what, allowed = (name, PIXEL) if of_picture else (f"gradient of the {name}", None)
+            if found := fused.off(what, value, actual[name], allowed):
+                return found
     return None
-
-
-def machine(device: torch.device | str) -> str:
-    """What decides how a kernel comes out: card, driver, PyTorch and the system."""
-    card = str(torch.cuda.get_device_properties(device)) if torch.device(device).type == "cuda" else platform.machine()
-    words = [card, torch.__version__, str(torch.version.cuda), str(torch.version.hip), platform.platform()]
-    for driver in (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version")):
-        with contextlib.suppress(OSError):
-            words.append(driver.read_text())
-    return "\n".join(words)
 
 
 def fault(
@@ -100,23 +82,13 @@ def fault(
     ways: Iterable[Callable[[], AbstractContextManager]],  # the backend's kernels can be compiled in
     code: Iterable[str],  # what else decides, such as the text of the kernels and the compiler's version
 ) -> str | None:
-    """Why not to trust a backend on `device`; None when it passes, or did so here before.
+    """Why not to trust a backend on `device`; None when it passes, or did so here before."""
 
-    Only a pass is remembered: what failed is tried again the next time, since memory may have been short.
-    """
-    key = hashlib.sha256("\0".join([machine(device), Path(__file__).read_text(encoding="utf-8"), *code]).encode())
-    passed = cache_folder() / f"self-test-{key.hexdigest()[:20]}"
-    if passed.exists():
-        return None
-    try:
+    def test() -> str | None:
         for way in ways:
             with way():
                 if found := difference(rasterize, device):
-                    return f"it fails its self-test: {found}"
-    except Exception as error:  # a compiler and a driver can fail in any way
-        first = next(iter(str(error).splitlines()), "")
-        return f"its self-test cannot run ({one_line(f'{type(error).__name__}: {first}')[:200]})"
-    with contextlib.suppress(OSError):  # then it is tested the next time as well
-        passed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        passed.touch()
-    return None
+                    return found
+        return None
+
+    return fused.fault(test, device, [Path(__file__).read_text(encoding="utf-8"), *code])

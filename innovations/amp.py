@@ -133,7 +133,7 @@ def _clear(gradients: Iterable[Tensor], bad: Tensor | bool) -> None:
     """Zeros in their place if `bad`."""
     for gradient in gradients:
         if isinstance(bad, Tensor):  # not a product with zero: NaN would stay NaN
-            gradient.copy_(torch.where(bad, torch.zeros_like(gradient), gradient))
+            gradient.masked_fill_(bad, 0.0)
         elif bad:
             gradient.zero_()
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops import kernels
+from ops import fused, kernels
 
 _EVEN = torch.ones(1)  # the factors of a group without any
 
 
 class Adam(torch.optim.Adam):
-    """`torch.optim.Adam`, fused, with a kernel for float32 on the CPU, and a rate for every column.
+    """`torch.optim.Adam`, fused, with kernels for float32 (in C++ and Triton), and a rate for every column.
 
     A group may hold `factors`, a float32 tensor on the parameters' device: one
     number per element of a row, by which the group's learning rate is
@@ -42,6 +42,10 @@ class Adam(torch.optim.Adam):
             slots = [self._slot(group, parameter) for group, parameter in moving]
             kernels.run("adam_step", slots, len(slots))
             return loss
+        tensors = [tensor for _, p in moving for tensor in (p, p.grad)]
+        if moving and (gpu := fused.kernels("adam", _fault, *tensors)) and all(p.is_contiguous() for _, p in moving):
+            gpu.step([(group, p, self._state(p)) for group, p in moving], getattr(self, "found_inf", None))
+            return loss
         # One rate per tensor is all that PyTorch's kernel takes: afterwards part of the way is gone back.
         uneven = [(p, p.clone(), group["factors"]) for group, p in moving if group["factors"] is not None]
         super().step()
@@ -49,12 +53,15 @@ class Adam(torch.optim.Adam):
             parameter.copy_(before.lerp(parameter, factors.view(parameter.shape[1:])))
         return loss
 
-    def _slot(self, group: dict[str, Any], parameter: Tensor) -> kernels.Slot:
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
         state = self.state[parameter]
         if not state:
-            state.update(
-                step=torch.zeros(()), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
-            )
+            step = torch.zeros((), device=parameter.device)
+            state.update(step=step, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+        return state
+
+    def _slot(self, group: dict[str, Any], parameter: Tensor) -> kernels.Slot:
+        state = self._state(parameter)
         factors = _EVEN if group["factors"] is None else group["factors"]
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], factors)
         sizes = (parameter.numel(), len(factors))
@@ -74,3 +81,33 @@ class Adam(torch.optim.Adam):
             for name, wanted in (("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape), ("step", ())):
                 if state[name].shape != wanted:
                     raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted)}")
+
+
+def _fault(gpu: Any, device: torch.device) -> str | None:
+    """What is wrong with the Triton kernel, by the first and a later step, one that is left out between them."""
+    random = torch.Generator().manual_seed(0)
+    shape, rate, betas, eps = (70, 5), 0.01, (0.9, 0.999), 1e-15
+    start, *gradients = (torch.randn(*shape, generator=random, dtype=torch.float64) for _ in range(3))
+    factors = torch.tensor([1.0, 1.0, 0.05, 0.05, 2.0], dtype=torch.float64)
+
+    def ours(start: Tensor) -> tuple[Tensor, ...]:
+        value, uneven = (start.clone().requires_grad_() for _ in range(2))
+        groups = [{"lr": rate, "betas": betas, "eps": eps, "factors": f} for f in (None, factors.to(start))]
+        moving = [
+            (group, one, {"step": start.new_zeros(()), "exp_avg": start * 0.0, "exp_avg_sq": start * 0.0})
+            for group, one in zip(groups, (value, uneven))
+        ]
+        for gradient, left_out in ((0, None), (1, start.new_ones(())), (1, start.new_zeros(()))):
+            value.grad = uneven.grad = gradients[gradient].to(start)
+            gpu.step(moving, left_out)
+        return value.detach() - start, uneven.detach() - start
+
+    def twin(start: Tensor) -> tuple[Tensor, ...]:
+        value = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([value], lr=rate, betas=betas, eps=eps)
+        for value.grad in gradients:
+            optimizer.step()
+        way = value.detach() - start
+        return way, way * factors
+
+    return fused.difference(ours, twin, {"start": start}, device)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ops import kernels
+from ops import fused, kernels
 from ops.rotations import axis_angle_to_matrix
 
 _LANES = int(kernels.CONSTANTS["kLanes"])  # 16, vertices per block of the kernel
@@ -73,7 +74,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class Modes:
-    """The twin of the kernel, for other devices and types."""
+    """For all but float32 on the CPU: Triton's kernels where they can be used, else PyTorch."""
 
     displacements: Tensor  # [3V, n_expr + 36]
     joint_modes: Tensor  # [5, 3, n_expr]
@@ -86,6 +87,13 @@ class Modes:
 
     def vertices(self, row: Tensor, identity: Identity) -> Tensor:
         """[V, 3] metres; differentiable in the row."""
+        gpu = fused.kernels("flame", _fault, row, identity[0])
+        if gpu and tuple(self.parents) == gpu.PARENTS:
+            return gpu.Vertices.apply(row, *identity, self)
+        return self.vertices_torch(row, identity)
+
+    def vertices_torch(self, row: Tensor, identity: Identity) -> Tensor:
+        """The twin of the kernels."""
         base, joints = identity
         n_expr = self.joint_modes.shape[2]
         expr, pose, translation = row[:n_expr], row[n_expr : n_expr + 15], row[n_expr + 15 :]
@@ -172,3 +180,30 @@ class _Vertices(torch.autograd.Function):
             *(row, shaped, grad.contiguous(), grad_row),
         )
         return grad_row, None, None, None
+
+
+def _fault(gpu: Any, device: torch.device) -> str | None:
+    """What is wrong with the Triton kernels, by a small head in a pose of large and small angles."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    vertices, expr = 70, 100
+    base, joints = normal(vertices, 3), normal(5, 3)
+    fields = (0.1 * normal(3 * vertices, expr + 36), 0.1 * normal(5, 3, expr), normal(vertices, 5).softmax(1))
+    row = normal(expr + 18)
+    row[expr : expr + 15] *= torch.tensor([1.0, 0.3, 0.05, 0.001, 2.0], dtype=torch.float64).repeat_interleave(3)
+    row[expr + 9 : expr + 12] = 0.0  # an eye at rest, as most are
+
+    def modes(like: Tensor) -> Modes:
+        displacements, joint_modes, weights = (field.to(like) for field in fields)
+        return Modes(displacements, joint_modes, weights, gpu.PARENTS)
+
+    def ours(row: Tensor) -> tuple[Tensor]:
+        return (gpu.Vertices.apply(row, base.to(row), joints.to(row), modes(row)),)
+
+    def twin(row: Tensor) -> tuple[Tensor]:
+        return (modes(row).vertices_torch(row, (base, joints)),)
+
+    return fused.difference(ours, twin, {"row": row.requires_grad_()}, device)

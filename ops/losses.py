@@ -7,12 +7,13 @@ wait for a GPU, so an iteration can be queued without stalling.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops import kernels
+from ops import fused, kernels
 
 WINDOW_RADIUS = int(kernels.CONSTANTS["kWindowRadius"])  # pixels
 WINDOW_SIGMA = kernels.CONSTANTS["kWindowSigma"]  # pixels
@@ -47,6 +48,8 @@ def photometric(
     weights = None if weights is None else weights.detach().to(dtype)
     if kernels.usable(image):
         return _Photometric.apply(image, ground_truth, weights)
+    if gpu := fused.kernels("losses", _fault, image):
+        return gpu.Photometric.apply(image, ground_truth, weights)
     return _photometric_torch(image, ground_truth, weights)
 
 
@@ -170,15 +173,21 @@ def local_regularizers(
     threshold_xyz: float,  # triangle units
     threshold_scale: float,  # triangle units
 ) -> tuple[Tensor, Tensor]:
-    """`xyz_regularizer` of the positions and `scale_regularizer` of the scales, in one pass on the CPU."""
-    if not kernels.usable(xyz, log_scales):
-        return (
-            xyz_regularizer(xyz, visible, threshold_xyz),
-            scale_regularizer(log_scales.exp(), visible, threshold_scale),
-        )
+    """`xyz_regularizer` of the positions and `scale_regularizer` of the scales, in one pass."""
     for rows in (xyz, log_scales):
         _check_rows(rows, visible)
-    return _LocalRegularizers.apply(xyz, log_scales, visible, threshold_xyz, threshold_scale)
+    if kernels.usable(xyz, log_scales):
+        return _LocalRegularizers.apply(xyz, log_scales, visible, threshold_xyz, threshold_scale)
+    if gpu := fused.kernels("losses", _fault, xyz, log_scales):
+        return gpu.LocalRegularizers.apply(xyz, log_scales, visible, threshold_xyz, threshold_scale)
+    return _local_torch(xyz, log_scales, visible, threshold_xyz, threshold_scale)
+
+
+def _local_torch(
+    xyz: Tensor, log_scales: Tensor, visible: Tensor, threshold_xyz: float, threshold_scale: float
+) -> tuple[Tensor, Tensor]:
+    """`local_regularizers` in PyTorch."""
+    return (xyz_regularizer(xyz, visible, threshold_xyz), scale_regularizer(log_scales.exp(), visible, threshold_scale))
 
 
 def dynamic_offset(
@@ -294,3 +303,19 @@ class _LocalRegularizers(torch.autograd.Function):
             for slope, grad in zip(ctx.saved_tensors, grads)
         )
         return (*slopes, None, None, None)
+
+
+def _fault(gpu: Any, device: torch.device) -> str | None:
+    """What is wrong with the Triton kernels, by pictures with and without weights and gradient, and a few Gaussians."""
+    random = torch.Generator().manual_seed(0)
+    image, truth = (torch.rand(3, 19, 23, generator=random, dtype=torch.float64) for _ in range(2))
+    weights = torch.rand(1, 19, 23, generator=random, dtype=torch.float64)
+    leaf = image.clone().requires_grad_()
+    for seen, shown in ((image, None), (leaf, None), (leaf, weights)):
+        inputs = {"image": seen, "ground truth": truth, "weights": shown}
+        if found := fused.difference(gpu.Photometric.apply, _photometric_torch, inputs, device):
+            return found
+    xyz, scales = (torch.randn(300, 3, generator=random, dtype=torch.float64).requires_grad_() for _ in range(2))
+    visible = torch.rand(300, generator=random) < 0.7
+    rows = {"xyz": xyz, "scales": scales, "visible": visible, "xyz's threshold": 1.0, "scales' threshold": 0.6}
+    return fused.difference(gpu.LocalRegularizers.apply, _local_torch, rows, device)

@@ -18,12 +18,12 @@ become NaN.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ops import kernels
+from ops import fused, kernels
 from ops.rotations import matrix_to_quaternion, quaternion_multiply
 
 _MIN_EDGE = kernels.CONSTANTS["kMinEdge"]  # metres
@@ -91,9 +91,11 @@ def bind(
     """World-space means [N, 3], unit quats [N, 4], scales [N, 3] and opacities [N], from raw parameters.
 
     On the CPU in float32 this is one kernel each way; gradients (to the
-    vertices as well) repeat bit for bit with any number of threads. Indices
-    are the caller's responsibility.
+    vertices as well) repeat bit for bit with any number of threads, and do so
+    in Triton. Indices are the caller's responsibility.
     """
+    if gpu := fused.kernels("rig", _fault, vertices, xyz, rotation, scaling, opacity):
+        return gpu.Bind.apply(vertices, faces, xyz, rotation, scaling, opacity, binding)
     opacities = opacity.reshape(-1).sigmoid()
     if kernels.usable(vertices, xyz, rotation, scaling):
         means, quats, scales = _Bind.apply(vertices, faces, xyz, rotation, scaling, binding)
@@ -145,3 +147,26 @@ class _Bind(torch.autograd.Function):
             *(g_xyz, g_rotation, g_scaling, g_vertices),
         )
         return g_vertices, None, g_xyz, g_rotation, g_scaling, None
+
+
+def _fault(gpu: Any, device: torch.device) -> str | None:
+    """What is wrong with the Triton kernels, by a small mesh with a triangle without orientation."""
+    random = torch.Generator().manual_seed(0)
+    count, vertices, faces = 200, 40, 60
+    triangles = torch.stack([torch.randperm(vertices, generator=random)[:3] for _ in range(faces)])
+    triangles[-1] = triangles[-1, 0]
+
+    def twin(mesh: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor, opacity: Tensor) -> tuple[Tensor, ...]:
+        return *_bind_torch(mesh, triangles, xyz, rotation, scaling, binding), opacity.sigmoid()
+
+    def ours(mesh: Tensor, xyz: Tensor, rotation: Tensor, scaling: Tensor, opacity: Tensor) -> tuple[Tensor, ...]:
+        place = mesh.device
+        return gpu.Bind.apply(mesh, triangles.to(place), xyz, rotation, scaling, opacity, binding.to(place))
+
+    binding = torch.randint(faces, (count,), generator=random)
+    sizes = {"vertices": (vertices, 3), "xyz": (count, 3), "rotations": (count, 4), "scales": (count, 3)}
+    inputs = {
+        name: torch.randn(*size, generator=random, dtype=torch.float64).requires_grad_()
+        for name, size in {**sizes, "opacities": (count,)}.items()
+    }
+    return fused.difference(ours, twin, inputs, device)

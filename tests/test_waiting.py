@@ -17,8 +17,8 @@ import torch
 from fake_rasterizers import OLD_FIELDS, fake_dgr
 from raster_scenes import make_scene
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from watching import FLAGS_OF_LOSSES, watch_training
+from torch.utils._python_dispatch import _disable_current_modes
+from watching import FLAGS_OF_LOSSES, NoWaiting, watch_training
 
 from gaussian_renderer.backends import dgr as dgr_backend
 from gaussian_renderer.backends import gsplat as gsplat_backend
@@ -26,22 +26,6 @@ from innovations import amp
 from ops import kernels, rig
 from ops.finite import not_finite_flag
 from ops.types import Gaussians
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails on what makes the host wait for a GPU, wherever it runs: so a machine without one can tell.
-
-    Numbers that become a tensor (copied from memory that is not pinned), values
-    that are fetched, and results whose size depends on values.
-    """
-
-    WAITING = {"lift_fresh", "_local_scalar_dense", "nonzero", "masked_select"}
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        name = operator.__name__.split(".")[0]
-        indices = args[1] if name == "index" else ()
-        assert name not in self.WAITING and not any(i is not None and i.dtype == torch.bool for i in indices), operator
-        return operator(*args, **(kwargs or {}))
 
 
 def _foreign(function: Callable[..., Any]) -> Callable[..., Any]:

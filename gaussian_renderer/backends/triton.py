@@ -27,15 +27,16 @@ from gaussian_renderer.backends.triton_kernels.blend import ALL_SUMS, CONFIGS, S
 from gaussian_renderer.backends.triton_kernels.project import project
 from gaussian_renderer.backends.triton_kernels.project_backward import project_backward
 from gaussian_renderer.backends.triton_kernels.tiles import RECORD, list_pairs
+from ops import fused
 from ops.kernels import CONSTANTS
+from ops.triton_kernels import vectors
+from ops.triton_kernels.launch import FUSED
 from ops.types import Camera, Gaussians, RenderOut
 
 TILE = int(CONSTANTS["kTile"])  # pixels
 BLOCK = 128  # Gaussians or pairs of a program
 AHEAD = 4  # Gaussians between two looks at whether a tile is opaque
 LEAST_ROOM = 1 << 11  # pairs
-LEAST_CAPABILITY = (7, 0)  # of NVIDIA's cards, for Triton
-FUSED = {"enable_fp_fusion": True}  # multiply-add: faster and more exact; no longer Triton's default
 
 
 class _Lists(NamedTuple):
@@ -247,13 +248,10 @@ def _with(config: triton.Config) -> Iterator[None]:
 
 def fault(device: torch.device | str) -> str | None:
     """Why this backend cannot be used on `device`; None if it can. Tries it, where it is new (seconds)."""
-    if torch.device(device).type == "cuda" and not torch.version.hip:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < LEAST_CAPABILITY:
-            name, number = torch.cuda.get_device_name(device), ".".join(map(str, capability))
-            return f"{name} has compute capability {number}, and Triton needs 7.0 (Volta) or newer"
+    if old := fused.too_old(device):
+        return old
     here = Path(__file__)
-    sources = [here, *sorted((here.parent / "triton_kernels").glob("*.py"))]
+    sources = [here, *sorted((here.parent / "triton_kernels").glob("*.py")), Path(vectors.__file__)]
     return self_test.fault(
         rasterize,
         device,

@@ -1,7 +1,6 @@
-"""Triton: vectors of three, the camera, and a Gaussian on its image plane (`flatten`), for forward and backward.
+"""Triton: the camera, and a Gaussian on its image plane (`flatten`), for forward and backward.
 
-The formulas are those of ops/csrc/splat_project.cpp, and the numbers come from ops/csrc/constants.h. A vector is a
-tuple of three blocks, a block holds a value for each of a program's Gaussians.
+The formulas are those of ops/csrc/splat_project.cpp, and the numbers come from ops/csrc/constants.h.
 """
 
 from __future__ import annotations
@@ -10,61 +9,11 @@ import triton
 import triton.language as tl
 
 from ops.kernels import CONSTANTS
+from ops.triton_kernels.vectors import added, cross, dot, rotate, rotate_back, scaled
 
 NEAR = tl.constexpr(CONSTANTS["kNear"])
 LOW_PASS = tl.constexpr(CONSTANTS["kLowPass"])
 GUARD = tl.constexpr(CONSTANTS["kGuard"])
-
-
-@triton.jit
-def dot(a, b):
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-@triton.jit
-def cross(a, b):
-    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
-
-
-@triton.jit
-def scaled(a, factor):
-    return a[0] * factor, a[1] * factor, a[2] * factor
-
-
-@triton.jit
-def added(a, b):
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
-
-
-@triton.jit
-def rotate(rotation, v):
-    return dot(rotation[0], v), dot(rotation[1], v), dot(rotation[2], v)
-
-
-@triton.jit
-def rotate_back(rotation, v):
-    a, b, c = rotation
-    return (
-        v[0] * a[0] + v[1] * b[0] + v[2] * c[0],
-        v[0] * a[1] + v[1] * b[1] + v[2] * c[1],
-        v[0] * a[2] + v[1] * b[2] + v[2] * c[2],
-    )
-
-
-@triton.jit
-def load_vector(field, rows, live):
-    """Rows of a tensor [N, 3]; those that are not live are 0."""
-    at = field + rows * 3
-    return tl.load(at, live, 0.0), tl.load(at + 1, live, 0.0), tl.load(at + 2, live, 0.0)
-
-
-@triton.jit
-def load_quat(quats, rows, live):
-    """Rows of a tensor [N, 4]; those that are not live are 0."""
-    at = quats + rows * 4
-    w, x = tl.load(at, live, 0.0), tl.load(at + 1, live, 0.0)
-    y, z = tl.load(at + 2, live, 0.0), tl.load(at + 3, live, 0.0)
-    return w, x, y, z
 
 
 @triton.jit

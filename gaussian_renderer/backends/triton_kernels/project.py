@@ -7,18 +7,11 @@ import math
 import triton
 import triton.language as tl
 
-from gaussian_renderer.backends.triton_kernels.camera import (
-    NEAR,
-    flatten,
-    load_camera,
-    load_quat,
-    load_vector,
-    scaled,
-    towards,
-)
+from gaussian_renderer.backends.triton_kernels.camera import NEAR, flatten, load_camera, towards
 from gaussian_renderer.backends.triton_kernels.harmonics import basis
 from gaussian_renderer.backends.triton_kernels.tiles import LOG2_MIN_ALPHA, MIN_ALPHA, RECORD, walk
 from ops.kernels import CONSTANTS
+from ops.triton_kernels.vectors import load_quat, load_vector, scaled
 
 MIN_LENGTH = tl.constexpr(CONSTANTS["kMinLength"])
 MAX_LENGTH = tl.constexpr(CONSTANTS["kMaxLength"])

@@ -10,32 +10,29 @@ import math
 import triton
 import triton.language as tl
 
-from gaussian_renderer.backends.triton_kernels.camera import (
-    LOW_PASS,
+from gaussian_renderer.backends.triton_kernels.camera import LOW_PASS, flatten, load_camera, towards
+from gaussian_renderer.backends.triton_kernels.harmonics import basis, basis_backward
+from gaussian_renderer.backends.triton_kernels.tiles import RECORD
+from ops.triton_kernels.vectors import (
     added,
     cross,
     dot,
-    flatten,
-    load_camera,
+    either,
     load_quat,
     load_vector,
     rotate_back,
     scaled,
-    towards,
+    store_vector,
 )
-from gaussian_renderer.backends.triton_kernels.harmonics import basis, basis_backward
-from gaussian_renderer.backends.triton_kernels.tiles import RECORD
 
 TWO_LN2 = tl.constexpr(2.0 * math.log(2.0))
 
 
 @triton.jit
-def store_vector(field, rows, live, shown, value):
+def store_shown(field, rows, live, shown, value):
     """Rows of a tensor [N, 3]: what is not shown becomes 0."""
-    at = field + rows * 3
-    tl.store(at, tl.where(shown, value[0], 0.0), live)
-    tl.store(at + 1, tl.where(shown, value[1], 0.0), live)
-    tl.store(at + 2, tl.where(shown, value[2], 0.0), live)
+    zero = tl.zeros_like(value[0])
+    store_vector(field, rows, live, either(shown, value, (zero, zero, zero)))
 
 
 @triton.jit
@@ -72,9 +69,9 @@ def pull_back_color(sh, grad_sh, rows, live, shown, values, color, BASES: tl.con
             tl.load(at + 3 * k + 2, shown, 0.0),
         )
         grads = grads + (dot(coefficient, color),)
-        store_vector(to + 3 * k, rows * 0, live, shown, scaled(color, values[k]))
+        store_shown(to + 3 * k, rows * 0, live, shown, scaled(color, values[k]))
     for k in tl.static_range(ACTIVE, BASES):
-        store_vector(to + 3 * k, rows * 0, live, live, scaled(color, 0.0))
+        store_shown(to + 3 * k, rows * 0, live, live, scaled(color, 0.0))
     return grads
 
 
@@ -185,8 +182,8 @@ def project_backward(
         norm,
     )
 
-    store_vector(grad_means, rows, live, shown, g_mean)
-    store_vector(grad_scales, rows, live, shown, g_scale)
+    store_shown(grad_means, rows, live, shown, g_mean)
+    store_shown(grad_scales, rows, live, shown, g_scale)
     at = grad_quats + rows * 4
     tl.store(at, tl.where(shown, g_quat[0], 0.0), live)
     tl.store(at + 1, tl.where(shown, g_quat[1], 0.0), live)

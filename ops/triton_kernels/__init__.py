@@ -1,0 +1,1 @@
+"""Operations in Triton, for GPUs. Importing its modules needs Triton; this one imports none of them."""
