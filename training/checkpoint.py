@@ -138,10 +138,13 @@ def check_resumable(state: State, options: Options) -> None:
         raise UserError(f"the checkpoint has no '{missing[0]}': it was not written by this trainer")
     if type(state["step"]) is not int or not 0 <= state["step"] <= 10**9:
         raise UserError("the checkpoint's 'step' is no number of iterations")
+    fixed = [("model", name) for name in _FIXED]
     with fitting("options"):
-        trained = dict(state["options"]["model"])
-    for name in _FIXED:
-        before, now = trained.get(name), getattr(options.model, name)
+        trained = {group: dict(state["options"][group]) for group in ("model", "innovations")}
+        if options.innovations.use_expression_appearance and "modes" in state["avatar"]:
+            fixed.append(("innovations", "expression_appearance_modes"))
+    for group, name in fixed:
+        before, now = trained[group].get(name), getattr(getattr(options, group), name)
         if not isinstance(before, bool | int | None):
             raise UserError(
                 f"the checkpoint does not fit this run (options: {name} is of type {type(before).__name__})"

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from arguments import InnovationOptions
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
 from innovations.dense_start import detail, place
+from innovations.expression_appearance import ExpressionCode
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.unseen_colors import VIEWS, filled, hidden_parts, pixels_seen
@@ -121,6 +122,27 @@ def warm_up(avatar: GaussianModel, warm: WarmStart, views: Views) -> None:
     if warm.colors:
         colors, _ = triangle_colors(shown(), flame.faces, views.background.tolist(), points)
         avatar.features[:, 0] = from_colors(colors if points else colors[avatar.binding])
+
+
+def build_appearance(extra: InnovationOptions, avatar: GaussianModel, views: Views) -> None:
+    """Gives the avatar the modes by which its colors follow the expression; off, it loses those that it has.
+
+    Raises:
+        UserError: a static scene, or the expression is the same in all training views.
+    """
+    parameters = avatar.flame_parameters
+    if not extra.use_expression_appearance:
+        avatar.modes = avatar.expression = None
+    elif parameters is None:
+        raise UserError(
+            "--use_expression_appearance is for avatars on a head mesh: add --bind_to_mesh, or "
+            "--no_expression_appearance"
+        )
+    elif avatar.modes is None:
+        rows = sorted({camera.timestep for camera in views.cameras["train"]})
+        count = extra.expression_appearance_modes
+        avatar.expression = ExpressionCode.of(parameters.values[rows], parameters.columns, count)
+        avatar.modes = Parameter(torch.zeros(len(avatar), len(avatar.expression.low), 3, device=avatar.device))
 
 
 def build_finish(
