@@ -113,7 +113,7 @@ def test_brush_moves_as_the_avatar_does(folder: Path, avatar: Avatar, tmp_path: 
     sh[:, 0] = columns(rows, "f_dc_0", "f_dc_1", "f_dc_2")
     for channel in range(3):
         sh[:, 1:, channel] = columns(rows, *(f"f_rest_{15 * channel + k}" for k in range(15)))
-    np.testing.assert_allclose(sh, gaussians.sh.detach(), atol=1e-6)
+    np.testing.assert_allclose(sh, avatar.model(0)[0].sh.detach(), atol=1e-6)
     np.testing.assert_allclose(rows["opacity"], avatar.model.opacity.detach()[:, 0])
 
 
@@ -220,6 +220,16 @@ def test_the_arrays_are_posed_as_the_page_says(folder: Path, avatar: Avatar, tmp
 
 
 # ---- what all of them say and refuse ----------------------------------------------------------------
+
+
+def test_who_cannot_change_colors_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for kind in MOVING:
+        export(parse_export(["-m", str(folder), "--format", kind, "-o", str(tmp_path / f"{kind}.zip")]))
+        said[kind] = capsys.readouterr().out
+    assert "the colors are those of the first moment: they do not follow the expression" in said["brush"]
+    assert "the colors are those of the face at rest: they do not follow the expression" in said["lam"]
+    assert "expression" not in said["frames"] + said["npz"]
 
 
 @pytest.mark.parametrize("kind", MOVING)
