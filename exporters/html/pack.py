@@ -21,8 +21,9 @@ What a value stands for is an integer times a step, so no value is off by more t
     vertices of the identity, meters; weights    largest / 32767
 
 Full use of a mode is its largest coefficient in the motion, and at least 1. A mode, or a pose corrective, that moves
-no vertex by more than `Steps.visible` then is left out. So are Gaussians that no rasterizer draws (an opacity under
-1/255, a quaternion of length 0, an infinite deviation), and triangles that carry none.
+no vertex by more than `Steps.visible` then is left out, if it hardly changes the colors either. So are Gaussians that
+no rasterizer draws (an opacity under 1/255, a quaternion of length 0, an infinite deviation), and triangles that carry
+none.
 
 A step grows where a value would not fit 16 bits: of an array's mean, a static scene's above all. The header says the
 step of every array.
@@ -65,11 +66,16 @@ class Steps(NamedTuple):
     pose: float
     translation: float
     visible: float  # meters
+    deviation: float  # of the code that mixes the colors
 
 
 QUALITIES = {
-    "high": Steps(1 / 512, 1 / 64, 1 / 512, 1 / 255, 1 / 256, 1 / 1024, 1 / 128, 20e-6, 1 / 500, 2e-4, 20e-6, 50e-6),
-    "small": Steps(1 / 128, 1 / 16, 1 / 128, 1 / 127, 1 / 64, 1 / 256, 1 / 16, 200e-6, 1 / 100, 1e-3, 100e-6, 300e-6),
+    "high": Steps(
+        1 / 512, 1 / 64, 1 / 512, 1 / 255, 1 / 256, 1 / 1024, 1 / 128, 20e-6, 1 / 500, 2e-4, 20e-6, 50e-6, 0.01
+    ),
+    "small": Steps(
+        1 / 128, 1 / 16, 1 / 128, 1 / 127, 1 / 64, 1 / 256, 1 / 16, 200e-6, 1 / 100, 1e-3, 100e-6, 300e-6, 0.05
+    ),
 }
 
 
@@ -234,7 +240,11 @@ def _head(avatar: Avatar, steps: Steps, used: np.ndarray, arrays: Arrays, life: 
     values = torch.from_numpy(life.rows[:, motion.columns["expr"]])
     reach = values.abs().amax(0).clamp_min(1.0)
     lengths = modes[:, corners].norm(dim=2).amax(1) * reach  # meters
-    kept = torch.nonzero(lengths > steps.visible)[:, 0].tolist()
+    seen = lengths > steps.visible
+    if avatar.model.expression is not None:
+        weights = avatar.model.expression.directions[motion.columns["expr"]].cpu().abs().amax(1)
+        seen |= weights * values.std(0, correction=0) > steps.deviation
+    kept = torch.nonzero(seen)[:, 0].tolist()
 
     arrays.add("faces", faces)
     arrays.rounded("base", base[corners].numpy(), 0.0)
