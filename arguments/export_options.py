@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from arguments.fields import option
 from arguments.motion_options import (
-    NEEDS_MOTION,
     SOURCES,
+    motion_conflict,
     motion_scale_choice,
     relative_choice,
-    rest_conflict,
     rest_frames_choice,
     smooth_choice,
 )
@@ -119,9 +118,6 @@ class ExportOptions:
         for name, formats in ONLY.items():
             if name in typed and self.format is not None and self.format not in formats:
                 return f"--{name} is about --format {', '.join(formats)}: it does nothing for {self.format}"
-        for name in (*NEEDS_MOTION, "fps", *(("mapping",) if self.format not in ("html", "lam", "npz") else ())):
-            if name in typed and self.motion is None:
-                return f"--{name} needs --motion"
         if self.motion is not None and self.timestep is not None:
             return "--timestep is a moment of the avatar's own motion: it does not go with --motion"
-        return rest_conflict(self)
+        return motion_conflict(self, "fps", *(("mapping",) if self.format not in ("html", "lam", "npz") else ()))

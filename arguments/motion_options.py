@@ -1,7 +1,8 @@
-"""What is done to a motion before it is played: the same in `render.py` and `export.py`."""
+"""What is done to a motion before it is played: the same in `render.py`, `view.py` and `export.py`."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,15 @@ rest_frames_choice = partial(
     at_least=0,
 )
 NEEDS_MOTION = ("motion_scale", "smooth", "relative")  # where the avatar's own is not played
+
+
+def motion_conflict(options: Any, *more: str) -> str | None:
+    """What is wrong where `NEEDS_MOTION`, and `more`, change a motion that --motion names, as a sentence."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in (*NEEDS_MOTION, *more):
+        if options.motion is None and getattr(options, name) != defaults[name]:
+            return f"--{name} needs --motion"
+    return rest_conflict(options)
 
 
 def rest_conflict(options: Any) -> str | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from arguments.fields import option
 from arguments.motion_options import (
-    NEEDS_MOTION,
     SOURCES,
+    motion_conflict,
     motion_scale_choice,
     relative_choice,
-    rest_conflict,
     rest_frames_choice,
     smooth_choice,
 )
@@ -69,9 +67,6 @@ class ViewOptions:
 
     def conflict(self) -> str | None:
         """What is wrong between the values, as a sentence; None when they fit together."""
-        if self.motion is not None:
-            return "--motion and -t both say what it plays: give one" if self.target_path else rest_conflict(self)
-        for field in dataclasses.fields(self):
-            if field.name in (*NEEDS_MOTION, "mapping") and getattr(self, field.name) != field.default:
-                return f"--{field.name} needs --motion"
-        return rest_conflict(self)
+        if self.motion is not None and self.target_path:
+            return "--motion and -t both say what it plays: give one"
+        return motion_conflict(self, "mapping")

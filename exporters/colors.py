@@ -125,7 +125,7 @@ def fitted(sh: Tensor, degree: int, network: ColorCalibrationNetwork | None, bac
     """
     directions = sphere(DIRECTIONS).to(sh)
     weights = ((directions @ -back.to(sh)).clamp_min(0).square() + BEHIND).sqrt()[:, None]
-    given = harmonics.basis(directions, round(sh.shape[1] ** 0.5) - 1)  # [M, K]
+    given = harmonics.basis(directions, harmonics.degree_of(sh.shape[1]))  # [M, K]
     wanted = harmonics.basis(directions, degree)
     inverse = torch.linalg.pinv((weights * wanted).double()).to(sh) * weights.T
     copied = min(given.shape[1], wanted.shape[1])
@@ -157,7 +157,7 @@ def compare(
 ) -> Iterator[float]:
     """Mean squared error of each camera's picture of the `kept` Gaussians in the colors `sh`."""
     shown = taken(gaussians, kept)._replace(sh=sh)
-    degree = round(sh.shape[1] ** 0.5) - 1
+    degree = harmonics.degree_of(sh.shape[1])
     for camera in cameras:
         camera = camera.to(sh.device)
         image = avatar.draw(shown, camera, sh_degree=degree).image.clamp(0, 1)

@@ -11,6 +11,7 @@ import numpy as np
 from arguments import ExportOptions
 from exporters.moment import splats, write_all
 from exporters.ply import SCALE, UP
+from ops.sh import degree_of
 from ops.types import Gaussians
 from scene import Avatar
 from scene.motion.rows import FPS
@@ -55,7 +56,7 @@ def export(avatar: Avatar, path: Path, options: ExportOptions) -> Iterator[str]:
         "files": [f"{index:05d}.ply" for index in range(len(written))],
         "timesteps": list(avatar.motion().timesteps) if isinstance(written.poses, range) else None,
         "gaussians": len(written.sh),
-        "sh_degree": round(written.sh.shape[1] ** 0.5) - 1,
+        "sh_degree": degree_of(written.sh.shape[1]),
         "bounds": {"low": low.tolist(), "high": high.tolist()},
         "up": options.up or UP,
         "scale": place.scale if place else 1.0,

@@ -29,7 +29,7 @@ import torch
 
 from arguments import ExportOptions
 from exporters import colors
-from exporters.glb import ARRAY_BUFFER, FLOAT, container
+from exporters.gltf import ARRAY_BUFFER, ELEMENTS, TRIANGLES, Parts
 from exporters.moment import Place, place_of, posed_at
 from exporters.view import first_view
 from ops import sh as harmonics
@@ -52,7 +52,6 @@ STILL = 1e-5  # meters: who is moved by less is not moved
 CENTER = (0.0, 1.8 - math.tan(math.radians(10)), 0.0)  # what its camera looks at, a meter away
 CLIPS = {"hello": 2, "idle": 1, "speak": 6, "think": 3}
 CLIP_SECONDS = 4.0
-UBYTE, USHORT, UINT, ELEMENTS, TRIANGLES = 5121, 5123, 5125, 34963, 4  # numbers of the glTF specification
 WHEN = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip knows: the same avatar gives the same bytes
 
 
@@ -148,56 +147,6 @@ def _write(path: Path, placed: Gaussians, rgb: torch.Tensor, moves: list[Move]) 
         temporary.write_bytes(packed.getbuffer())
 
 
-class Parts:
-    """The arrays of a GLB, and what its JSON says about them."""
-
-    def __init__(self) -> None:
-        self.views: list[dict[str, Any]] = []
-        self.accessors: list[dict[str, Any]] = []
-        self.body = bytearray()
-
-    def view(self, array: Array, target: int | None = None) -> int:
-        """Number of the buffer view that holds an array."""
-        about = {"buffer": 0, "byteOffset": len(self.body), "byteLength": array.nbytes}
-        self.views.append(about if target is None else {**about, "target": target})
-        self.body += array.tobytes() + bytes(-array.nbytes % 4)
-        return len(self.views) - 1
-
-    def add(self, array: Array, kind: str, target: int | None = None, *, limits: bool = False) -> int:
-        """Number of the accessor of an array whose rows are of that kind: SCALAR, VEC3, ..."""
-        about = {"bufferView": self.view(array, target), **_typed(array), "count": len(array), "type": kind}
-        if limits:
-            rows = array.reshape(len(array), -1)
-            about |= {"min": rows.min(0).tolist(), "max": rows.max(0).tolist()}
-        self.accessors.append(about)
-        return len(self.accessors) - 1
-
-    def add_sparse(self, move: Move, count: int) -> int:
-        """Number of the accessor of `count` vectors, zero where nothing moves."""
-        # A sparse accessor has at least one entry.
-        who, by = move if len(move.who) else (np.zeros(1, np.int64), np.zeros((1, 3), np.float32))
-        who = who.astype("<u2" if count <= 1 << 16 else "<u4")
-        limits = np.concatenate([by, np.zeros((int(len(by) < count), 3), np.float32)])
-        sparse = {
-            "count": len(who),
-            "indices": {"bufferView": self.view(who), **_typed(who)},
-            "values": {"bufferView": self.view(by)},
-        }
-        about = {"componentType": FLOAT, "count": count, "type": "VEC3", "sparse": sparse}
-        self.accessors.append({**about, "min": limits.min(0).tolist(), "max": limits.max(0).tolist()})
-        return len(self.accessors) - 1
-
-    def file(self, description: dict[str, Any]) -> bytes:
-        """The GLB of the scene that is described, of these arrays."""
-        about = {"asset": {"version": "2.0", "generator": "Efficient Gaussian Avatars"}, "scene": 0, **description}
-        about |= {"accessors": self.accessors, "bufferViews": self.views, "buffers": [{"byteLength": len(self.body)}]}
-        return container(about, bytes(self.body))
-
-
-def _typed(array: Array) -> dict[str, int]:
-    return {"componentType": {"f4": FLOAT, "u1": UBYTE, "u2": USHORT, "u4": UINT}[array.dtype.str[1:]]}
-
-
 def _bones() -> list[dict[str, Any]]:
     """The nodes of the skeleton; the head turns about what is in the middle of the picture."""
     return [{"name": "hip", "children": [1]}, {"name": "head", "translation": list(CENTER)}]
@@ -221,7 +170,7 @@ def skin_glb(vertices: Array, moves: list[Move]) -> bytes:
         },
         # Nobody sees the mesh, but only of triangles there is a skin.
         "indices": parts.add(np.minimum(np.arange(3), count - 1).astype("<u4"), "SCALAR", ELEMENTS),
-        "targets": [{"POSITION": parts.add_sparse(move, count)} for move in moves],
+        "targets": [{"POSITION": parts.add_sparse(*move, count)} for move in moves],
     }
     skin = {"joints": [0, 1], "skeleton": 0, "inverseBindMatrices": parts.add(inverse.reshape(2, 16), "MAT4")}
     mesh = {"name": "avatar", "primitives": [primitive], "weights": [0.0] * len(moves)}

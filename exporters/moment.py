@@ -64,7 +64,7 @@ class Place(NamedTuple):
 
         Which mixture it is comes from the basis functions themselves: their values in turned directions.
         """
-        degree = round(sh.shape[1] ** 0.5) - 1
+        degree = harmonics.degree_of(sh.shape[1])
         directions = colors.sphere(4 * sh.shape[1]).to(self.turn)
         ours, theirs = (harmonics.basis(each, degree) for each in (directions, directions @ self.turn.T))
         mixture = torch.linalg.lstsq(theirs, ours).solution.to(sh.device)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from arguments import ExportOptions
 from exporters.moment import splats, write_all
+from ops.sh import degree_of
 from ops.types import Gaussians
 from scene import Avatar
 from utils.errors import UserError
@@ -70,7 +71,7 @@ def write(path: Path, gaussians: Gaussians) -> None:
         _rotations(quats),
         _byte(128 * sh[:, 1:] + 128),
     ]
-    degree = math.isqrt(sh.shape[1]) - 1
+    degree = degree_of(sh.shape[1])
     header = struct.pack("<IIIBBBB", MAGIC, VERSION, len(means), degree, fractional, 0, 0)
     content = gzip.compress(b"".join([header, *(part.tobytes() for part in parts)]), LEVEL, mtime=0)
     with atomic_path(path) as temporary:

@@ -7,6 +7,8 @@ then by order -l..l.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ C0 = FACTORS["kHarmonic0"]  # the constant basis function, 1 / (2 sqrt(pi))
 def bases(degree: int) -> int:
     """Number of coefficients per channel up to `degree`."""
     return (degree + 1) ** 2
+
+
+def degree_of(count: int) -> int:
+    """The inverse of `bases`."""
+    return math.isqrt(count) - 1
 
 
 def basis(directions: Tensor, degree: int) -> Tensor:

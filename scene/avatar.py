@@ -185,22 +185,20 @@ class Avatar:
         The person stays: identity and offset are the avatar's. The capture's per-timestep offsets belong to the other
         face and are left out.
         """
-        motion = self.motion()
         arrays = {name: value for name, value in (capture.flame or {}).items() if name != "dynamic_offset"}
-        arrays["shape"], arrays["static_offset"] = motion.shape.cpu().numpy(), motion.static_offset.cpu().numpy()
-        assert self.head is not None  # what has a motion has a head
-        self.model.flame_parameters = FlameParameters(
-            arrays, capture.timesteps, self.head, device=self.model.device, trainable=False, source=source
-        )
+        self._move_by(arrays, capture.timesteps, source)
 
     def play(self, rows: np.ndarray) -> None:
         """Replaces its motion by poses [T, D], laid out as the rows of its own."""
+        self._move_by({name: rows[:, part] for name, part in self.motion().columns.items()}, None, "the motion")
+
+    def _move_by(self, moving: dict[str, np.ndarray], timesteps: Sequence[int] | None, source: str | Path) -> None:
+        """Replaces all that varies over time; the person stays."""
         motion = self.motion()
-        arrays = {name: rows[:, part] for name, part in motion.columns.items()}
-        arrays |= {"shape": motion.shape.cpu().numpy(), "static_offset": motion.static_offset.cpu().numpy()}
+        person = {"shape": motion.shape.cpu().numpy(), "static_offset": motion.static_offset.cpu().numpy()}
         assert self.head is not None  # what has a motion has a head
         self.model.flame_parameters = FlameParameters(
-            arrays, None, self.head, device=self.model.device, trainable=False, source="the motion"
+            moving | person, timesteps, self.head, device=self.model.device, trainable=False, source=source
         )
 
     def save(self, folder: str | Path) -> None:

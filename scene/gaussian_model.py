@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from innovations.expression_appearance import FILE_NAME as APPEARANCE_NAME
 from innovations.expression_appearance import ExpressionCode, check_appearance, read_appearance, write_appearance
 from ops import rig
-from ops.sh import C0
+from ops.sh import C0, degree_of
 from ops.types import Gaussians
 from scene.flame.model import Flame, FlameParameters
 from scene.ply import read_ply, write_ply
@@ -163,7 +163,7 @@ class GaussianModel:
                     f"{path}: binding_0 names triangle {int(binding.max())}, but the head model has "
                     f"{faces}; give the head model of this avatar with --head_model"
                 )
-        degree = round((fields["features_rest"].shape[1] + 1) ** 0.5) - 1
+        degree = degree_of(fields["features_rest"].shape[1] + 1)
         model = cls(
             fields,
             sh_degree=degree,
