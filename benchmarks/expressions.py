@@ -1,57 +1,26 @@
-"""What avatars of one capture are worth in the face, and how they look where it moves most.
+"""How avatars of one capture look where the face moves most.
 
-    python -m benchmarks.expressions OUT [OUT ...] [--picture FILE.jpg --expressions smile brow_down]
+    python -m benchmarks.expressions OUT [OUT ...] --picture FILE.jpg [--expressions smile brow_down]
 
-OUT is an output folder of a finished training. For novel views (val) and motion not trained on (test) it prints the
-PSNR of the whole picture and of the face: all that the head model's masks call eyes, mouth, nose or face, without the
-two pixels along the outline (`benchmarks/ablation/measure.py`). The picture has a row for each expression, named as in
-the `expr_names.json` beside the head model: the held-out view that has most of it, its photograph first, then every
-avatar.
+OUT is an output folder of a training. The picture has a row for each expression, named as in the `expr_names.json`
+beside the head model: the held-out view that has most of it, its photograph first, then every avatar.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from benchmarks.ablation.measure import Judge
-from benchmarks.common import Row, markdown, open_trained
+from benchmarks.common import open_trained
 from scene.images.cache import ImageCache
 from scene.motion.blendshapes import mode_names
 from utils.errors import UserError, run_script
 from utils.images import to_bytes
 
-FACE = ("eyes", "mouth", "nose", "face")
 QUALITY = 92  # of JPEG
-
-
-def face_psnr(regions: dict[str, dict[str, Any]]) -> float:
-    """Of all pixels of `FACE` together, from what is known of each region."""
-    parts = [regions[name] for name in FACE if regions[name]["psnr"] is not None]
-    error = math.fsum(part["area_share"] * 10 ** (-part["psnr"] / 10) for part in parts)
-    return -10 * math.log10(error / math.fsum(part["area_share"] for part in parts))
-
-
-def figures(outputs: list[Path]) -> Iterator[Row]:
-    """A row of the table for each avatar."""
-    judge = Judge()
-    for output in outputs:
-        try:
-            results = json.loads((output / "results.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{output} holds no finished training: {error.strerror}") from error
-        row: Row = {"avatar": output.name, "Gaussians": results["points"]}
-        for split, regions in judge.measure(output, results)["regions"].items():
-            row[split] = round(results["metrics"][split]["psnr"], 2)
-            row[f"{split}, face"] = round(face_psnr(regions), 2)
-        yield row
 
 
 @torch.no_grad()
@@ -80,13 +49,11 @@ def picture(outputs: list[Path], expressions: list[str]) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.expressions", description=__doc__.split("\n")[0])
     parser.add_argument("outputs", nargs="+", type=Path, metavar="OUT")
-    parser.add_argument("--picture", type=Path, help="file to write")
+    parser.add_argument("--picture", type=Path, required=True, help="file to write")
     parser.add_argument("--expressions", nargs="+", default=["smile", "brow_down"], metavar="NAME", help="its rows")
     options = parser.parse_args()
-    print(markdown(list(figures(options.outputs))))
-    if options.picture:
-        Image.fromarray(to_bytes(picture(options.outputs, options.expressions))).save(options.picture, quality=QUALITY)
-        print(f"{options.picture}: rows {', '.join(options.expressions)}; photograph, then the avatars in this order")
+    Image.fromarray(to_bytes(picture(options.outputs, options.expressions))).save(options.picture, quality=QUALITY)
+    print(f"{options.picture}: rows {', '.join(options.expressions)}; photograph, then the avatars in this order")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark of faces: its PSNR of the face against all of its pixels, and its picture."""
+"""The picture of expressions: which view it chooses, and what stands beside its photograph."""
 
 from __future__ import annotations
 
@@ -11,24 +11,10 @@ from PIL import Image
 from runs import train_on
 
 from benchmarks import expressions
-from benchmarks.ablation.measure import REGIONS, RegionError
 from utils.errors import UserError
 
 
-def test_the_face_is_all_of_its_pixels() -> None:
-    rng = np.random.default_rng(0)
-    errors, pixels = RegionError(), []
-    for _ in range(2):
-        image, truth = rng.random((2, 3, 9, 11))
-        labels = rng.integers(len(REGIONS), size=(9, 11))
-        labels[:, 0] = REGIONS.index("rest")
-        errors.add(image, truth, labels)
-        pixels.append(((image - truth) ** 2).mean(0)[np.isin(labels, [REGIONS.index(n) for n in expressions.FACE])])
-    wanted = -10 * np.log10(np.concatenate(pixels).mean())
-    assert expressions.face_psnr(errors.summary()) == pytest.approx(wanted)
-
-
-def test_figures_and_picture_of_a_run(capture: Path, tmp_path: Path) -> None:
+def test_the_photograph_with_most_of_it_and_the_avatars(capture: Path, tmp_path: Path) -> None:
     names = capture / "expr_names.json"
     names.write_text(json.dumps({"expression": ["taller"]}))
     try:
@@ -45,5 +31,3 @@ def test_figures_and_picture_of_a_run(capture: Path, tmp_path: Path) -> None:
     assert shown.shape == (3, height, 3 * width)
     np.testing.assert_allclose(shown[:, :, :width].permute(1, 2, 0), photograph, atol=1e-6)
     assert (shown[:, :, width : 2 * width] == shown[:, :, 2 * width :]).all() and shown[:, :, width:].std() > 0
-    with pytest.raises(UserError, match="no finished training"):
-        list(expressions.figures([tmp_path]))
