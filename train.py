@@ -82,6 +82,7 @@ def run_training(
     refinable = setup.refinable(dataset, extra)
     avatar = setup.build_avatar(options.model, dataset, resume, seed=run.seed, device=device)
     former = build_former(options, dataset, avatar)
+    innovative.build_appearance(extra, avatar, dataset)
     setup.claim_output(stack, output, options, dataset, present, resume, ranks)
     views = Views(dataset, options, device, shared=ranks.here > 1)
 
@@ -92,7 +93,6 @@ def run_training(
     amp = MixedPrecision(extra.use_amp, device)
     warm = innovative.build_warm_start(extra)
     innovative.warm_up(avatar, CLASSICAL_START if resume else warm, views)
-    innovative.build_appearance(extra, avatar, views)
 
     objective = Objective(optim, avatar, color_terms, extra.lambda_alpha, former.perceptual, former.temporal)
     optimizer, flame_optimizer = setup.build_optimizers(options, avatar, warm, dataset.extent, ranks)
