@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ops.one_thread import on_one_thread
+from ops.shade import shade
 from utils.errors import UserError
 from utils.npz import read_npz, write_npz
 
@@ -96,24 +97,7 @@ class ExpressionCode(NamedTuple):
         row: Tensor,  # [D]
     ) -> Tensor:  # [N, B, 3]
         """The coefficients at the moment of `row`; differentiable in `features` and `modes`."""
-        return _Shaded.apply(features, modes, self(row))
-
-
-class _Shaded(torch.autograd.Function):
-    """One copy forward and none backward; autograd's own operations would make several of each."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, modes: Tensor, code: Tensor) -> Tensor:
-        ctx.save_for_backward(code)
-        shaded = features.clone()
-        shaded[:, 0] += (modes * code[:, None]).sum(dim=1)
-        return shaded
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        (code,) = ctx.saved_tensors
-        return gradient, gradient[:, :1] * code[:, None], None
+        return shade(features, modes, self(row))
 
 
 def write_appearance(path: Path, modes: Tensor, code: ExpressionCode) -> None:

@@ -14,6 +14,7 @@ from command_line import RATES
 from moving_ball import COLOR_MODES, write_avatar
 
 from innovations.expression_appearance import FILE_NAME, ExpressionCode, read_appearance, write_appearance
+from ops import kernels
 from scene import load_avatar
 from scene.avatar import saved_folder
 from scene.flame.parameters import row_columns
@@ -63,7 +64,12 @@ def test_it_does_not_depend_on_the_number_of_threads() -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             code = ExpressionCode.of(given, COLUMNS, 10)
-            found.append([*bits(code), code(given[5]).numpy().tobytes()])
+            modes = torch.linspace(-1, 1, 30_000).view(1000, 10, 3).requires_grad_()
+            shaded = code.shaded(torch.ones(1000, 4, 3), modes, given[5])
+            shaded.square().sum().backward()
+            assert modes.grad is not None
+            results = [code(given[5]), shaded.detach(), modes.grad]
+            found.append([*bits(code), *(value.numpy().tobytes() for value in results)])
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
@@ -90,7 +96,12 @@ def test_as_many_modes_as_the_timesteps_teach() -> None:
         ExpressionCode.of(still, COLUMNS, 10)
 
 
-def test_colors_and_gradients_against_float64() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_colors_and_gradients_against_float64(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr("ops.kernels.available", lambda: False)
+    elif not kernels.available():
+        pytest.skip("no native kernels")
     code = ExpressionCode.of(rows(30), COLUMNS, 4)
     g = torch.Generator().manual_seed(2)
     features, modes, weights = (torch.randn(50, n, 3, generator=g) for n in (16, 4, 16))
