@@ -27,6 +27,7 @@ from evaluation.pose_refinement import SplitViews
 from evaluation.results import write_results
 from gaussian_renderer import choose_device_and_rasterizer
 from innovations.amp import MixedPrecision
+from innovations.warm_start import CLASSICAL_START
 from ops.types import RenderOut
 from scene.gaussian_model import GaussianModel
 from training import checkpoint, innovative, setup
@@ -81,6 +82,7 @@ def run_training(
     refinable = setup.refinable(dataset, extra)
     avatar = setup.build_avatar(options.model, dataset, resume, seed=run.seed, device=device)
     former = build_former(options, dataset, avatar)
+    innovative.build_appearance(extra, avatar, dataset)
     setup.claim_output(stack, output, options, dataset, present, resume, ranks)
     views = Views(dataset, options, device, shared=ranks.here > 1)
 
@@ -90,8 +92,7 @@ def run_training(
     color, color_terms = innovative.build_color(extra, views, seed=run.seed)
     amp = MixedPrecision(extra.use_amp, device)
     warm = innovative.build_warm_start(extra)
-    if not resume:
-        innovative.warm_up(avatar, warm, views)
+    innovative.warm_up(avatar, CLASSICAL_START if resume else warm, views)
 
     objective = Objective(optim, avatar, color_terms, extra.lambda_alpha, former.perceptual, former.temporal)
     optimizer, flame_optimizer = setup.build_optimizers(options, avatar, warm, dataset.extent, ranks)

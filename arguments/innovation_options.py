@@ -22,6 +22,7 @@ _density_part = partial(option, part_of="use_smart_densification")
 _resolution_part = partial(option, part_of="use_progressive_resolution")
 _color_part = partial(option, part_of="use_color_calibration")
 _warm_part = partial(option, part_of="use_warm_start")
+_expression_part = partial(option, part_of="use_expression_appearance")
 
 
 def _region(default: float, what: str) -> Any:
@@ -133,6 +134,17 @@ class InnovationOptions:
         False, "also learn the exposure and white balance of each training camera", switch=True
     )
     color_lr: float = _color_part(1e-3, "learning rate of the colour calibration", at_least=0, at_most=MAX_RATE)
+
+    use_expression_appearance: bool = option(
+        False, "the colours follow the expression: lines of a smile, blushing, shadows of an open mouth", switch=True
+    )
+    expression_appearance_modes: int = _expression_part(
+        10, "in how many ways each Gaussian's colour does; a short sequence teaches only a few", at_least=1, at_most=64
+    )
+    expression_appearance_lr: float = _expression_part(1e-3, "learning rate of that", at_least=0, at_most=MAX_RATE)
+    expression_appearance_from: float = _expression_part(
+        0.08, "share of the run before it begins", unit="0 to 1", at_least=0, at_most=1
+    )
 
     use_amp: bool = option(False, "mixed precision where it is safe", switch=True)
 

@@ -63,14 +63,14 @@ FORMATS = {
         brush.export,
         lambda options: "avatar_brush.ply",
         keeps="the motion, on the mesh, in 16 bits; view-dependent color",
-        loses="all that is not in the motion: nobody can move it otherwise; the color network as ply",
+        loses="all that is not in the motion: nobody can move it otherwise; colors stay; the color network as ply",
         opens="brush_avatar, the web viewer of CAP4D",
     ),
     "lam": Format(
         lam.export,
         lambda options: "avatar.zip",
         keeps="ARKit's blendshapes, added up: somebody else's program moves the face",
-        loses="that Gaussians turn and grow with the face, view-dependent color, the motion, joints but as blendshapes",
+        loses="that Gaussians turn, grow and redden with the face; view dependence, motion, joints but as blendshapes",
         opens="the web renderer of LAM and OpenAvatarChat",
     ),
     "frames": Format(

@@ -49,6 +49,7 @@ def export(avatar: Avatar, path: Path, options: ExportOptions) -> Iterator[str]:
         raise UserError(f"{avatar.path} is not bound to a head mesh, and this format is a mesh that moves: take ply")
     written = splats(avatar, options, up=UP, scale=SCALE, moving=True, fps=FPS)
     yield from written.notes
+    yield from written.follows()
     faces = avatar.model.flame.faces.cpu().numpy().astype("<u4")
     base = written.mesh(0)
     gaussians = _gaussians(written)

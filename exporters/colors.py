@@ -82,13 +82,30 @@ def prepare(
     notes += average_camera(avatar)
     if kept is not None or sh is not posed[0].sh:
         cameras = around(view, HEIGHT, FRONT_YAWS, FRONT_PITCHES)
-        found = [error for gaussians in posed for error in compare(avatar, gaussians, kept, sh, cameras)]
+        found = [
+            error
+            for gaussians in posed
+            for error in compare(avatar, gaussians, kept, at_moment(sh, posed[0].sh, gaussians.sh, kept), cameras)
+        ]
         mean = -10 * math.log10(max(sum(found) / len(found), 1e-12))
         lowest = -10 * math.log10(max(*found, 1e-12))
         notes.append(
             f"its pictures against the avatar's own: {mean:.1f} dB PSNR, the worst of {len(found)} views {lowest:.1f}"
         )
     return Colors(sh, kept, notes)
+
+
+def at_moment(sh: Tensor, first: Tensor, now: Tensor, kept: Tensor | None) -> Tensor:
+    """[M, K, 3] the file's colors `sh` of the first moment at another: with what the expression adds to the base color.
+
+    Args:
+        first, now: [N, K', 3] the avatar's own at both moments; the same tensor where no expression does.
+        kept: [M] int64, which of them are in the file; None: all.
+    """
+    if now is first:
+        return sh
+    before, after = (own[:, :1] if kept is None else own[kept, :1] for own in (first, now))
+    return torch.cat([sh[:, :1] - before + after, sh[:, 1:]], dim=1)
 
 
 def average_camera(avatar: Avatar) -> Iterator[str]:

@@ -89,6 +89,8 @@ def export(avatar: Avatar, path: Path, options: ExportOptions) -> Iterator[str]:
     placed = placed._replace(means=placed.means + placed.means.new_tensor(CENTER))
     moves = _moves(avatar, rest, mapping, posed, place, kept, quiet=options.quiet)
     yield "the face moves, but its Gaussians neither turn nor grow with it, and show one color from everywhere"
+    if avatar.model.modes is not None:
+        yield "the colors are those of the face at rest: they do not follow the expression"
     still = [name for name, move in zip(SHAPES, moves) if not len(move.who)]
     if still:
         more = f" and {len(still) - 3} more" if len(still) > 3 else ""

@@ -79,7 +79,8 @@ class Splats:
     poses: Array | range  # [T, D]; a range: these rows of its own motion, with the offsets it has there
     fps: float | None  # moments a second, where somebody knows
     place: Place | None  # None: as in the capture
-    sh: Tensor  # [M, K, 3] in the axes of the file
+    sh: Tensor  # [M, K, 3] in the axes of the file, at the first moment
+    first: Tensor  # [N, K', 3] the avatar's own colors at that
     kept: Tensor | None  # [M] int64, which of its Gaussians; None: all
     notes: list[str] = field(default_factory=list)  # what the files do not hold, a sentence each
 
@@ -98,10 +99,17 @@ class Splats:
     @torch.no_grad()
     def moment(self, index: int) -> Gaussians:
         """The Gaussians of one of them."""
-        posed = colors.taken(posed_at(self.avatar, self.poses[index])[0], self.kept)
+        own = posed_at(self.avatar, self.poses[index])[0]
+        posed = colors.taken(own, self.kept)
         if self.place is not None:
             posed = self.place.of(posed)
-        return posed._replace(sh=self.sh)
+        # The base color is the same in all axes.
+        return posed._replace(sh=colors.at_moment(self.sh, self.first, own.sh, self.kept))
+
+    def follows(self) -> Iterator[str]:
+        """What is lost in a file of several moments that has one color for all of them, as a sentence."""
+        if self.avatar.model.modes is not None and len(self) > 1:
+            yield "the colors are those of the first moment: they do not follow the expression"
 
 
 def posed_at(avatar: Avatar, pose: Array | int) -> tuple[Gaussians, Tensor | None]:
@@ -152,7 +160,7 @@ def splats(
     notes += changed.notes
     place = place_of(view, options.up or up, options.scale or (scale if avatar.head is not None else 1.0))
     sh = changed.sh if place is None else place.turned(changed.sh)
-    return Splats(avatar, poses, fps, place, sh, changed.kept, notes)
+    return Splats(avatar, poses, fps, place, sh, posed[0].sh, changed.kept, notes)
 
 
 def place_of(view: dict[str, Any], up: str, scale: float) -> Place | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from arguments import ExportOptions
+from exporters import colors
 from exporters.moment import Splats, splats
 from ops.types import Gaussians
 from scene import Avatar
@@ -54,11 +55,14 @@ def _gaussians(written: Splats) -> dict[str, Array]:
         quats=torch.nn.functional.normalize(fields["rotation"][kept], dim=1),
         scales=fields["scaling"][kept].exp(),
         opacities=fields["opacity"][kept, 0].sigmoid(),
-        sh=written.sh,
+        sh=colors.at_moment(written.sh, written.first, model.features.detach(), written.kept),
     )
     arrays = {f"gaussian_{name}": value.cpu().numpy() for name, value in values._asdict().items()}
     if model.binding is not None:
         arrays["gaussian_triangles"] = model.binding[kept].cpu().numpy().astype(np.int32)
+    if model.modes is not None and model.expression is not None:
+        arrays["gaussian_modes"] = model.modes[kept].cpu().numpy()
+        arrays |= {f"code_{name}": value.float().cpu().numpy() for name, value in model.expression._asdict().items()}
     return arrays
 
 

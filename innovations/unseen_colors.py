@@ -52,17 +52,18 @@ def hidden_parts(masks: Mapping[str, Tensor], corners: Tensor, vertices: int) ->
 
 
 @torch.no_grad()
-def filled(sh: Tensor, seen: Tensor, means: Tensor, pixels: float) -> Tensor:
+def filled(sh: Tensor, seen: Tensor, means: Tensor, pixels: float, shared: int = 1) -> Tensor:
     """[N, K, 3] the harmonics `sh` [N, K, 3] of Gaussians at `means` [N, 3], the less their own the less was seen.
 
     Args:
         seen: [N], of `pixels_seen`; infinite: whatever that says, it keeps its own color and lends it to nobody.
         pixels: what the neighbors count for, more than 0.
+        shared: so many of the K, the first, are lent; the others, which know directions, only fade.
     """
     well = (seen >= WELL_SEEN * pixels) & seen.isfinite()
     if not well.any():
         return sh.detach().clone()
     own = (1 - pixels / (seen + pixels))[:, None, None]
     around = torch.zeros_like(sh)
-    around[:, 0] = nearest_mean(means[well], sh[well, 0], means)
+    around[:, :shared] = nearest_mean(means[well], sh[well, :shared], means)
     return own * sh + (1 - own) * around

@@ -148,7 +148,7 @@ def triangle_colors(
 
 
 def nearest_mean(known: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
-    """[M, 3] at the points `wanted` [M, 3]: the mean of the `values` [N, 3] at the nearest of `known` [N, 3], N > 0."""
+    """[M, ...] at the points `wanted` [M, 3]: mean of the `values` [N, ...] at the nearest of `known` [N, 3], N > 0."""
     count = min(NEIGHBORS, len(known))
     nearest = cKDTree(known.cpu().numpy()).query(wanted.cpu().numpy(), k=list(range(1, count + 1)))[1]
     return values[torch.from_numpy(nearest).to(values.device)].mean(dim=1)

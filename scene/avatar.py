@@ -34,6 +34,7 @@ from arguments import (
 from gaussian_renderer import Rasterizer, choose_device_and_rasterizer, render
 from innovations.color_calibration import FILE_NAME as COLOR_NAME
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
+from innovations.expression_appearance import FILE_NAME as APPEARANCE_NAME
 from ops.types import Camera, Gaussians, RenderOut
 from scene.dataset import Dataset
 from scene.flame import Flame, FlameParameters, HeadModel, find_head_model, load_head_model
@@ -311,7 +312,7 @@ def find_saved(folder: Path, wanted: int = NEWEST) -> tuple[int, Path]:
 
 
 def options_of(folder: Path, saved: Path) -> tuple[Options, str]:
-    """The options that the avatar in `saved` was trained with, and a note where they had to be guessed.
+    """The options that the avatar in `saved` was trained with, and a note where they were guessed or a file is gone.
 
     They stand in the `cfg_args` of its output folder. Without one: as the heads of this family are trained, and as the
     files tell. Whether it is bound to a head mesh is always told by the PLY.
@@ -321,8 +322,10 @@ def options_of(folder: Path, saved: Path) -> tuple[Options, str]:
     """
     bound = is_bound(saved / PLY_NAME)
     if os.path.lexists(folder / "cfg_args"):
-        options = read_cfg_args(folder)
-        return replace(options, model=replace(options.model, bind_to_mesh=bound)), ""
+        options, note = read_cfg_args(folder), ""
+        if options.innovations.use_expression_appearance and not (saved / APPEARANCE_NAME).is_file():
+            note = f"{saved / APPEARANCE_NAME} does not exist: the colors are those of the average expression"
+        return replace(options, model=replace(options.model, bind_to_mesh=bound)), note
     model = ModelOptions(model_path=str(folder), bind_to_mesh=bound, white_background=bound, eval=True)
     innovations = InnovationOptions(use_color_calibration=(saved / COLOR_NAME).is_file())
     background = "white" if bound else "black"

@@ -12,6 +12,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import Parameter
 
+from innovations.expression_appearance import FILE_NAME as APPEARANCE_NAME
+from innovations.expression_appearance import ExpressionCode, check_appearance, read_appearance, write_appearance
 from ops import rig
 from ops.sh import C0, degree_of
 from ops.types import Gaussians
@@ -60,6 +62,8 @@ class GaussianModel:
         self.opacity = self._parameter(fields["opacity"])  # [N, 1] logit
         self.scaling = self._parameter(fields["scaling"])  # [N, 3] log
         self.rotation = self._parameter(fields["rotation"])  # [N, 4] wxyz
+        self.modes: Parameter | None = None  # [N, K, 3] of the base color, where that follows the expression
+        self.expression: ExpressionCode | None = None  # what mixes them; there when they are
 
     def _parameter(self, value: Tensor) -> Parameter:
         return Parameter(value.detach().to(self.device, torch.float32).contiguous())
@@ -116,7 +120,7 @@ class GaussianModel:
     # ---- files --------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Writes `point_cloud.ply`, and `flame_param.npz` beside it for a bound avatar.
+        """Writes `point_cloud.ply`, and beside it `flame_param.npz` for a bound avatar, and how its colors change.
 
         The PLY is what makes the folder a saved avatar, so that of an earlier run goes first and the new one
         comes last: whoever finds it has the files that belong to it.
@@ -126,6 +130,10 @@ class GaussianModel:
         fields["binding"] = None if self.binding is None else self.binding.cpu()
         if self.flame_parameters is not None:
             self.flame_parameters.save(folder / FLAME_NAME)
+        if self.modes is not None and self.expression is not None:
+            write_appearance(folder / APPEARANCE_NAME, self.modes, self.expression)
+        else:
+            remove(folder / APPEARANCE_NAME)
         write_ply(folder / PLY_NAME, fields)
 
     @classmethod
@@ -165,6 +173,10 @@ class GaussianModel:
             device=device,
         )
         model.active_sh_degree = degree
+        if model.flame_parameters is not None and (folder / APPEARANCE_NAME).is_file():
+            width = model.flame_parameters.values.shape[1]
+            modes, expression = read_appearance(folder / APPEARANCE_NAME, len(model), width)
+            model.modes, model.expression = model._parameter(modes), expression.to(model.device)
         return model
 
     # ---- use ----------------------------------------------------------------
@@ -177,11 +189,12 @@ class GaussianModel:
             "opacity": self.opacity,
             "scaling": self.scaling,
             "rotation": self.rotation,
+            **({} if self.modes is None else {"modes": self.modes}),
         }
 
     def fields(self) -> dict[str, Tensor]:
-        """The raw values by their names in the files; views of the parameters, without gradient."""
-        fields = {name: value.detach() for name, value in self.parameters().items()}
+        """The raw values by their names in the PLY; views of the parameters, without gradient."""
+        fields = {name: value.detach() for name, value in self.parameters().items() if name != "modes"}
         features = fields.pop("features")
         return {**fields, "features_dc": features[:, :1], "features_rest": features[:, 1:]}
 
@@ -218,21 +231,28 @@ class GaussianModel:
             quats = torch.nn.functional.normalize(self.rotation, dim=1)
             opacities = self.opacity.sigmoid().squeeze(1)
             return Gaussians(self.xyz, quats, self.scaling.exp(), opacities, self.features), None
-        return self._ride(self.flame, self.flame.vertices(self.flame_parameters, timestep))
+        vertices = self.flame.vertices(self.flame_parameters, timestep)
+        return self._ride(self.flame, vertices, self.flame_parameters.values[timestep])
 
     def posed(self, row: Tensor) -> tuple[Gaussians, Tensor | None]:
         """The same in a pose of its own: [D] laid out as a row of the FLAME parameters; without dynamic offsets."""
         if self.flame is None or self.flame_parameters is None:
             return self(0)
         parameters = self.flame_parameters
-        return self._ride(self.flame, self.flame.from_row(row, parameters.shape, parameters.static_offset))
+        return self._ride(self.flame, self.flame.from_row(row, parameters.shape, parameters.static_offset), row)
 
-    def _ride(self, flame: Flame, vertices: Tensor) -> tuple[Gaussians, Tensor]:
+    def _ride(self, flame: Flame, vertices: Tensor, row: Tensor) -> tuple[Gaussians, Tensor]:
         assert self.binding is not None  # what has a head is bound to it
         means, quats, scales, opacities = rig.bind(
             vertices, flame.faces, self.xyz, self.rotation, self.scaling, self.opacity, self.binding
         )
-        return Gaussians(means, quats, scales, opacities, self.features), vertices
+        return Gaussians(means, quats, scales, opacities, self._colors(row)), vertices
+
+    def _colors(self, row: Tensor) -> Tensor:
+        """[N, K, 3] the coefficients of the colors in the pose of a row [D] of FLAME parameters."""
+        if self.expression is None or self.modes is None:
+            return self.features
+        return self.expression.shaded(self.features, self.modes, row)
 
     def triangle_scales(self, vertices: Tensor) -> Tensor:
         """[F] metres per triangle unit, for a bound avatar whose mesh has the `vertices` [V, 3]; differentiable."""
@@ -241,7 +261,11 @@ class GaussianModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer and the (constant) head model."""
+        follows: dict[str, Any] = {}
+        if self.modes is not None and self.expression is not None:
+            follows = {"modes": self.modes.detach(), "expression": self.expression._asdict()}
         return {
+            **follows,
             "fields": self.fields(),
             "binding": self.binding,
             "sh_degree": self.sh_degree,
@@ -291,6 +315,10 @@ class GaussianModel:
             device=device,
         )
         model.active_sh_degree = state["active_sh_degree"]
+        if state.get("modes") is not None and flame_parameters is not None:
+            code = ExpressionCode(**state["expression"])
+            check_appearance(state["modes"], code, count, flame_parameters.values.shape[1])
+            model.modes, model.expression = model._parameter(state["modes"]), code.to(model.device)
         return model
 
 

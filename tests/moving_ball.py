@@ -12,6 +12,7 @@ from toy_capture import BALL
 
 from arguments import Options, parse_train, write_cfg_args
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
+from innovations.expression_appearance import ExpressionCode
 from scene.avatar import save_avatar, saved_folder
 from scene.flame import Flame, FlameParameters, load_head_model
 from scene.flame.parameters import MOTION
@@ -23,6 +24,7 @@ TIMESTEPS = 9
 DEGREE = 3
 NAMED = ("eyeBlink_L", "eyeBlink_R", "jawOpen")  # the first of the modes
 PER_TRIANGLE = 3
+COLOR_MODES = 3
 
 
 def write_head(path: Path, seed: int = 0) -> None:
@@ -62,8 +64,14 @@ def write_head(path: Path, seed: int = 0) -> None:
     )
 
 
-def write_avatar(folder: Path, *, bound: bool = True, network: bool = False, seed: int = 0) -> Path:
-    """An output folder as a training leaves it, with the head model in it; unbound: a static scene."""
+def write_avatar(
+    folder: Path, *, bound: bool = True, network: bool = False, expressive: bool = False, seed: int = 0
+) -> Path:
+    """An output folder as a training leaves it, with the head model in it; unbound: a static scene.
+
+    Args:
+        expressive: whether its colors follow the expression.
+    """
     folder.mkdir(parents=True)
     write_cfg_args(folder, _options(folder, bound, network))
     rng = torch.Generator().manual_seed(seed)
@@ -92,6 +100,9 @@ def write_avatar(folder: Path, *, bound: bool = True, network: bool = False, see
         parameters = FlameParameters(arrays, None, head)
         binding = torch.arange(len(BALL.faces)).repeat(PER_TRIANGLE)
         model = GaussianModel(fields, sh_degree=DEGREE, binding=binding, flame=Flame(head), flame_parameters=parameters)
+        if expressive:
+            model.expression = ExpressionCode.of(parameters.values, parameters.columns, COLOR_MODES)
+            model.modes = torch.nn.Parameter(0.4 * noise(count, COLOR_MODES, 3))
     else:
         fields["xyz"], fields["scaling"] = 0.1 * noise(count, 3), fields["scaling"] - 4
         model = GaussianModel(fields, sh_degree=DEGREE)

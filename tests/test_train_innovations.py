@@ -22,7 +22,7 @@ from innovations.color_calibration import ColorCalibration
 from scene.gaussian_model import GaussianModel
 from scene.images.cache import ImageCache
 from training import checkpoint, setup
-from training.innovative import build_warm_start, warm_up
+from training.innovative import build_appearance, build_warm_start, warm_up
 from training.objective import Objective
 from training.setup import build_avatar
 from training.views import Views
@@ -36,7 +36,8 @@ SCHEDULE = (
 )
 EVERYTHING = (
     "--preset balanced --color_per_camera --batch_views 2 --max_gaussians 500 --resolution_milestones 20,45 "
-    "--lr_cooldown 0.5 --warm_gaussians 380 --use_short_run_rates"
+    "--lr_cooldown 0.5 --warm_gaussians 380 --use_short_run_rates "
+    "--use_expression_appearance --expression_appearance_from 0.5"
 )
 
 
@@ -104,11 +105,40 @@ def test_switched_off_they_leave_no_trace(capture: Path, tmp_path: Path) -> None
     off = (
         "--preset balanced --use_short_run_rates --no_region_adaptive_loss --no_smart_densification "
         "--no_progressive_resolution --no_color_calibration --no_amp --no_warm_start --no_short_run_rates "
-        "--lr_cooldown 0 --lambda_alpha 0 --fill_unseen 0"
+        "--lr_cooldown 0 --lambda_alpha 0 --fill_unseen 0 --no_expression_appearance"
     )
     run(capture, tmp_path / "off", off)
     assert_same_run(tmp_path / "plain", tmp_path / "off", STEPS)
-    assert not list(tmp_path.rglob("color_calibration.pt"))
+    assert not list(tmp_path.rglob("color_calibration.pt")) + list(tmp_path.rglob("expression_appearance.npz"))
+
+
+def saved_modes(model: Path, iteration: int) -> torch.Tensor:
+    file = model / "point_cloud" / f"iteration_{iteration}" / "expression_appearance.npz"
+    return torch.from_numpy(np.load(file)["modes"])
+
+
+def test_colors_follow_the_expression_from_an_iteration_on(finished: Path, capture: Path, tmp_path: Path) -> None:
+    assert saved_modes(finished, 30).abs().max() == 0 < saved_modes(finished, STEPS).abs().max()
+    # Beginning changes nothing: as long as the modes are zero, the run is the plain one, bit for bit.
+    run(capture, tmp_path / "plain", "--iterations 30")
+    for name, more in {"late": "_from 1", "still": "_from 0 --expression_appearance_lr 0"}.items():
+        run(capture, tmp_path / name, f"--iterations 30 --use_expression_appearance --expression_appearance{more}")
+        for field, value in gaussians(tmp_path / "plain", 30).items():
+            assert torch.equal(value, gaussians(tmp_path / name, 30)[field]), (name, field)
+
+
+def test_a_run_goes_on_with_and_without_expression(finished: Path, capture: Path, tmp_path: Path) -> None:
+    """What is new begins as the identity, what is left out leaves no file, and another number of modes is refused."""
+    folder = until(finished, 60, tmp_path / "model")
+    with pytest.raises(UserError, match="expression_appearance_modes = 10, this run has 4"):
+        run(capture, folder, EVERYTHING, "--expression_appearance_modes 4 --start_checkpoint auto")
+    run(capture, folder, EVERYTHING, "--no_expression_appearance --iterations 70 --start_checkpoint auto")
+    assert not (folder / "point_cloud" / "iteration_70" / "expression_appearance.npz").exists()
+    run(capture, folder, EVERYTHING, "--expression_appearance_lr 0 --iterations 80 --start_checkpoint auto")
+    assert saved_modes(folder, 80).abs().max() == 0
+    with pytest.raises(UserError, match="--use_expression_appearance is for avatars on a head mesh"):
+        options = parse_train(flags(capture, tmp_path / "x", "--use_expression_appearance"))
+        build_appearance(options.innovations, _unbound(), None)
 
 
 def test_looking_for_bad_steps_and_an_untrained_network_change_nothing(capture: Path, tmp_path: Path) -> None:

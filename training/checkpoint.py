@@ -138,10 +138,14 @@ def check_resumable(state: State, options: Options) -> None:
         raise UserError(f"the checkpoint has no '{missing[0]}': it was not written by this trainer")
     if type(state["step"]) is not int or not 0 <= state["step"] <= 10**9:
         raise UserError("the checkpoint's 'step' is no number of iterations")
+    fixed, group = {name: getattr(options.model, name) for name in _FIXED}, options.innovations
     with fitting("options"):
         trained = dict(state["options"]["model"])
-    for name in _FIXED:
-        before, now = trained.get(name), getattr(options.model, name)
+        if group.use_expression_appearance and "modes" in state["avatar"]:
+            trained |= state["options"]["innovations"]
+            fixed["expression_appearance_modes"] = group.expression_appearance_modes
+    for name, now in fixed.items():
+        before = trained.get(name)
         if not isinstance(before, bool | int | None):
             raise UserError(
                 f"the checkpoint does not fit this run (options: {name} is of type {type(before).__name__})"

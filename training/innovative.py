@@ -12,12 +12,14 @@ from torch.nn import Parameter
 from arguments import InnovationOptions
 from innovations.color_calibration import ColorCalibration, NoColorCalibration
 from innovations.dense_start import detail, place
+from innovations.expression_appearance import ExpressionCode
 from innovations.progressive_resolution import ProgressiveResolution
 from innovations.region_adaptive_loss import NoRegionWeights, RegionAdaptiveLoss
 from innovations.unseen_colors import VIEWS, filled, hidden_parts, pixels_seen
 from innovations.warm_start import CLASSICAL_START, WarmStart, spread_views, triangle_colors
 from ops.sh import from_colors
 from ops.types import Camera, RenderOut
+from scene.dataset import Dataset
 from scene.gaussian_model import GaussianModel
 from training.objective import Terms
 from training.views import Views
@@ -123,6 +125,27 @@ def warm_up(avatar: GaussianModel, warm: WarmStart, views: Views) -> None:
         avatar.features[:, 0] = from_colors(colors if points else colors[avatar.binding])
 
 
+def build_appearance(extra: InnovationOptions, avatar: GaussianModel, dataset: Dataset) -> None:
+    """Gives the avatar the modes by which its colors follow the expression; off, it loses those that it has.
+
+    Raises:
+        UserError: a static scene, or the expression is the same in all training views.
+    """
+    parameters = avatar.flame_parameters
+    if not extra.use_expression_appearance:
+        avatar.modes = avatar.expression = None
+    elif parameters is None:
+        raise UserError(
+            "--use_expression_appearance is for avatars on a head mesh: add --bind_to_mesh, or "
+            "--no_expression_appearance"
+        )
+    elif avatar.modes is None:
+        rows = sorted({view.camera.timestep for view in dataset.train})
+        count = extra.expression_appearance_modes
+        avatar.expression = ExpressionCode.of(parameters.values[rows], parameters.columns, count)
+        avatar.modes = Parameter(torch.zeros(len(avatar), len(avatar.expression.low), 3, device=avatar.device))
+
+
 def build_finish(
     extra: InnovationOptions, avatar: GaussianModel, views: Views, draw: Callable[..., RenderOut]
 ) -> Callable[[], GaussianModel]:
@@ -136,8 +159,15 @@ def build_finish(
         if avatar.flame is not None and avatar.binding is not None:
             flame = avatar.flame
             seen[hidden_parts(flame.masks, flame.faces[avatar.binding], len(flame.v_template))] = torch.inf
-        copied = copy(avatar)
-        copied.features = Parameter(filled(avatar.features, seen, avatar(0)[0].means, extra.fill_unseen))
+        copied, features, means = copy(avatar), avatar.features, avatar(0)[0].means
+        # Modes of the base color are lent as that is.
+        changes = features[:, :0] if avatar.modes is None else avatar.modes
+        count = changes.shape[1]
+        colors = torch.cat([changes, features], dim=1)
+        colors = filled(colors, seen, means, extra.fill_unseen, shared=count + 1)
+        copied.features = Parameter(colors[:, count:].contiguous())
+        if avatar.modes is not None:
+            copied.modes = Parameter(colors[:, :count].contiguous())
         return copied
 
     return finished if extra.fill_unseen else lambda: avatar

@@ -66,12 +66,16 @@ class GaussianOptimizer(Adam):
         opacity_lr: float,
         scaling_lr: float,
         rotation_lr: float,
+        modes_lr: float = 0.0,
+        modes_from: float = 0.0,
         iterations: int = 0,  # of the run; for the cool-down
         cooldown: float = 0.0,  # share of the run at its end
         views: ViewRates = ONE_VIEW,
     ) -> None:
         """
         Args:
+            modes_from: up to this iteration the modes of the colors stay as they are: before anything is to follow the
+                expression, FLAME's parameters and the colors themselves find their place.
             cooldown: over so much of the run the rates of all but the positions, which have a schedule of their
                 own, fall linearly to a tenth: single views no longer shake what all have agreed on.
         """
@@ -81,6 +85,7 @@ class GaussianOptimizer(Adam):
             "opacity": opacity_lr,
             "scaling": scaling_lr,
             "rotation": rotation_lr,
+            "modes": modes_lr,
         }
         rates = {name: rate * views.rate for name, rate in rates.items()}
         groups = [
@@ -99,6 +104,7 @@ class GaussianOptimizer(Adam):
         ends = (position_lr_init * extent * views.rate, position_lr_final * extent * views.rate)
         self.position_schedule = (*ends, position_lr_max_steps)
         self.rates = rates
+        self.modes_from = modes_from
         self.cooldown = (iterations * (1.0 - cooldown), iterations * cooldown)  # its begin and length
 
     def set_step(self, step: int) -> None:
@@ -108,8 +114,21 @@ class GaussianOptimizer(Adam):
         for group in self.param_groups:
             if group["name"] == "xyz":
                 group["lr"] = log_linear(step, *self.position_schedule)
+            elif group["name"] == "modes" and step <= self.modes_from:
+                group["lr"] = 0.0
             else:
                 group["lr"] = self.rates[group["name"]] * (1.0 + (COOL - 1.0) * share)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `Adam`'s; modes that only this run has begin fresh, those that only the checkpoint has are left out."""
+        saved, own = state_dict["param_groups"], self.state_dict()["param_groups"]
+        names, mine = ([group["name"] for group in groups] for groups in (saved, own))
+        if names == [*mine, "modes"]:
+            kept = {index: moments for index, moments in state_dict["state"].items() if index < len(mine)}
+            state_dict = {**state_dict, "param_groups": saved[:-1], "state": kept}
+        elif mine == [*names, "modes"]:
+            state_dict = {**state_dict, "param_groups": [*saved, own[-1]]}
+        super().load_state_dict(state_dict)
 
 
 class RowAdam:

@@ -253,6 +253,8 @@ def build_optimizer(
         opacity_lr=optim.opacity_lr * factors.opacity,
         scaling_lr=optim.scaling_lr * factors.scaling,
         rotation_lr=optim.rotation_lr * factors.rotation,
+        modes_lr=extra.expression_appearance_lr,
+        modes_from=extra.expression_appearance_from * optim.iterations,
         views=views,
     )
 

@@ -40,7 +40,7 @@ def read_npz(path: Path, names: tuple[str, ...], limit: int = MAX_FILE_BYTES) ->
                 if total > limit:
                     raise UserError(
                         f"{path}: with '{name}' its arrays are larger than {limit >> 20} MiB: "
-                        "not a file of FLAME parameters"
+                        "no file of FLAME parameters or of an avatar's colors is"
                     )
             if total > 8 << 20 and 2 * total > available_memory():  # as bytes, and as numbers
                 raise UserError(f"{path}: its arrays take {total >> 20} MiB, for which there is too little memory")

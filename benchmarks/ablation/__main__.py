@@ -59,6 +59,7 @@ ROWS: dict[str, list[str]] = {
     "densification_signed": ["--use_smart_densification", "--no_densify_absolute"],
     "color": ["--use_color_calibration"],
     "color_per_camera": ["--use_color_calibration", "--color_per_camera"],
+    "expression": ["--use_expression_appearance"],
     "amp": ["--use_amp"],
     "progressive": ["--use_progressive_resolution"],
     "warm_start": ["--use_warm_start"],

@@ -233,7 +233,7 @@ export class Avatar extends EventTarget {
     for (const [column, value] of this.held) this.row[column] = value;
     if (!this.drawn || this.row.some((value, i) => value !== this.drawn[i])) {
       this.head.pose(this.row);
-      this.renderer.move(this.head.frames);
+      this.renderer.move(this.head.frames, this.head.code);
       this.drawn = this.row.slice();
     }
     this.renderer.draw(camera);

@@ -8,7 +8,7 @@
 // translation (3, meters). The formulas are those of ops/flame.py and ops/rig.py.
 
 import { numbers } from "./data.js";
-import { add, minus, product, rotationMatrix, times } from "./math.js";
+import { add, clamp, minus, product, rotationMatrix, times } from "./math.js";
 
 export const JOINTS = 5;
 
@@ -30,9 +30,11 @@ export class Head {
     this.posed = new Float32Array(this.base.length);
     this.vertices = new Float32Array(this.base.length);
     this.frames = new Float32Array((this.faces.length / 3) * 12);
+    this.rule = header.code;
+    this.code = new Float32Array(header.code ? header.code.start.length : 0);
   }
 
-  /** Moves the mesh; afterwards `vertices` and `frames` are those of the row. */
+  /** Moves the mesh; afterwards `vertices`, `frames` and `code`, by which colors change, are those of the row. */
   pose(row) {
     const turns = [];
     for (let joint = 0; joint < JOINTS; joint++) {
@@ -42,6 +44,12 @@ export class Head {
     this.displace(row, turns);
     this.skin(row, turns);
     this.place();
+    for (let k = 0; k < this.code.length; k++) {
+      const { directions, start, low, high } = this.rule;
+      let value = start[k];
+      for (let i = 0; i < row.length; i++) value += row[i] * directions[k][i];
+      this.code[k] = clamp(value, low[k], high[k]);
+    }
   }
 
   displace(row, turns) {

@@ -12,6 +12,7 @@ What a value stands for is an integer times a step, so no value is off by more t
     the three smaller quaternion components      1/512          1/128
     opacity                                      1/255          1/127
     constant color coefficient                   1/256          1/64        (x 0.28 in the color)
+    its modes, which follow the expression       1/1024         1/256       (x 0.28 and the code)
     other color coefficients                     1/128          1/16        (x 0.3 to 1.1 in the color, each)
     displacement by a mode in full use, meters   20e-6          200e-6
     expression in the motion, of full use        1/500          1/100
@@ -20,8 +21,9 @@ What a value stands for is an integer times a step, so no value is off by more t
     vertices of the identity, meters; weights    largest / 32767
 
 Full use of a mode is its largest coefficient in the motion, and at least 1. A mode, or a pose corrective, that moves
-no vertex by more than `Steps.visible` then is left out. So are Gaussians that no rasterizer draws (an opacity under
-1/255, a quaternion of length 0, an infinite deviation), and triangles that carry none.
+no vertex by more than `Steps.visible` then is left out, if it hardly changes the colors either. So are Gaussians that
+no rasterizer draws (an opacity under 1/255, a quaternion of length 0, an infinite deviation), and triangles that carry
+none.
 
 A step grows where a value would not fit 16 bits: of an array's mean, a static scene's above all. The header says the
 step of every array.
@@ -39,6 +41,7 @@ import numpy as np
 import torch
 
 from innovations.color_calibration import RESIDUAL_LIMIT
+from innovations.expression_appearance import ExpressionCode
 from ops.kernels import CONSTANTS
 from scene import Avatar
 from utils.errors import UserError
@@ -56,17 +59,23 @@ class Steps(NamedTuple):
     rotation: float
     opacity: float
     color: float
+    change: float
     harmonics: float
     displacement: float
     expression: float
     pose: float
     translation: float
     visible: float  # meters
+    deviation: float  # of the code that mixes the colors
 
 
 QUALITIES = {
-    "high": Steps(1 / 512, 1 / 64, 1 / 512, 1 / 255, 1 / 256, 1 / 128, 20e-6, 1 / 500, 2e-4, 20e-6, 50e-6),
-    "small": Steps(1 / 128, 1 / 16, 1 / 128, 1 / 127, 1 / 64, 1 / 16, 200e-6, 1 / 100, 1e-3, 100e-6, 300e-6),
+    "high": Steps(
+        1 / 512, 1 / 64, 1 / 512, 1 / 255, 1 / 256, 1 / 1024, 1 / 128, 20e-6, 1 / 500, 2e-4, 20e-6, 50e-6, 0.01
+    ),
+    "small": Steps(
+        1 / 128, 1 / 16, 1 / 128, 1 / 127, 1 / 64, 1 / 256, 1 / 16, 200e-6, 1 / 100, 1e-3, 100e-6, 300e-6, 0.05
+    ),
 }
 
 
@@ -142,10 +151,12 @@ def pack(avatar: Avatar, steps: Steps, header: dict[str, Any], life: Life | None
         header["correctives"] = _correctives(avatar, steps, used, arrays)
         columns = avatar.motion().columns
         _motion(life.rows, columns, header["modes"], steps, arrays)
+        # A row of the page: the expressions that it has, poses, translation.
+        order = [columns["expr"].start + mode["index"] for mode in header["modes"]]
+        order += range(columns["expr"].stop, columns["translation"].stop)
+        if avatar.model.expression is not None:
+            header["code"] = _code(avatar.model.expression, life.rows, order)
         if life.blink is not None:
-            # As a row of the page: the expressions that it has, poses, translation.
-            order = [columns["expr"].start + mode["index"] for mode in header["modes"]]
-            order += range(columns["expr"].stop, columns["translation"].stop)
             header["blink"] = life.blink[order].tolist()
     network = getattr(avatar.color, "network", None)
     if network is not None:
@@ -190,7 +201,25 @@ def _gaussians(avatar: Avatar, steps: Steps, arrays: Arrays) -> np.ndarray:
     ]
     per_coefficient = np.where(np.arange(color.shape[1]) == 0, *sizes)[:, None]
     arrays.add("harmonics", np.rint(color / per_coefficient).astype(np.int64), sizes)
+    if model.modes is not None:
+        arrays.rounded("changes", model.modes.detach().cpu().double().numpy()[rows], steps.change)
     return used
+
+
+def _code(expression: ExpressionCode, rows: np.ndarray, order: list[int]) -> dict[str, list]:
+    """What makes of a row of the page the code of the moment: `directions` [K][row] and `start`, `low`, `high` [K].
+
+    What the page leaves out of a row stays as it mostly is in the motion.
+    """
+    mean, directions, low, high = (value.cpu().numpy() for value in expression)
+    usual = rows.mean(0)
+    usual[order] = 0.0
+    return {
+        "directions": directions[order].T.tolist(),
+        "start": ((usual - mean) @ directions).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }
 
 
 def _vertices(avatar: Avatar, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +240,11 @@ def _head(avatar: Avatar, steps: Steps, used: np.ndarray, arrays: Arrays, life: 
     values = torch.from_numpy(life.rows[:, motion.columns["expr"]])
     reach = values.abs().amax(0).clamp_min(1.0)
     lengths = modes[:, corners].norm(dim=2).amax(1) * reach  # meters
-    kept = torch.nonzero(lengths > steps.visible)[:, 0].tolist()
+    seen = lengths > steps.visible
+    if avatar.model.expression is not None:
+        weights = avatar.model.expression.directions[motion.columns["expr"]].cpu().abs().amax(1)
+        seen |= weights * values.std(0, correction=0) > steps.deviation
+    kept = torch.nonzero(seen)[:, 0].tolist()
 
     arrays.add("faces", faces)
     arrays.rounded("base", base[corners].numpy(), 0.0)

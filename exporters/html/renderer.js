@@ -29,6 +29,7 @@ export class Renderer {
     const constants = {
       NEAR: rules.near, LOW_PASS: rules.lowPass, GUARD: rules.guard, MIN_ALPHA: rules.minAlpha, MAX_ALPHA: rules.maxAlpha,
       RESIDUAL_LIMIT: rules.residualLimit, COEFFICIENTS: arrays.harmonics.shape[1],
+      CHANGES: arrays.changes ? arrays.changes.shape[1] : 0,
       LAYERS: network ? network.layers : 0, HIDDEN: network ? Math.max(network.hidden, 3) : 3,
     };
     this.projecting = program(gl, defines(constants), PROJECT_VERTEX, PROJECT_FRAGMENT, PROJECTED);
@@ -43,8 +44,8 @@ export class Renderer {
   upload(arrays, network) {
     const gl = this.gl;
     this.splats = this.texture(gl.RGBA32F, gl.RGBA, gl.FLOAT, splatTexels(this, arrays));
-    this.harmonics = this.texture(gl.RGBA32I, gl.RGBA_INTEGER, gl.INT, packedPairs(arrays.harmonics, this.count));
-    this.steps = arrays.harmonics.step; // the constant coefficient has one of its own
+    this.harmonics = this.texture(gl.RGBA32I, gl.RGBA_INTEGER, gl.INT, packedPairs(arrays, this.count));
+    this.steps = [...arrays.harmonics.step, arrays.changes?.step || 0]; // the constant coefficient has one of its own
     this.frames = null;
     this.network = network && this.texture(gl.R32F, gl.RED, gl.FLOAT, arrays.network.values);
 
@@ -98,9 +99,10 @@ export class Renderer {
     return texture;
   }
 
-  /** Takes over the frames of all triangles, 12 numbers each. */
-  move(frames) {
+  /** Takes over the frames of all triangles, 12 numbers each, and the code by which the colors change, if they do. */
+  move(frames, code) {
     this.carry = frames;
+    this.code = code;
     const gl = this.gl;
     this.frames = this.texture(gl.RGBA32F, gl.RGBA, gl.FLOAT, frames, this.frames || gl.createTexture());
   }
@@ -174,7 +176,8 @@ export class Renderer {
     gl.uniform3fv(places.eye, times(transposed(r), s).map((value) => -value));
     gl.uniform4f(places.lens, camera.fx, camera.fy, camera.cx, camera.cy);
     gl.uniform2f(places.size, camera.width, camera.height);
-    gl.uniform2fv(places.steps, this.steps);
+    gl.uniform3fv(places.steps, this.steps);
+    if (places.code) gl.uniform1fv(places.code, this.code);
     gl.bindVertexArray(this.sorted);
     gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, this.feedback);
     gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, this.rows.buffer);
@@ -221,11 +224,17 @@ export class Renderer {
 }
 
 /** Two integers of 16 bits in each channel, as many texels for every Gaussian. */
-function packedPairs({ values, shape }, count) {
-  const own = 3 * shape[1];
-  const room = 8 * Math.ceil(own / 8);
+function packedPairs({ harmonics, changes }, count) {
+  const parts = changes ? [harmonics, changes] : [harmonics];
+  const sizes = parts.map(({ shape }) => 3 * shape[1]);
+  const room = 8 * Math.ceil((sizes[0] + (sizes[1] || 0)) / 8);
   const pairs = new Int16Array(room * count);
-  for (let g = 0; g < count; g++) pairs.set(values.subarray(own * g, own * (g + 1)), room * g);
+  let start = 0;
+  for (const [part, { values }] of parts.entries()) {
+    const own = sizes[part];
+    for (let g = 0; g < count; g++) pairs.set(values.subarray(own * g, own * (g + 1)), room * g + start);
+    start += own;
+  }
   return new Int32Array(pairs.buffer); // the low half first, as on every machine that has a browser
 }
 

@@ -4,7 +4,7 @@
 /** The lines that put the data's constants in front of a shader. */
 export function defines(constants) {
   const lines = Object.entries(constants).map(([name, value]) => {
-    const text = Number.isInteger(value) && /^(COEFFICIENTS|LAYERS|HIDDEN)$/.test(name) ? value : value.toExponential();
+    const text = Number.isInteger(value) && /^(COEFFICIENTS|CHANGES|LAYERS|HIDDEN)$/.test(name) ? value : value.toExponential();
     return `#define ${name} ${text}`;
   });
   return ["#version 300 es", "precision highp float;", "precision highp int;", ...lines, ""].join("\n");
@@ -19,12 +19,16 @@ layout(location = 0) in uint splat;  // row of the Gaussian
 
 uniform sampler2D frames;     // per triangle three texels: the rows of (k R | origin)
 uniform sampler2D splats;     // per Gaussian: mean and triangle; quaternion wxyz; deviations and opacity
-uniform isampler2D harmonics; // per Gaussian its coefficients, rgb after rgb, two numbers of 16 bits in each channel
+uniform isampler2D harmonics; // per Gaussian its coefficients and the changes of the first, rgb after rgb, two numbers
+                              // of 16 bits in each channel
 uniform vec4 world[3];        // world to camera, rows
 uniform vec3 eye;             // camera's center
 uniform vec4 lens;            // fx, fy, cx, cy, pixels
 uniform vec2 size;            // pixels
-uniform vec2 steps;           // what 1 stands for in the constant coefficient, and in the others
+uniform vec3 steps;           // what 1 stands for in the constant coefficient, in the others, and in the changes
+#if CHANGES > 0
+uniform float code[CHANGES];  // how much of each change the expression of the moment asks for
+#endif
 
 out vec4 axes2d;              // from the center to the ends of the ellipse alpha = MIN_ALPHA, large and small; NDC
 out vec4 paint;               // color and opacity
@@ -35,7 +39,7 @@ vec4 fetch(sampler2D from, int at) {
   return texelFetch(from, ivec2(at % width, at / width), 0);
 }
 
-#define TEXELS ((3 * COEFFICIENTS + 7) / 8)
+#define TEXELS ((3 * (COEFFICIENTS + CHANGES) + 7) / 8)
 float values[8 * TEXELS];
 
 void unpack() {
@@ -54,7 +58,11 @@ void unpack() {
 
 vec3 color(vec3 d) {
   unpack();
-  vec3 base = 0.28209479177387814 * steps.x * coefficient(0);
+  vec3 base = steps.x * coefficient(0);
+#if CHANGES > 0
+  for (int k = 0; k < CHANGES; k++) base += steps.z * code[k] * coefficient(COEFFICIENTS + k);
+#endif
+  base *= 0.28209479177387814;
   vec3 more = vec3(0.0);
 #if COEFFICIENTS >= 4
   more += 0.4886025119029199 * (d.z * coefficient(2) - d.y * coefficient(1) - d.x * coefficient(3));

@@ -236,6 +236,10 @@ INNOVATIONS = dict(
     lambda_color_reg=0.0,
     color_per_camera=False,
     color_lr=1e-3,
+    use_expression_appearance=False,
+    expression_appearance_modes=10,
+    expression_appearance_lr=1e-3,
+    expression_appearance_from=0.08,
     use_amp=False,
     use_warm_start=False,
     warm_colors=True,
@@ -302,6 +306,8 @@ def test_every_efficient_flag_is_taken() -> None:
         "--use_progressive_resolution --resolution_schedule '0.25, 0.5,1' --resolution_milestones 10,20 "
         "--use_color_calibration --color_net_hidden_dim 8 --color_net_layers 2 --lambda_color_reg 0.5 "
         "--lambda_color_drift 2 --color_per_camera --color_lr 0.1 --use_amp --use_warm_start --no_warm_colors "
+        "--use_expression_appearance --expression_appearance_modes 5 --expression_appearance_lr 0.01 "
+        "--expression_appearance_from 0.2 "
         "--warm_opacity 0.1 --warm_scale 1 --warm_gaussians 30000 --use_short_run_rates "
         "--no_warm_skip_resets --warm_prune_opacity 0.02 "
         "--warm_feature_lr_factor 3 "
@@ -339,6 +345,10 @@ def test_every_efficient_flag_is_taken() -> None:
         lambda_color_reg=0.5,
         color_per_camera=True,
         color_lr=0.1,
+        use_expression_appearance=True,
+        expression_appearance_modes=5,
+        expression_appearance_lr=0.01,
+        expression_appearance_from=0.2,
         use_amp=True,
         use_warm_start=True,
         warm_colors=False,

@@ -115,6 +115,30 @@ def test_no_number_is_off_by_more_than_half_a_step(avatar: Avatar, quality: str)
     assert pack(avatar, steps, {}, life(avatar))[0] == content  # nothing depends on the time or the order of a set
 
 
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_the_page_mixes_colors_by_the_code_of_the_moment(quality: str, tmp_path: Path) -> None:
+    avatar, steps = load_avatar(write_avatar(tmp_path / "model", expressive=True), device="cpu"), QUALITIES[quality]
+    model, motion, expression = avatar.model, avatar.motion(), avatar.model.expression
+    with torch.no_grad():
+        motion.values[:, 0] = 0.7  # what is always the same, and hardly moves anything, may be left out
+        avatar.head.exprdirs[..., 0] = 0.0
+        motion.values[0, 1] += 50.0  # beyond the range
+    content, kept = pack(avatar, steps, {}, life(avatar))
+    header, arrays = unpacked(content)
+    assert [mode["index"] for mode in header["modes"]] == [1, 2, 3, 4, 5]  # the last moves nothing, but colors
+    rule = {name: np.array(value) for name, value in header["code"].items()}
+    rows = np.delete(motion.values.double().numpy(), 0, axis=1)
+    codes = np.clip(rows @ rule["directions"].T + rule["start"], rule["low"], rule["high"])
+    wanted = torch.stack([expression(row) for row in motion.values]).numpy()
+    np.testing.assert_allclose(codes, wanted, atol=1e-5)
+    assert np.isin(wanted[0], [*expression.high.float().numpy(), *expression.low.float().numpy()]).any()
+    step = next(about["step"] for about in header["arrays"] if about["name"] == "changes")
+    drawn = np.flatnonzero(model.opacity.detach().sigmoid().numpy()[:, 0] >= 1 / 255)
+    drawn = drawn[np.argsort(model.binding.numpy()[drawn], kind="stable")]
+    assert step == steps.change and len(drawn) == kept["gaussians"]
+    assert off(step * arrays["changes"], model.modes.detach().double().numpy()[drawn]) <= step / 2 + 1e-9
+
+
 def test_what_no_rasterizer_draws_is_left_out(avatar: Avatar) -> None:
     before = {name: value.detach().clone() for name, value in avatar.model.parameters().items()}
     with torch.no_grad():

@@ -38,7 +38,7 @@ def started() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_avatar(tmp_path_factory.mktemp("page") / "model", network=True)
+    return write_avatar(tmp_path_factory.mktemp("page") / "model", network=True, expressive=True)
 
 
 def write(folder: Path, *words: str) -> Path:
@@ -72,6 +72,9 @@ def test_its_pictures_are_the_rasterizers(
     assert -10 * (truth - other).square().mean().log10() < 30
     plain = load_avatar(folder, device="cpu", calibrated=False).render(camera, row)
     assert -10 * (truth - plain).square().mean().log10() < 33
+    unmoved = load_avatar(folder, device="cpu")
+    unmoved.model.modes = None
+    assert -10 * (truth - unmoved.render(camera, row)).square().mean().log10() < 33
 
 
 def test_a_thousand_moves_leave_no_fault_and_no_memory(shown: OpenPage) -> None:

@@ -30,7 +30,7 @@ MOVING = ("brush", "lam", "frames", "npz")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_avatar(tmp_path_factory.mktemp("moving") / "ball")
+    return write_avatar(tmp_path_factory.mktemp("moving") / "ball", expressive=True)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_brush_moves_as_the_avatar_does(folder: Path, avatar: Avatar, tmp_path: 
     sh[:, 0] = columns(rows, "f_dc_0", "f_dc_1", "f_dc_2")
     for channel in range(3):
         sh[:, 1:, channel] = columns(rows, *(f"f_rest_{15 * channel + k}" for k in range(15)))
-    np.testing.assert_allclose(sh, gaussians.sh.detach(), atol=1e-6)
+    np.testing.assert_allclose(sh, avatar.model(0)[0].sh.detach(), atol=1e-6)
     np.testing.assert_allclose(rows["opacity"], avatar.model.opacity.detach()[:, 0])
 
 
@@ -208,8 +208,10 @@ def test_the_arrays_are_posed_as_the_page_says(folder: Path, avatar: Avatar, tmp
             wanted, _ = avatar.model(moment)
         np.testing.assert_allclose(found["means"], wanted.means, atol=2e-6)
         np.testing.assert_allclose(found["covariances"], covariances(wanted), atol=1e-7)
+        np.testing.assert_allclose(found["sh"], wanted.sh, atol=1e-5)
     np.testing.assert_allclose(rig["gaussian_opacities"], wanted.opacities, rtol=1e-6)
-    np.testing.assert_array_equal(rig["gaussian_sh"], wanted.sh.detach())
+    np.testing.assert_allclose(rig["gaussian_sh"], avatar.model.features.detach(), atol=1e-6)
+    assert np.abs(rig["gaussian_sh"] - wanted.sh.numpy()).max() > 0.1
     assert list(rig["blendshape_names"]) == list(NAMES) and rig["blendshapes"].shape[0] == 52
     assert list(rig["expression_names"]) == ["eyeBlink_L", "eyeBlink_R", "jawOpen"]
     first_cells = re.findall(r"^\| (`.*?) \|", recipe[0], re.MULTILINE)
@@ -218,6 +220,16 @@ def test_the_arrays_are_posed_as_the_page_says(folder: Path, avatar: Avatar, tmp
 
 
 # ---- what all of them say and refuse ----------------------------------------------------------------
+
+
+def test_who_cannot_change_colors_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for kind in MOVING:
+        export(parse_export(["-m", str(folder), "--format", kind, "-o", str(tmp_path / f"{kind}.zip")]))
+        said[kind] = capsys.readouterr().out
+    assert "the colors are those of the first moment: they do not follow the expression" in said["brush"]
+    assert "the colors are those of the face at rest: they do not follow the expression" in said["lam"]
+    assert "expression" not in said["frames"] + said["npz"]
 
 
 @pytest.mark.parametrize("kind", MOVING)

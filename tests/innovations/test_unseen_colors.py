@@ -50,6 +50,9 @@ def test_the_color_is_an_average_of_its_own_and_of_the_nearest_well_seen() -> No
     torch.testing.assert_close(result[11, 0], 0.5 * sh[5, 0] + 1.5)
     torch.testing.assert_close(result[10:, 1:], torch.stack([torch.zeros(3, 3), torch.full((3, 3), 1.5)]))
     torch.testing.assert_close(result[3:8, 0], sh[3:8, 0])
+    more = torch.cat([2 * sh[:, :1], sh], dim=1)  # what changes with the expression is lent as well
+    both = filled(more, seen, means, pixels, shared=2)
+    assert torch.equal(both[:, 1:], result) and torch.equal(both[:, 0], 2 * result[:, 0])
     seen[10] = seen[9] = torch.inf  # of the eyes: it neither takes nor gives
     sh[9] = 9.0
     result = filled(sh, seen, means, pixels)

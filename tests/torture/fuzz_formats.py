@@ -24,6 +24,8 @@ from toy_datasets import write_colmap
 from toy_head import toy_arrays, toy_head
 
 from arguments import parse_train, read_cfg_args, write_cfg_args
+from innovations.expression_appearance import FILE_NAME as APPEARANCE_NAME
+from innovations.expression_appearance import read_appearance
 from scene.cameras import read_cameras_json
 from scene.dataset import load_dataset
 from scene.dataset.blender import read_points
@@ -130,25 +132,31 @@ def _arrays(folder: Path) -> dict[str, Format]:
         (np.savez_compressed if compress else np.savez)(stream, **values)
         return stream.getvalue()
 
-    def spoiler(random: Random, data: bytes, other: bytes) -> bytes:
-        kind = random.random()
-        if kind < 0.3:
-            return spoil.spoil_bytes(random, data, other)
-        if kind < 0.6:
-            return spoil.spoil_zip(random, data, other)
-        values = spoil.spoil_values(random, whole, ARRAYS)
-        try:
-            return saved(values if isinstance(values, dict) else {"expr": values}, random.random() < 0.5)
-        except Exception:  # what NumPy cannot write
-            return spoil.spoil_bytes(random, data, other)
+    def format_of(name: str, original: dict[str, Any], read: Callable[[Path], Any]) -> Format:
+        def spoiler(random: Random, data: bytes, other: bytes) -> bytes:
+            kind = random.random()
+            if kind < 0.3:
+                return spoil.spoil_bytes(random, data, other)
+            if kind < 0.6:
+                return spoil.spoil_zip(random, data, other)
+            values = spoil.spoil_values(random, original, ARRAYS)
+            try:
+                return saved(values if isinstance(values, dict) else {"expr": values}, random.random() < 0.5)
+            except Exception:  # what NumPy cannot write
+                return spoil.spoil_bytes(random, data, other)
 
+        return Format(folder / name, [saved(original), saved(original, True)], spoiler, read)
+
+    changes = {
+        "modes": rng.normal(size=(5, 2, 3)).astype(np.float32),
+        "mean": np.zeros(9),
+        "directions": rng.normal(size=(9, 2)),
+        "low": np.zeros(2),
+        "high": np.ones(2),
+    }
     return {
-        "flame_param_npz": Format(
-            folder / "flame_param.npz",
-            [saved(whole), saved(whole, True)],
-            spoiler,
-            lambda path: FlameParameters.load(path, head),
-        )
+        "flame_param_npz": format_of("flame_param.npz", whole, lambda path: FlameParameters.load(path, head)),
+        "expression_appearance": format_of(APPEARANCE_NAME, changes, lambda path: read_appearance(path, 5, 9)),
     }
 
 
