@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from runs import flags, gaussians, train_on
 
 import train_many
 from arguments import ManyOptions
-from fleet.cluster import _check_resources, run_on_ray
+from fleet.cluster import _check_machines, _fit, run_on_ray
 from fleet.subjects import Subject, read_subjects
 from fleet.work import MARK, Stopped, Work, do, state_of
 from utils.errors import UserError, run_script
@@ -67,7 +68,7 @@ def fake(tmp_path: Path) -> Path:
 def work(fake: Path, what: str, **changes: object) -> Work:
     folder = fake.parent / "out" / what.replace(" ", "_")
     folder.mkdir(exist_ok=True)
-    given = Work(folder.name, str(folder), "x", 100, (str(fake), str(folder), what), retries=1)
+    given = Work(folder.name, str(folder), 100, (str(fake), str(folder), what), retries=1, mark="x")
     return given._replace(**changes)
 
 
@@ -95,7 +96,8 @@ def test_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_subjects(["c*"])
 
 
-def test_what_goes_wrong_with_one_subject_is_its_state(fake: Path) -> None:
+def test_what_goes_wrong_with_one_subject_is_its_state(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.work.APPEARS_IN", 0.0)
     state = do(work(fake, "fine"))
     assert state == state_of(fake.parent / "out" / "fine")
     expected = dict(state="done", attempts=1, psnr=31.25, points=2400, step=100, rate=12.5, left="00:04")
@@ -178,21 +180,36 @@ def test_a_training_is_the_one_alone(
     assert "train.py --help" in many("--itertions", "3")[2]
 
 
-def test_on_ray(fake: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
+def test_on_ray(fake: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed (requirements-cluster.txt)")
     options = ManyOptions(output=str(fake.parent / "out"), retries=1)
     works = [work(fake, what) for what in ("fine", "dies once", "full")]
-    ended = run_on_ray(works, options, lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # only --address joins a cluster
+    seen: list[tuple[str, str]] = []
+
+    def tell() -> None:
+        import ray
+
+        if not seen:
+            with pytest.raises(UserError) as blind:
+                _check_machines(ray, ray.nodes(), works[0]._replace(mark="of another folder"))
+            seen.append((ray.nodes()[0]["NodeManagerAddress"], str(blind.value)))
+
+    ended = run_on_ray(works, options, tell)
+    ((address, sentence),) = seen
+    assert address == "127.0.0.1"  # Ray asks nobody for a password
+    assert "does not see" in sentence and "give an output folder that all machines share" in sentence
     assert {name: state["state"] for name, state in ended.items()} == dict(fine="done", dies_once="done", full="failed")
 
 
 def test_what_no_machine_has_is_refused() -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 1.0}}]
     ray = SimpleNamespace(nodes=lambda: nodes)
-    _check_resources(ray, ManyOptions(cpus=8))
+    assert _fit(ray, ManyOptions(cpus=8)) == nodes[:1]
     for options in (ManyOptions(cpus=9), ManyOptions(gpus=0.5), ManyOptions(memory=1.0)):
         with pytest.raises(UserError, match="no machine has --cpus .*there are: 8 CPUs, 0 GPUs"):
-            _check_resources(ray, options)
+            _fit(ray, options)
 
 
 def test_without_ray_one_sentence(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
