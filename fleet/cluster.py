@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,8 +95,8 @@ def _connected(options: ManyOptions) -> Iterator[Any]:
     """Ray, started on this machine alone or joined, until the end of the context."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not options.address:
-        # Ray asks nobody for a password: nothing of it is to be reached from outside. That is what it does by itself on
-        # Windows and macOS; elsewhere it puts the machine's address in place of a 127.0.0.1 that it is given.
+        # Whoever reaches Ray's ports may run code: none of them is to be reached from outside. That is what it does by
+        # itself on Windows and macOS; elsewhere it puts the machine's address in place of a 127.0.0.1 that it is given.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
@@ -106,19 +107,36 @@ def _connected(options: ManyOptions) -> Iterator[Any]:
         ) from error
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if options.address:
+        _knock(options.address)
         settings["address"] = options.address
     else:
         settings |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
     try:
         ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if not options.address:
+            raise UserError(f"Ray cannot start on this machine ({_short(error)}): use --local without it") from error
         raise UserError(
-            f"cannot use the Ray cluster {options.address or 'of this machine'}: {_short(error)}"
+            f"cannot join the Ray cluster {options.address} ({_short(error)}): it needs the same versions of Ray and "
+            "Python, and if it was started with a token, RAY_AUTH_MODE=token in the environment here, and the token"
         ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray tries for minutes where nobody listens; UserError at once instead."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"nothing answers at --address {address} ({error}): give HOST:PORT as `ray start --head` said "
+                "it on the first machine"
+            ) from error
 
 
 def _fit(ray: Any, options: ManyOptions) -> list[Any]:

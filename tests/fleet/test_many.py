@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -210,6 +211,26 @@ def test_what_no_machine_has_is_refused() -> None:
     for options in (ManyOptions(cpus=9), ManyOptions(gpus=0.5), ManyOptions(memory=1.0)):
         with pytest.raises(UserError, match="no machine has --cpus .*there are: 8 CPUs, 0 GPUs"):
             _fit(ray, options)
+
+
+def test_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and with another version's sentence in full."""
+    monkeypatch.setitem(
+        sys.modules, "ray", SimpleNamespace(init=init_of_another, exceptions=SimpleNamespace(RayError=OSError))
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match="Ray: 2.9.3.*Ray: 2.60.0.*needs the same versions of Ray and Python"):
+            run_on_ray([], ManyOptions(address=f"127.0.0.1:{port}"), lambda: None)
+    with pytest.raises(UserError, match=f"nothing answers at --address 127.0.0.1:{port}"):
+        run_on_ray([], ManyOptions(address=f"127.0.0.1:{port}"), lambda: None)
+
+
+def init_of_another(**settings: object) -> None:
+    raise RuntimeError(
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9.3\n    Python: 3.11.7\nThis process on node "
+        "127.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    )
 
 
 def test_without_ray_one_sentence(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,16 +132,18 @@ def look(used: dict[int, Used]) -> None:
         with contextlib.suppress(OSError, IndexError):  # it has just ended
             words = (folder / "stat").read_text().rpartition(")")[2].split()
             pid, line = int(folder.name), (folder / "cmdline").read_bytes()
-            if (pid in used or int(words[1]) in used) and b"fleet.child" not in line:
-                kind = "driver" if used.get(pid, ("",))[0] == "driver" else "workers" if b"ray::" in line else "Ray"
+            if b"fleet.child" in line:
+                used.pop(pid, None)
+            elif pid in used or (int(words[1]) in used and line):  # one that ends has no line any more
+                known = used[pid].kind if pid in used else "Ray"
                 own, waited = (sum(map(int, words[start : start + 2])) / ticks for start in (11, 13))
-                used[pid] = Used(kind, own, waited)
+                used[pid] = Used("workers" if b"ray::" in line and b"Agent" not in line else known, own, waited)
 
 
 def train_alone(out: Path, subject: Path, flags: list[str]) -> Path:
     folder = out / "alone" / subject.name
     words = [sys.executable, "train.py", "-s", str(subject), "-m", str(folder), *flags]
-    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     return folder
 
 
