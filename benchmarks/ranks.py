@@ -87,10 +87,10 @@ def rule_rows(options: argparse.Namespace) -> list[Row]:
         for rule in LR_VIEWS_RULES if views > 1 else LR_VIEWS_RULES[:1]:
             length = ["--iterations", str(options.iterations // views), "--scale_schedule"]
             run = trained(options, f"{views}_{rule}", [*length, "--batch_views", str(views), "--lr_views_rule", rule])
-            row: Row = {"views per step": views, "rule": rule}
+            row: Row = {"views per step": views, "steps": options.iterations // views, "rule": rule}
             for split, metrics in run["metrics"].items():
                 row.update({f"{split} {name}": f"{metrics[name]:.{digits}f}" for name, digits in DIGITS.items()})
-            rows.append({**row, "Gaussians": f"{run['points']:,}", "seconds": round(run["seconds"])})
+            rows.append({**row, "Gaussians": f"{run['points']:,}"})
     return rows
 
 
@@ -109,10 +109,9 @@ def exchange(rank: int, options: argparse.Namespace, folder: Path) -> None:
     """One of the two processes; its times in `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    words = ["-s", str(options.source_path), "-m", str(folder), *HEAD, "--device", "cpu"]
-    model = parse_train(words).model
-    dataset = load_capture(parse_train(words))
-    avatar = build_avatar(model, dataset, None, seed=0, device=torch.device("cpu"))
+    given = parse_train(["-s", str(options.source_path), "-m", str(folder), *HEAD, "--device", "cpu"])
+    dataset = load_capture(given)
+    avatar = build_avatar(given.model, dataset, None, seed=0, device=torch.device("cpu"))
     message = torch.ones(len(avatar), 49)  # 16 harmonics of 3 colors, and the opacity
     times: dict[str, list[float]] = {"MB": [4e-6 * message.numel()]}
     for number in range(options.rounds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def run_locally(works: Sequence[Work], tell: Tell) -> dict[str, State]:
             thread.join(POLL)
             tell()
     except BaseException:
+        _say_stopping()
         stop.set()
         thread.join()
         raise
@@ -80,6 +82,7 @@ def run_on_ray(works: Sequence[Work], options: ManyOptions, tell: Tell) -> dict[
                         ended[name] = {"name": name, "state": "failed", "reason": reason}
                 tell()
         except BaseException:
+            _say_stopping()
             for one in pending:
                 ray.cancel(one)  # a KeyboardInterrupt there, on which the child saves
             while pending:
@@ -124,6 +127,10 @@ def _connected(options: ManyOptions) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _say_stopping() -> None:
+    print("stopping: what trains saves first; the same command goes on from there", file=sys.stderr, flush=True)
 
 
 def _knock(address: str) -> None:

@@ -35,14 +35,20 @@ def write_status(out: Path, states: Sequence[State]) -> None:
 
 
 def rows_of(out: Path, states: Sequence[State]) -> list[dict[str, Any]]:
-    """A row for each subject: its state, and what its results.json says."""
+    """A row for each subject: its state, and what its results.json says, and the metrics.json of what was rendered."""
     rows = []
     for state in states:
-        results = read_json(out / state["name"] / "results.json")
+        folder = out / state["name"]
+        results = read_json(folder / "results.json")
         results = results if isinstance(results, dict) and state["state"] != "failed" else {}
         row: dict[str, Any] = {name: results.get(name, state.get(name)) for name in COLUMNS}
-        for split, metrics in (results.get("metrics") or {}).items():
-            row.update({f"{split} {name}": value for name, value in metrics.items() if value is not None})
+        metrics = dict(results.get("metrics") or {})
+        for path in sorted(folder.glob(f"*/ours_{results.get('iterations')}/metrics.json")):
+            found = read_json(path)
+            if isinstance(found, dict) and isinstance(found.get("mean"), dict):
+                metrics[path.parts[-3]] = {**metrics.get(path.parts[-3], {}), **found["mean"]}
+        for split, means in metrics.items():
+            row.update({f"{split} {name}": value for name, value in means.items() if value is not None})
         rows.append({**row, "reason": state.get("reason", "") if state["state"] == "failed" else ""})
     return rows
 

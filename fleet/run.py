@@ -15,7 +15,7 @@ from fleet.screen import Screen
 from fleet.work import MARK, STATE, State, Work, state_of
 from utils.files import write_json
 
-KEPT = ("attempts", "done", "step", "psnr")  # of the state that an earlier command left
+KEPT = ("attempts", "done", "step", "points", "psnr")  # of the state that an earlier command left
 SHARE = 0.05  # of one core's time, at most, for looking at how the subjects do
 
 

@@ -112,6 +112,7 @@ class _Doer:
             "attempts": before.get("attempts", 0),
             "done": before.get("done", []),
             "node": socket.gethostname(),
+            "points": before.get("points"),
             "psnr": before.get("psnr"),
         }
         self.written = 0.0

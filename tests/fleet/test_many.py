@@ -23,6 +23,7 @@ from runs import flags, gaussians, train_on
 import train_many
 from arguments import ManyOptions
 from fleet.cluster import _check_machines, _fit, run_on_ray
+from fleet.report import rows_of
 from fleet.subjects import Subject, read_subjects
 from fleet.work import MARK, Stopped, Work, do, state_of
 from utils.errors import UserError, run_script
@@ -140,6 +141,16 @@ def test_a_child_ends_with_its_worker(fake: Path) -> None:
     while not Path(one.folder, "saved").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_was_rendered_since_stands_in_the_table(tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    place = folder / "val" / "ours_100" / "metrics.json"
+    place.parent.mkdir(parents=True)
+    (folder / "results.json").write_text('{"iterations": 100, "points": 7, "metrics": {"val": {"psnr": 30.0}}}')
+    place.write_text('{"split": "val", "mean": {"psnr": 31.0, "ssim": 0.9, "flip": null}}')
+    (row,) = rows_of(tmp_path, [{"name": "it", "state": "done"}])
+    assert row.items() >= {"points": 7, "val psnr": 31.0, "val ssim": 0.9}.items() and "val flip" not in row
 
 
 def test_a_training_is_the_one_alone(
