@@ -84,7 +84,9 @@ def _shown(value: Any) -> str:
 def _gallery(out: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str], heading: str) -> str:
     """A page without anything from the network: a table that a click on a heading sorts, and on a phone cards."""
     labels = {name: html.escape(LABELS.get(name, name.replace("_", " "))) for name in columns}
-    head = "<th></th>" + "".join(f'<th tabindex="0">{labels[name]}</th>' for name in columns)
+    numbers = {name for row in rows for name in columns if isinstance(row.get(name), (int, float))}
+    kinds = {name: "number" if name in numbers else "text" for name in columns}
+    head = "<th></th>" + "".join(f'<th class="{kinds[name]}" tabindex="0">{labels[name]}</th>' for name in columns)
     body = []
     for row in rows:
         folder = out / row["name"]
@@ -100,9 +102,8 @@ def _gallery(out: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str], 
             shown = html.escape(_shown(value))
             if name == "name" and page:
                 shown = f'<a href="{place}/{page}">{shown}</a>'
-            kind = "number" if isinstance(value, (int, float)) else "text"
             value = html.escape("" if value is None else str(value))
-            cells.append(f'<td class="{kind}" data-label="{labels[name]}" data-value="{value}">{shown}</td>')
+            cells.append(f'<td class="{kinds[name]}" data-label="{labels[name]}" data-value="{value}">{shown}</td>')
         body.append(f'<tr class="{html.escape(row["state"])}">{"".join(cells)}</tr>')
     return PAGE.format(heading=html.escape(heading), head=head, body="\n".join(body))
 
@@ -116,11 +117,11 @@ body {{ font: 14px/1.45 system-ui, sans-serif; max-width: 1500px; margin: 1.5rem
 h1 {{ font-size: 1.4rem; margin: 0 }}
 p {{ color: GrayText; margin: .3rem 0 1rem }}
 table {{ border-collapse: collapse; width: 100% }}
-td, th {{ padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: left }}
-th {{ position: sticky; top: 0; background: Canvas; white-space: nowrap; cursor: pointer }}
+td, th {{ padding: .45rem .6rem; border-bottom: 1px solid var(--line); text-align: left }}
+th {{ position: sticky; top: 0; background: Canvas; vertical-align: bottom; cursor: pointer }}
 th[data-sorted]::after {{ content: attr(data-sorted) }}
 tbody tr:hover {{ background: var(--soft) }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums }}
 .picture {{ width: 1px; padding-left: 0 }}
 img {{ height: 160px; border-radius: 4px; display: block }}
 .failed {{ background: #f443361f }}
@@ -131,9 +132,9 @@ img {{ height: 160px; border-radius: 4px; display: block }}
   th:first-child, td[data-value=""] {{ display: none }}
   tbody tr {{ display: grid; grid-template-columns: 1fr 1fr; margin: .9rem 0; padding: .6rem;
     border: 1px solid var(--line); border-radius: 8px }}
-  td {{ border: 0; padding: .1rem .2rem; text-align: left }}
+  td, td.number {{ border: 0; padding: .1rem .2rem; text-align: left }}
   td[data-label]::before {{ content: attr(data-label) " "; color: GrayText }}
-  td[data-label=name] {{ font-size: 1.1rem }}
+  td[data-label=name] {{ font-size: 1.1rem; overflow-wrap: anywhere }}
   td[data-label=name]::before {{ content: none }}
   .picture, td[data-label=reason] {{ grid-column: 1 / -1; width: auto }}
   img {{ width: 100%; height: auto }}
