@@ -1,12 +1,12 @@
 """Several processes for one avatar, and several views per step: how fast, and how good.
 
     python -m benchmarks.ranks -s DATA --out DIR [--iterations 300] [--rounds 3] [-- train.py flags]
-    python -m benchmarks.ranks -s DATA --out DIR --rules [--iterations 2000] [-- train.py flags]
+    python -m benchmarks.ranks -s DATA --out DIR --rules [--views 1 2 4 8] [--iterations 2000] [-- train.py flags]
     python -m benchmarks.ranks -s DATA --out DIR --overlap [--rounds 50]
 
 The first trains with two views per step, in turns by one process with two threads and by two processes (torchrun) with
 one thread each: the same result. Speeds are the medians of the rounds; bytes a step are what one process sends.
-The second trains with 1, 2, 4 and 8 views per step, by each rule of `--lr_views_rule`, as many views in all: so many
+The second trains with so many `--views` per step, by each rule of `--lr_views_rule`, as many views in all: so many
 times fewer iterations, with the schedule shortened alike (`--scale_schedule`).
 The third asks what sending gradients while others are still computed could gain: those of color and opacity, which
 are most of the message, are known before the backward pass comes to the rig and the head mesh. Two processes with one
@@ -83,7 +83,7 @@ def speed_row(options: argparse.Namespace) -> list[Row]:
 def rule_rows(options: argparse.Namespace) -> list[Row]:
     """Quality after as many views."""
     rows = []
-    for views in (1, 2, 4, 8):
+    for views in options.views:
         for rule in LR_VIEWS_RULES if views > 1 else LR_VIEWS_RULES[:1]:
             length = ["--iterations", str(options.iterations // views), "--scale_schedule"]
             run = trained(options, f"{views}_{rule}", [*length, "--batch_views", str(views), "--lr_views_rule", rule])
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=300, help="of a run, with one view per step")
     parser.add_argument("--rounds", type=int, default=3, help="of the speed")
     parser.add_argument("--rules", action="store_true", help="quality by the views per step, not the speed")
+    parser.add_argument("--views", type=int, nargs="+", default=[1, 2, 4, 8], help="per step, with --rules")
     parser.add_argument("--overlap", action="store_true", help="sending gradients beside the backward pass")
     options, extra = parser.parse_known_args()
     options.extra = [word for word in extra if word != "--"]
