@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -27,25 +28,26 @@ def run_locally(works: Sequence[Work], tell: Tell) -> dict[str, State]:
     Raises:
         KeyboardInterrupt: all is stopped, in order.
     """
-    stop, ended = threading.Event(), {}
+    stop, over, ended = threading.Event(), threading.Event(), {}
 
     def work() -> None:
-        for one in works:
-            try:
+        try:
+            for one in works:
                 ended[one.name] = do(one, stop)
-            except Stopped:
-                return
+        except Stopped:
+            pass
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=work)
-    thread.start()
+    threading.Thread(target=work).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL)
+        # Not `join`: interrupted, it takes the thread for ended (Python 3.11).
+        while not over.wait(POLL):
             tell()
     except BaseException:
         _say_stopping()
         stop.set()
-        thread.join()
+        over.wait()
         raise
     return ended
 
@@ -114,6 +116,7 @@ def _connected(options: ManyOptions) -> Iterator[Any]:
         settings["address"] = options.address
     else:
         settings |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -123,6 +126,8 @@ def _connected(options: ManyOptions) -> Iterator[Any]:
             f"cannot join the Ray cluster {options.address} ({_short(error)}): it needs the same versions of Ray and "
             "Python, and if it was started with a token, RAY_AUTH_MODE=token in the environment here, and the token"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's would abort the process 3 seconds later, saved or not
     try:
         yield ray
     finally:

@@ -128,6 +128,18 @@ def test_stopped_it_has_saved(fake: Path) -> None:
     assert Path(one.folder, "saved").exists() and state_of(Path(one.folder))["state"] == "stopped"
 
 
+def test_an_interrupted_driver_waits_until_all_is_saved(fake: Path) -> None:
+    one = work(fake, "waits")
+    code = f"from fleet.cluster import *; run_locally([Work{tuple(one)!r}], lambda: None)"
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not Path(one.folder, "waiting").exists():
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGINT)
+    assert "stopping: what trains saves first" in driver.communicate(timeout=60)[1]
+    assert Path(one.folder, "saved").exists() and state_of(Path(one.folder))["state"] == "stopped"
+
+
 def test_a_child_ends_with_its_worker(fake: Path) -> None:
     one = work(fake, "waits")
     code = f"from fleet.work import *; do(Work{tuple(one)!r})"
