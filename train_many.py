@@ -11,23 +11,19 @@ them is for scripts.
 
 from __future__ import annotations
 
-import json
 import shlex
+import signal
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from arguments import ManyOptions, parse_export, parse_many, parse_render, parse_train
-from fleet.cluster import run_locally, run_on_ray
-from fleet.report import collect, write_report, write_status
-from fleet.screen import Screen
+from fleet.run import run_all
 from fleet.subjects import Subject, read_subjects
-from fleet.work import MARK, NOTE, STATE, State, Work, is_trained, read_json, state_of
+from fleet.work import NOTE, STATE, State, Work, is_trained, read_json, state_of
 from utils.errors import UserError, run_script
 from utils.files import only_writer, refuse_escaping_links, write_json
 
-KEPT = ("attempts", "done", "step", "psnr")  # of the state that an earlier command left
 OURS = ("-s", "--source_path", "-m", "--model_path", "--start_checkpoint", "--overwrite", "--port")
 THEN = {"render": ("render.py", parse_render), "export": ("export.py", parse_export)}
 
@@ -66,7 +62,7 @@ def follow_ups(options: ManyOptions, folder: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def plan(subjects: Sequence[Subject], flags: Sequence[str], options: ManyOptions, mark: str) -> list[Work]:
+def plan(subjects: Sequence[Subject], flags: Sequence[str], options: ManyOptions) -> list[Work]:
     """What is left to do; nothing is written if anything of it is refused.
 
     Raises:
@@ -93,7 +89,7 @@ def plan(subjects: Sequence[Subject], flags: Sequence[str], options: ManyOptions
         train = () if trained else ("train.py", *command, "--start_checkpoint", "auto")
         done = state_of(folder).get("done", [])
         if train or any(list(words) not in done for words in thens):
-            works.append(Work(subject.name, str(folder), mark, iterations, train, tuple(thens), options.retries))
+            works.append(Work(subject.name, str(folder), iterations, train, tuple(thens), options.retries))
         elif state_of(folder).get("state") != "done":
             write_json(folder / STATE, {**state_of(folder), "name": subject.name, "state": "done"})
     if not options.evaluate_only:
@@ -109,50 +105,27 @@ def train_many(options: ManyOptions, subjects: Sequence[Subject], flags: Sequenc
         UserError: nothing was started, because something is wrong with the command.
         KeyboardInterrupt: everything was stopped, and is saved.
     """
-    out, names = Path(options.output), [subject.name for subject in subjects]
+    out = Path(options.output)
     with only_writer(out):
         refuse_escaping_links(out)
-        mark = uuid.uuid4().hex
-        works = plan(subjects, flags, options, mark)
-        write_json(out / MARK, {"mark": mark})
-        screen = Screen(quiet=options.quiet)
-        for work in works:
-            folder = Path(work.folder)
-            kept = {name: value for name, value in state_of(folder).items() if name in KEPT}
-            write_json(folder / STATE, {**kept, "name": work.name, "state": "waits"})
+        works = plan(subjects, flags, options)
         if not options.quiet:
-            print(f"{len(subjects)} subjects, {len(subjects) - len(works)} of them finished before")
-        shown: list[str] = []
-
-        def tell() -> None:
-            states = collect(out, names)
-            news = json.dumps(states)
-            if shown != [news]:
-                shown[:] = [news]
-                write_status(out, states)
-            screen.show(states)
-
-        ended: dict[str, State] = {}
-        try:
-            if works:
-                ended = run_locally(works, tell) if options.local else run_on_ray(works, options, tell)
-        finally:
-            states = collect(out, names)
-            # What could not write its state: of a lost machine, or without the folder.
-            states = [ended.get(state["name"], state) for state in states]
-            screen.show(states)
-            write_status(out, states)
-            write_report(out, states)
-    return states
+            why = "measured before, or not trained" if options.evaluate_only else "finished before"
+            print(f"{len(subjects)} subjects, {len(subjects) - len(works)} of them {why}", flush=True)
+        return run_all(out, [subject.name for subject in subjects], works, options)
 
 
 def main() -> None:
     options, words, flags = parse_many(sys.argv[1:])
     subjects = read_subjects(words)
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C; there is no SIGHUP on Windows
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     states = train_many(options, subjects, flags)
-    failed = [state["name"] for state in states if state["state"] == "failed"]
+    failed, done = ([state["name"] for state in states if state["state"] == end] for end in ("failed", "done"))
     if not options.quiet:
-        print(f"{len(states) - len(failed)} of {len(states)} subjects are well: {Path(options.output) / 'index.html'}")
+        print(f"{len(done)} of {len(states)} subjects are done: {Path(options.output) / 'index.html'}")
     if failed:
         more = ", ..." if len(failed) > 10 else ""
         raise UserError(

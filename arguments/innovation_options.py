@@ -235,7 +235,7 @@ class InnovationOptions:
         1, "views per step of each process, whose gradients are averaged", unit="views", at_least=1, at_most=4096
     )
     lr_views_rule: str = option(
-        "none",
+        "sqrt",
         "what several views per step, of all processes together, do to the learning rates of Gaussians and FLAME: "
         "none; sqrt: times the root of their number, and Adam forgets as much by view as with one; linear: times it",
         choices=LR_VIEWS_RULES,

@@ -27,6 +27,7 @@ from utils.untrusted import read_regular
 ROOT = Path(__file__).resolve().parent.parent
 STATE, NOTE, LOG = "state.json", "subject.json", "output.log"  # in a subject's folder
 MARK = ".train_many.json"  # in OUT: who sees it sees the folder of the others
+APPEARS_IN = 60.0  # seconds that a file of one machine may take until another sees it (NFS)
 UPDATE_EVERY = 1.0  # seconds between two states written
 BUSY = "another run is writing into"  # said by a training whose predecessor still saves
 BUSY_FOR = 90.0  # seconds that one may take
@@ -43,11 +44,11 @@ class Work(NamedTuple):
 
     name: str
     folder: str  # of its avatar
-    mark: str  # content of MARK
     iterations: int
     train: tuple[str, ...]  # empty: the avatar is there, or stays untrained
     then: tuple[tuple[str, ...], ...] = ()
     retries: int = 0  # after a crash of a program
+    mark: str = ""  # content of MARK
 
 
 class Stopped(Exception):
@@ -73,6 +74,13 @@ def is_trained(folder: Path, iterations: int) -> bool:
     return isinstance(results, dict) and results.get("iterations") == iterations
 
 
+def sees_not(out: str, mark: str) -> str:
+    """The sentence for a machine that does not see the folder `out` of the one that wrote `mark`; empty if it does."""
+    if (read_json(Path(out, MARK)) or {}).get("mark") == mark:
+        return ""
+    return f"the machine {socket.gethostname()} does not see {out}: give an output folder that all machines share"
+
+
 def do(work: Work, stop: threading.Event | None = None) -> State:
     """Does what is left to do of `work`; the state it ended in, which also stands in the subject's folder.
 
@@ -82,15 +90,14 @@ def do(work: Work, stop: threading.Event | None = None) -> State:
         Stopped: `stop` was set.
         KeyboardInterrupt: Ray cancels the work; what was trained is saved.
     """
-    folder = Path(work.folder)
-    if (read_json(folder.parent / MARK) or {}).get("mark") != work.mark:
-        return {
-            "name": work.name,
-            "state": "failed",
-            "reason": f"the machine {socket.gethostname()} does not see {folder.parent}: give an output folder that "
-            "all machines share",
-        }
-    return _Doer(work, folder, stop or threading.Event()).run()
+    folder, stop = Path(work.folder), stop or threading.Event()
+    deadline = time.monotonic() + APPEARS_IN
+    while blind := sees_not(str(folder.parent), work.mark):
+        if time.monotonic() > deadline:
+            return {"name": work.name, "state": "failed", "reason": blind}
+        if stop.wait(1.0):
+            raise Stopped
+    return _Doer(work, folder, stop).run()
 
 
 class _Doer:
@@ -105,6 +112,7 @@ class _Doer:
             "attempts": before.get("attempts", 0),
             "done": before.get("done", []),
             "node": socket.gethostname(),
+            "points": before.get("points"),
             "psnr": before.get("psnr"),
         }
         self.written = 0.0

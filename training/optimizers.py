@@ -43,7 +43,7 @@ def view_rates(rule: str, views: int) -> ViewRates:
       Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", for Adam; in this form
       for Gaussians by Zhao et al. 2024, "On Scaling Up 3D Gaussian Splatting Training", section 4.
     * linear: rates times the number; Goyal et al. 2017, "Accurate, Large Minibatch SGD", where steps follow the
-      gradient's size. Those of Adam do not, which is why it is too much here.
+      gradient's size. Those of Adam do not: it is too much where the rates suit one view (doc/scale.md has figures).
     """
     return {"none": ViewRates(), "sqrt": ViewRates(math.sqrt(views), views), "linear": ViewRates(float(views))}[rule]
 

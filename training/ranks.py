@@ -14,14 +14,11 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +31,7 @@ from scene.gaussian_model import GaussianModel
 from training import checkpoint
 from training.density_control import DensityControl
 from training.views import Views
+from training.watch import Lost, Watch
 from utils.cores import usable_cores
 from utils.errors import UserError, one_line
 from utils.interrupt import StopSignals
@@ -41,9 +39,6 @@ from utils.interrupt import StopSignals
 # (gradients, averaged in place; what else has to be finite) -> tensors that hold NaN if it was not in some process
 Average = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
-BEAT = 1.0  # seconds between two signs of life
-SILENCE = 20.0  # seconds without one: torchrun then needs up to 30 more until it has killed what hangs
-AFTER_A_BREAK = 4.0  # the same once a connection broke
 STOP_READ_EVERY = 10  # steps; on a GPU reading waits for it
 
 
@@ -136,18 +131,19 @@ class Ranks(Alone):
             shared = dist.TCPStore(address, port, is_master=own and self.first, wait_for_workers=False)
             store = dist.PrefixStore(f"restart {_restarts()}", shared)
             # No time limit of its own: the first process may evaluate, or show the avatar, while the others wait.
-            # Who is gone is told by `_Watch`.
+            # Who is gone is told by `Watch`.
             dist.init_process_group(store=store, rank=self.rank, world_size=self.size, timeout=timedelta(days=7))
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"process {self.rank} of {self.size} cannot reach the others ({one_line(error)[:200]}): start all of "
                 "them with torchrun, and give --rdzv_endpoint an address that every machine reaches"
             ) from error
-        self.watch = _Watch(dist.PrefixStore("watch", store), self)
+        self.watch = Watch(dist.PrefixStore("watch", store), self.rank, self.size, self.advice)
 
     # ---- the views ----------------------------------------------------------
 
     def share(self, drawn: list[int], scale: float) -> list[int]:
+        self.watch.begins()
         for index in drawn:
             self.on_draw(index, scale)
         return drawn[self.rank :: self.size]
@@ -227,6 +223,7 @@ class Ranks(Alone):
 
     def _call(self, operation: Callable[..., Any], *arguments: Any) -> None:
         """`operation` among all processes; ends this one in order when that fails, because another is gone."""
+        self.watch.waits()
         try:
             operation(*arguments)
         except RuntimeError as error:
@@ -258,93 +255,6 @@ class Ranks(Alone):
         if kept is None:
             return "no checkpoint was written yet: start again"
         return f"{kept} and all before it are kept: the same command with --start_checkpoint auto goes on from there"
-
-
-class _Watch(threading.Thread):
-    """Tells the other processes that this one lives, and notices when one of them does not any more.
-
-    A process that dies breaks its connections, and gloo says so; one that stands still, or whose machine is gone, does
-    not, and NCCL waits for a dead one for ever. So each writes a sign of life into the store of torchrun, which
-    outlives them all, and looks for those of the others.
-    """
-
-    def __init__(self, store: dist.Store, ranks: Ranks) -> None:
-        super().__init__(daemon=True, name="watch")
-        self.store, self.ranks = store, ranks
-        self.over = threading.Event()
-        self.seen: dict[int, tuple[bytes, float]] = {}  # rank -> its last sign of life, and when that was new
-        self._beat("0")
-
-    def _beat(self, sign: str) -> None:
-        self.store.set(f"beat {self.ranks.rank}", sign)
-
-    def run(self) -> None:
-        count = 0
-        while not self.over.wait(BEAT):
-            count += 1
-            try:
-                self._beat(str(count))
-                silent = self._silent(SILENCE)
-            except RuntimeError:  # torchrun ends, and will end us
-                return
-            if silent and not self.over.is_set():
-                if self.tell():
-                    print(f"error: {self._sentence(silent)}", file=sys.stderr, flush=True)
-                os._exit(2)  # the main thread waits for that process, without end
-
-    def _silent(self, limit: float) -> list[int]:
-        """The processes that gave no sign of life for `limit` seconds and have not said that they end."""
-        now, found = time.monotonic(), []
-        for rank in set(range(self.ranks.size)) - {self.ranks.rank}:
-            key = f"beat {rank}"
-            sign = self.store.get(key) if self.store.check([key]) else b""
-            if rank not in self.seen or self.seen[rank][0] != sign:
-                self.seen[rank] = sign, now
-            elif now - self.seen[rank][1] > limit and sign != b"end":
-                found.append(rank)
-        return found
-
-    def explain_break(self, error: RuntimeError) -> NoReturn:
-        """Ends this process after a broken connection; one of all says which process is gone.
-
-        Raises:
-            UserError: the sentence.
-            SystemExit: another process says it.
-        """
-        deadline = time.monotonic() + 2 * AFTER_A_BREAK
-        silent: list[int] = []
-        with contextlib.suppress(RuntimeError):
-            while not silent and time.monotonic() < deadline and not self.store.check(["failed"]):
-                time.sleep(BEAT / 4)
-                silent = self._silent(AFTER_A_BREAK)
-            if self.store.check(["failed"]) or not self.tell():
-                self.over.set()
-                raise SystemExit(2)
-        raise Lost(self._sentence(silent) if silent else f"{self.ranks.advice()} ({one_line(error)[:200]})")
-
-    def _sentence(self, silent: list[int]) -> str:
-        names = ", ".join(map(str, silent))
-        return f"process {names} of {self.ranks.size} was killed, or does not answer any more; {self.ranks.advice()}"
-
-    def tell(self) -> bool:
-        """Whether this process is the one that says what happened: the first that asks."""
-        try:
-            return self.store.add("told", 1) == 1
-        except RuntimeError:
-            return True
-
-    def end(self, *, failed: bool = False) -> None:
-        """No sign of life follows, and nobody is to miss it."""
-        self.over.set()
-        self.join(5 * BEAT)  # a thread that talks to the store while Python ends would abort it
-        with contextlib.suppress(RuntimeError):
-            if failed:
-                self.store.set("failed", str(self.ranks.rank))
-            self._beat("end")
-
-
-class Lost(UserError):
-    """Another process is gone."""
 
 
 def _number(name: str) -> int:

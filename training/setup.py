@@ -169,7 +169,7 @@ def announce(
     if resume:
         reporter.say(f"Resumed at iteration {resume['step']} with {len(avatar):,} Gaussians")
     together = f", {ranks.size} processes" if ranks.size > 1 else ""
-    if rule != "none" and not several:
+    if rule != InnovationOptions().lr_views_rule and not several:
         reporter.say(
             "note: --lr_views_rule has no effect on one view per step; several are --batch_views, or processes"
         )

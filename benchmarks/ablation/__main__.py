@@ -7,7 +7,8 @@
 The rows are the baseline, each innovation alone, each part of the warm start alone, the presets, and the
 three costly flags that these came to replace, alone and together (`full`). Two kinds of runs. *Quality*: every
 row of `ROWS` is trained once per seed, one `train.py` after the other; all rows of a seed come before the next
-seed, so that an interrupted ablation is a complete one with fewer seeds.
+seed, so that an interrupted ablation is a complete one with fewer seeds. With `--address` they are the subjects of a
+Ray cluster (see `train_many.py`), in the same order; DIR has to be on a file system that all its machines share.
 *Timing*: rows and baseline are trained again, together and in turns (see
 `benchmarks/timing.py`), because the speed of a
 machine drifts by more than what is to be told apart; `--timings 0` leaves them out.
@@ -34,14 +35,16 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from arguments import parse_train
+from arguments import ManyOptions, parse_train
 from benchmarks.ablation import BASELINE
 from benchmarks.ablation.measure import Judge
 from benchmarks.ablation.report import compare, draw_plots, tables_of, write_csv
 from benchmarks.common import HEAD, ROOT, Table, format_tables, new_parser, pyplot, typed_command, write_tables
 from benchmarks.timing import SLICE, ratio, slice_count, time_in_turns
+from fleet.run import run_all
+from fleet.work import Work, is_trained
 from utils.errors import UserError, run_script
-from utils.files import write_json
+from utils.files import only_writer, write_json
 
 # What switches off each part of the warm start; a row of a part alone has all the others.
 WITHOUT = {
@@ -132,20 +135,13 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}): remove it") from error
 
 
-def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
-    """One quality run, from its last checkpoint if it has one.
-
-    Raises:
-        UserError: it failed; with the last line it wrote.
-    """
+def prepare(folder: Path, flags: Sequence[str], iterations: int) -> list[str]:
+    """Makes the folder of a quality run; the words behind `train.py`, which go on from its last checkpoint, if any."""
     todo = what_to_do(folder, flags)
     words = [
-        sys.executable,
-        str(ROOT / "train.py"),
         *flags,
         "-m",
         str(folder),
-        "--quiet",
         # The last avatar is all that is measured; two checkpoints on the way are enough to go on from.
         "--save_iterations",
         str(iterations),
@@ -155,8 +151,17 @@ def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
     if todo == "start":
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / NOTE, {"flags": list(flags)})
-    else:
-        words += ["--start_checkpoint", "auto"]
+        return words
+    return [*words, "--start_checkpoint", "auto"]
+
+
+def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
+    """One quality run, from its last checkpoint if it has one.
+
+    Raises:
+        UserError: it failed; with the last line it wrote.
+    """
+    words = [sys.executable, str(ROOT / "train.py"), *prepare(folder, flags, iterations), "--quiet"]
     with open(folder / "train.log", "a", encoding="utf-8") as log:
         status = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False).returncode
     if status != 0:
@@ -164,8 +169,38 @@ def train_one(folder: Path, flags: Sequence[str], iterations: int) -> None:
         raise UserError(
             f"the training in {folder} stopped with status {status}: {lines[-1] if lines else ''} (see train.log there)"
         )
-    for checkpoint in folder.glob("chkpnt*.pth"):  # dozens of runs of them would fill the disk
+    remove_checkpoints(folder)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Dozens of runs of them would fill the disk."""
+    for checkpoint in folder.glob("chkpnt*.pth"):
         checkpoint.unlink()
+
+
+def train_on_cluster(options: argparse.Namespace, missing: Sequence[tuple[str, int]]) -> None:
+    """The same for many, side by side, as subjects of train_many.py.
+
+    Raises:
+        UserError: some failed.
+    """
+    runs = folder_of(options.out, BASELINE, 0).parent
+    cluster = ManyOptions(output=str(runs), address=options.address, cpus=options.cpus)
+    # A retry goes on from the checkpoint of the machine that was lost.
+    more = ["--threads", str(max(1, round(options.cpus))), "--start_checkpoint", "auto"]
+    works = []
+    with only_writer(runs):
+        for row, seed in missing:
+            folder = folder_of(options.out, row, seed)
+            words = ["train.py", *prepare(folder, command_of(options, row, seed), options.iterations), *more]
+            works.append(Work(folder.name, str(folder), options.iterations, tuple(words), retries=cluster.retries))
+        ended = run_all(runs, [work.name for work in works], works, cluster)
+    for work in works:
+        if is_trained(Path(work.folder), options.iterations):
+            remove_checkpoints(Path(work.folder))
+    failed = [state["name"] for state in ended if state["state"] == "failed"]
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed: why, says {runs / 'summary.md'}; the same command goes on")
 
 
 def run_quality(options: argparse.Namespace) -> None:
@@ -176,6 +211,8 @@ def run_quality(options: argparse.Namespace) -> None:
         for row, seed in wanted
         if what_to_do(folder_of(options.out, row, seed), command_of(options, row, seed)) != "skip"
     ]
+    if missing and options.address:
+        return train_on_cluster(options, missing)
     with progress(total=len(wanted), initial=len(wanted) - len(missing), desc="Quality runs", unit="run") as bar:
         for row, seed in missing:
             bar.set_postfix_str(f"{row}, seed {seed}", refresh=sys.stderr.isatty())
@@ -300,6 +337,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--together", type=int, default=4, help="trainings in memory at once while timing, one of them the baseline"
     )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument(
+        "--address", help="a Ray cluster, as HOST:PORT, that trains the rows side by side (doc/scale.md)"
+    )
+    parser.add_argument("--cpus", type=float, default=1.0, help="there: cores, and --threads, for each run")
     parser.add_argument("--report_only", action="store_true", help="only make the report anew")
     options, extra = parser.parse_known_args(list(argv))
     options.out = options.out.absolute()  # the runs have another working directory
@@ -308,6 +349,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [row for row in options.rows if row not in ROWS]
     if unknown:
         raise UserError(f"--rows {unknown[0]}: there is no such row, only {', '.join(ROWS)}")
+    if options.cpus <= 0 or (options.cpus != 1 and not options.address):
+        raise UserError("--cpus is for --address, and more than 0: give an --address with it")
     if options.report_only:
         return options
     if options.source_path is None:

@@ -263,7 +263,7 @@ INNOVATIONS = dict(
     use_temporal_consistency=False,
     lambda_temporal=0.01,
     batch_views=1,
-    lr_views_rule="none",
+    lr_views_rule="sqrt",
     refine_test_poses=0,
     refine_cameras=(),
 )
@@ -314,7 +314,7 @@ def test_every_efficient_flag_is_taken() -> None:
         "--warm_expr_lr_factor 1 --warm_trans_lr_factor 2 --warm_pose_lr_factor 0 "
         "--use_vgg_loss --lambda_perceptual 0.2 --use_adaptive_densification --adaptive_densify_ratio 3 "
         "--use_temporal_consistency --lambda_temporal 0.3 "
-        "--lambda_alpha 0.7 --fill_unseen 0.1 --lr_cooldown 0.3 --batch_views 4 --lr_views_rule sqrt "
+        "--lambda_alpha 0.7 --fill_unseen 0.1 --lr_cooldown 0.3 --batch_views 4 --lr_views_rule linear "
         "--refine_test_poses 50 --refine_cameras 6 9"
     )
     assert innovations(line) == dict(
@@ -368,7 +368,7 @@ def test_every_efficient_flag_is_taken() -> None:
         use_temporal_consistency=True,
         lambda_temporal=0.3,
         batch_views=4,
-        lr_views_rule="sqrt",
+        lr_views_rule="linear",
         refine_test_poses=50,
         refine_cameras=(6, 9),
     )

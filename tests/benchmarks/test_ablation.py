@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from places import ROOT
 from runs import train_on
 
+from arguments import ManyOptions
 from benchmarks.ablation import __main__ as ablation
 from benchmarks.ablation import measure, report
 from benchmarks.common import HEAD, format_tables
@@ -77,25 +79,58 @@ def test_runs_of_others_are_left_alone(tmp_path: Path) -> None:
     assert (folder / "results.json").exists()
 
 
-def test_train_one_starts_continues_and_tells_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "train.py"  # in place of the real one: writes down how it was called
-    script.write_text(
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """In place of train.py: writes down how it was called, and fails at its first try."""
+    path = tmp_path / "train.py"
+    path.write_text(
         "import pathlib, sys\n"
         "out = pathlib.Path(sys.argv[sys.argv.index('-m') + 1])\n"
+        "first = not (out / 'chkpnt33.pth').exists()\n"
         "(out / 'chkpnt33.pth').touch()\n"
         "(out / 'called').write_text(' '.join(sys.argv[1:]))\n"
-        "if '--start_checkpoint' not in sys.argv: sys.exit('error: no room')\n"
-        "(out / 'results.json').write_text('{}')\n"
+        "if first: sys.exit('error: no room')\n"
+        "(out / 'results.json').write_text('{\"iterations\": 100}')\n"
     )
-    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    return path
+
+
+def test_train_one_starts_continues_and_tells_failures(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "ROOT", script.parent)
     folder = tmp_path / "runs" / "baseline_seed0"
     with pytest.raises(UserError, match="status 1: error: no room"):
         ablation.train_one(folder, FLAGS, 100)
     assert "--save_iterations 100 --checkpoint_iterations 33 66 100" in (folder / "called").read_text()
     ablation.train_one(folder, FLAGS, 100)
-    assert (folder / "called").read_text().endswith("--start_checkpoint auto")
+    assert (folder / "called").read_text().endswith("--start_checkpoint auto --quiet")
     assert ablation.what_to_do(folder, FLAGS) == "skip"
     assert not list(folder.glob("*.pth"))
+
+
+def test_on_a_cluster(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows are subjects: what fails stands in the summary, and is gone on with; here without Ray."""
+    monkeypatch.setattr("fleet.work.ROOT", script.parent)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(ablation, "ManyOptions", lambda address, **given: ManyOptions(local=True, **given))
+    words = f"-s {tmp_path} --out {tmp_path} --address HOST:1 --cpus 2 --iterations 100 --rows baseline,amp --seeds 1"
+    options = ablation.parse(words.split())
+    make_run(tmp_path, "amp", 0, 30.0)
+    (tmp_path / "runs" / "amp_seed0" / "ablation.json").write_text(
+        json.dumps({"flags": ablation.command_of(options, "amp", 0)})
+    )
+    with pytest.raises(UserError, match="^baseline_seed0 failed: why, says .*summary.md"):
+        ablation.run_quality(options)
+    assert "no room" in (tmp_path / "runs" / "summary.md").read_text()
+    ablation.run_quality(options)
+    folder = tmp_path / "runs" / "baseline_seed0"
+    called = (folder / "called").read_text()
+    assert "--iterations 100 --seed 0" in called and "--threads 2 --start_checkpoint auto" in called
+    assert ablation.what_to_do(folder, ablation.command_of(options, "baseline", 0)) == "skip"
+    assert not list(folder.glob("*.pth")) and "baseline_seed0: done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -104,6 +139,7 @@ def test_train_one_starts_continues_and_tells_failures(tmp_path: Path, monkeypat
         (["--rows", "baseline,magic"], "no such row"),
         (["--iterations", "0"], "--iterations must"),
         (["--together", "1"], "--together"),
+        (["--cpus", "2"], "--cpus is for --address"),
         (["--iterations", "30"], "too short to be timed"),
         (["--", "--no_such_flag"], "row baseline: unrecognized arguments"),
     ],

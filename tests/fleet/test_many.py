@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +22,8 @@ from runs import flags, gaussians, train_on
 
 import train_many
 from arguments import ManyOptions
-from fleet.cluster import _check_resources, run_on_ray
+from fleet.cluster import _check_machines, _fit, run_on_ray
+from fleet.report import rows_of
 from fleet.subjects import Subject, read_subjects
 from fleet.work import MARK, Stopped, Work, do, state_of
 from utils.errors import UserError, run_script
@@ -67,7 +70,7 @@ def fake(tmp_path: Path) -> Path:
 def work(fake: Path, what: str, **changes: object) -> Work:
     folder = fake.parent / "out" / what.replace(" ", "_")
     folder.mkdir(exist_ok=True)
-    given = Work(folder.name, str(folder), "x", 100, (str(fake), str(folder), what), retries=1)
+    given = Work(folder.name, str(folder), 100, (str(fake), str(folder), what), retries=1, mark="x")
     return given._replace(**changes)
 
 
@@ -95,7 +98,8 @@ def test_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_subjects(["c*"])
 
 
-def test_what_goes_wrong_with_one_subject_is_its_state(fake: Path) -> None:
+def test_what_goes_wrong_with_one_subject_is_its_state(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.work.APPEARS_IN", 0.0)
     state = do(work(fake, "fine"))
     assert state == state_of(fake.parent / "out" / "fine")
     expected = dict(state="done", attempts=1, psnr=31.25, points=2400, step=100, rate=12.5, left="00:04")
@@ -124,6 +128,18 @@ def test_stopped_it_has_saved(fake: Path) -> None:
     assert Path(one.folder, "saved").exists() and state_of(Path(one.folder))["state"] == "stopped"
 
 
+def test_an_interrupted_driver_waits_until_all_is_saved(fake: Path) -> None:
+    one = work(fake, "waits")
+    code = f"from fleet.cluster import *; run_locally([Work{tuple(one)!r}], lambda: None)"
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not Path(one.folder, "waiting").exists():
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGINT)
+    assert "stopping: what trains saves first" in driver.communicate(timeout=60)[1]
+    assert Path(one.folder, "saved").exists() and state_of(Path(one.folder))["state"] == "stopped"
+
+
 def test_a_child_ends_with_its_worker(fake: Path) -> None:
     one = work(fake, "waits")
     code = f"from fleet.work import *; do(Work{tuple(one)!r})"
@@ -137,6 +153,16 @@ def test_a_child_ends_with_its_worker(fake: Path) -> None:
     while not Path(one.folder, "saved").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_was_rendered_since_stands_in_the_table(tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    place = folder / "val" / "ours_100" / "metrics.json"
+    place.parent.mkdir(parents=True)
+    (folder / "results.json").write_text('{"iterations": 100, "points": 7, "metrics": {"val": {"psnr": 30.0}}}')
+    place.write_text('{"split": "val", "mean": {"psnr": 31.0, "ssim": 0.9, "flip": null}}')
+    (row,) = rows_of(tmp_path, [{"name": "it", "state": "done"}])
+    assert row.items() >= {"points": 7, "val psnr": 31.0, "val ssim": 0.9}.items() and "val flip" not in row
 
 
 def test_a_training_is_the_one_alone(
@@ -178,21 +204,56 @@ def test_a_training_is_the_one_alone(
     assert "train.py --help" in many("--itertions", "3")[2]
 
 
-def test_on_ray(fake: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
+def test_on_ray(fake: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed (requirements-cluster.txt)")
     options = ManyOptions(output=str(fake.parent / "out"), retries=1)
     works = [work(fake, what) for what in ("fine", "dies once", "full")]
-    ended = run_on_ray(works, options, lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # only --address joins a cluster
+    seen: list[tuple[str, str]] = []
+
+    def tell() -> None:
+        import ray
+
+        if not seen:
+            with pytest.raises(UserError) as blind:
+                _check_machines(ray, ray.nodes(), works[0]._replace(mark="of another folder"))
+            seen.append((ray.nodes()[0]["NodeManagerAddress"], str(blind.value)))
+
+    ended = run_on_ray(works, options, tell)
+    ((address, sentence),) = seen
+    assert address == "127.0.0.1"  # Ray asks nobody for a password
+    assert "does not see" in sentence and "give an output folder that all machines share" in sentence
     assert {name: state["state"] for name, state in ended.items()} == dict(fine="done", dies_once="done", full="failed")
 
 
 def test_what_no_machine_has_is_refused() -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 1.0}}]
     ray = SimpleNamespace(nodes=lambda: nodes)
-    _check_resources(ray, ManyOptions(cpus=8))
+    assert _fit(ray, ManyOptions(cpus=8)) == nodes[:1]
     for options in (ManyOptions(cpus=9), ManyOptions(gpus=0.5), ManyOptions(memory=1.0)):
         with pytest.raises(UserError, match="no machine has --cpus .*there are: 8 CPUs, 0 GPUs"):
-            _check_resources(ray, options)
+            _fit(ray, options)
+
+
+def test_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and with another version's sentence in full."""
+    monkeypatch.setitem(
+        sys.modules, "ray", SimpleNamespace(init=init_of_another, exceptions=SimpleNamespace(RayError=OSError))
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match="Ray: 2.9.3.*Ray: 2.60.0.*needs the same versions of Ray and Python"):
+            run_on_ray([], ManyOptions(address=f"127.0.0.1:{port}"), lambda: None)
+    with pytest.raises(UserError, match=f"nothing answers at --address 127.0.0.1:{port}"):
+        run_on_ray([], ManyOptions(address=f"127.0.0.1:{port}"), lambda: None)
+
+
+def init_of_another(**settings: object) -> None:
+    raise RuntimeError(
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9.3\n    Python: 3.11.7\nThis process on node "
+        "127.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    )
 
 
 def test_without_ray_one_sentence(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,18 @@ same command must finish it without training anything twice. Minutes; needs requ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -84,21 +87,64 @@ def main() -> None:
 def overhead(out: Path, subjects: list[Path], flags: list[str], iterations: int) -> None:
     """Prints what a subject costs beside its own training, and the memory of a driver."""
     process = driver(out, "many", subjects, flags, None)
-    peaks = []
+    used = {process.pid: Used("driver", 0.0, 0.0)}
+    memory, before = [], 0.0
     while process.poll() is None:
-        try:
+        look(used)
+        if not before and any(one.children for one in used.values() if one.kind == "workers"):
+            before = sum(one.own for one in used.values())
+        with contextlib.suppress(OSError, IndexError):
             text = Path(f"/proc/{process.pid}/status").read_text()
-            peaks.append(int(text.split("VmRSS:")[1].split()[0]) / 1024)
-        except (OSError, IndexError):
-            pass
-        time.sleep(0.5)
+            memory.append(int(text.split("VmRSS:")[1].split()[0]) / 1024)
+        time.sleep(0.25)
     assert process.returncode == 0
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    third = len(peaks) // 3
+    own = {kind: sum(one.own for one in used.values() if one.kind == kind) for kind in ("driver", "workers", "Ray")}
+    parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in own.items())
+    each = (sum(own.values()) - before) / len(subjects)
     print(
-        f"driver: {used.ru_utime + used.ru_stime:.1f} s of CPU for {len(subjects)} subjects (with Ray's own processes)"
+        f"beside the trainings: {sum(own.values()):.1f} s of CPU ({parts}), {before:.1f} of them until the first ended"
     )
-    print(f"driver: {peaks[third]:.0f} MB after a third, {peaks[-1]:.0f} MB at the end")
+    print(f"so {each:.2f} s for each of {len(subjects)} subjects")
+    trainings = sum(one.children for one in used.values() if one.kind == "workers") / len(subjects)
+    alone = []
+    for subject in subjects[:5]:
+        start = resource.getrusage(resource.RUSAGE_CHILDREN)
+        train_alone(out, subject, flags)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        alone.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
+    print(f"a training: {trainings:.2f} s of CPU as a subject, {statistics.median(alone):.2f} s alone")
+    third = len(memory) // 3
+    print(f"the driver's memory: {memory[third]:.0f} MB after a third, {memory[-2]:.0f} MB at the end")
+
+
+class Used(NamedTuple):
+    """Seconds of CPU of a process."""
+
+    kind: str  # driver, workers, Ray
+    own: float
+    children: float  # those that it has waited for: of a worker, the trainings
+
+
+def look(used: dict[int, Used]) -> None:
+    """Brings `used` up to date, with what these processes have started since; the trainings are left out."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        with contextlib.suppress(OSError, IndexError):  # it has just ended
+            words = (folder / "stat").read_text().rpartition(")")[2].split()
+            pid, line = int(folder.name), (folder / "cmdline").read_bytes()
+            if b"fleet.child" in line:
+                used.pop(pid, None)
+            elif pid in used or (int(words[1]) in used and line):  # one that ends has no line any more
+                known = used[pid].kind if pid in used else "Ray"
+                own, waited = (sum(map(int, words[start : start + 2])) / ticks for start in (11, 13))
+                used[pid] = Used("workers" if b"ray::" in line and b"Agent" not in line else known, own, waited)
+
+
+def train_alone(out: Path, subject: Path, flags: list[str]) -> Path:
+    folder = out / "alone" / subject.name
+    words = [sys.executable, "train.py", "-s", str(subject), "-m", str(folder), *flags]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    return folder
 
 
 def kill(out: Path, subjects: list[Path], flags: list[str], iterations: int) -> None:
@@ -129,9 +175,7 @@ def kill(out: Path, subjects: list[Path], flags: list[str], iterations: int) -> 
     finally:
         cluster.shutdown()
     for subject in subjects:
-        alone = out / "alone" / subject.name
-        words = [sys.executable, "train.py", "-s", str(subject), "-m", str(alone), *flags, "--quiet"]
-        subprocess.run(words, cwd=ROOT, check=True)
+        alone = train_alone(out, subject, [*flags, "--quiet"])
         for name in ("many", "second"):
             assert same(alone, out / name / subject.name, iterations), (
                 f"{name}/{subject.name} differs from its run alone"
