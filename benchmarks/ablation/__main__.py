@@ -38,9 +38,10 @@ from tqdm import tqdm
 from arguments import ManyOptions, parse_train
 from benchmarks.ablation import BASELINE
 from benchmarks.ablation.measure import Judge
-from benchmarks.ablation.report import compare, draw_plots, tables_of, write_csv
+from benchmarks.ablation.report import compare, draw_plots, tables_of, times_alone, write_csv
 from benchmarks.common import HEAD, ROOT, Table, format_tables, new_parser, pyplot, typed_command, write_tables
 from benchmarks.timing import SLICE, ratio, slice_count, time_in_turns
+from evaluation.results import device_name, git_commit
 from fleet.run import run_all
 from fleet.work import Work, is_trained
 from utils.errors import UserError, run_script
@@ -267,7 +268,12 @@ def collect_timings(out: Path) -> dict[str, dict[int, float]]:
         row, _, number = path.stem.rpartition("_")
         timing = _read(path)
         ratios.setdefault(row, {})[int(number)] = ratio(timing["seconds"], timing["baseline"])
-    return {row: dict(sorted(of_row.items())) for row, of_row in sorted(ratios.items())}
+    return {row: dict(sorted(ratios[row].items())) for row in sorted(ratios, key=place)}
+
+
+def place(row: str) -> tuple[int, str]:
+    """Where a row stands in the tables."""
+    return list(ROWS).index(row) if row in ROWS else len(ROWS), row
 
 
 def collect(out: Path, judge: Judge) -> list[dict[str, Any]]:
@@ -277,8 +283,7 @@ def collect(out: Path, judge: Judge) -> list[dict[str, Any]]:
         match = re.fullmatch(r"(.+)_seed([0-9]+)", folder.name)
         if match and (folder / "results.json").exists():
             found.append((match[1], int(match[2]), folder))
-    place = {row: index for index, row in enumerate(ROWS)}
-    found.sort(key=lambda item: (place.get(item[0], len(ROWS)), item[0], item[1]))
+    found.sort(key=lambda item: (place(item[0]), item[1]))
     runs = []
     for row, seed, folder in progress(found, desc="Measuring", unit="run"):
         results = _read(folder / "results.json")
@@ -309,15 +314,18 @@ def report(out: Path, judge: Judge) -> list[Table]:
     Raises:
         UserError: nothing is finished there.
     """
-    runs = collect(out, judge)
-    if not runs:
+    runs, ratios = collect(out, judge), collect_timings(out)
+    if not runs and not ratios:
         raise UserError(f"{out} holds no finished run")
-    ratios = collect_timings(out)
+    about = _read(out / "command.json") or {}
+    if not runs:
+        tables = [times_alone(ratios)]
+        write_tables(out / "results.json", tables, **about)
+        return tables
     summary = compare(runs, ratios)
     tables = tables_of(summary)
-    command = (_read(out / "command.json") or {}).get("command")
     commits, machines = (", ".join(sorted({str(run[key]) for run in runs})) for key in ("git_commit", "device"))
-    write_tables(out / "results.json", tables, command=command, commit=commits, machine=machines)
+    write_tables(out / "results.json", tables, **{**about, "commit": commits, "machine": machines})
     write_csv(out / "results.csv", runs, ratios)
     draw_plots(out, runs, summary)
     return tables
@@ -375,11 +383,12 @@ def main() -> None:
     options = parse(sys.argv[1:])
     pyplot()  # a missing library is told now, not after the runs
     if not options.report_only:
-        write_json(options.out / "command.json", {"command": typed_command(options)})
+        about = {"command": typed_command(options), "commit": git_commit(), "machine": device_name("cpu")}
+        write_json(options.out / "command.json", about)
         run_quality(options)
         run_timings(options)
     print(format_tables(report(options.out, Judge())))
-    print(f"Written to {options.out}: results.json, results.csv and plots")
+    print(f"Written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ from benchmarks.ablation.plots import bars, colors, lines
 from benchmarks.common import Row, Table
 from utils.files import atomic_path
 
+TIME = (
+    "Time is per iteration relative to the baseline, in turns; the baseline's own is that of a second baseline, the "
+    "control"
+)
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "flip": "FLIP", "lpips_vgg": "LPIPS"}  # of the tables; the CSV has all
 
 
@@ -118,10 +122,7 @@ def tables_of(summary: Summary) -> list[Table]:
     """The baseline as it is, the others as changes; then the PSNR by region."""
     columns = dict.fromkeys(column for row in summary.values() for column in row["value"])
     splits = list(dict.fromkeys(column.split("/")[0] for column in columns if column.endswith("/psnr")))
-    title = (
-        "Mean ± half the range over the seeds; changes are against the baseline of the same seed. Time is per "
-        "iteration relative to the baseline, in turns; the baseline's own is that of a second baseline, the control:"
-    )
+    title = f"Mean ± half the range over the seeds; changes are against the baseline of the same seed. {TIME}:"
     tables = [Table(title, [_row(name, of_row, splits) for name, of_row in summary.items()])]
     for split in splits:
         regions = [column for column in columns if column.startswith(f"{split}/psnr/")]
@@ -133,6 +134,15 @@ def tables_of(summary: Summary) -> list[Table]:
             ]
             tables.append(Table(title, rows))
     return tables
+
+
+def times_alone(ratios: Mapping[str, Mapping[int, float]]) -> Table:
+    """Where rows were timed and none was trained to its end: the median of each row's rounds."""
+    rows = [
+        {"row": name, "time": cell(spread(of_row.values(), statistics.median), ".3f")}
+        for name, of_row in ratios.items()
+    ]
+    return Table(f"{TIME}:", rows)
 
 
 def _row(name: str, of_row: Mapping[str, Mapping[str, Spread]], splits: Sequence[str]) -> Row:

@@ -218,11 +218,7 @@ def test_the_report_of_fabricated_runs(tmp_path: Path) -> None:
     for seed in (0, 1):
         make_run(tmp_path, "baseline", seed, 30.0, flip=0.1)
         make_run(tmp_path, "ultra", seed, 31.0, flip=0.09)
-    (tmp_path / "timing").mkdir()
-    for row, factor in (("baseline", 1.0), ("ultra", 1.25)):
-        (tmp_path / "timing" / f"{row}_0.json").write_text(
-            json.dumps({"flags": FLAGS, "slice": 25, "seconds": [factor] * 4, "baseline": [1.0] * 4})
-        )
+    make_timings(tmp_path, baseline=1.0, ultra=1.25)
     tables = ablation.report(tmp_path, measure.Judge())
     baseline, ultra = tables[0].rows
     assert ultra["seeds"] == 2 and ultra["time"] == "1.250" and ultra["memory, GB"] == "2.00 ±0.00"
@@ -246,6 +242,23 @@ def test_the_report_of_fabricated_runs(tmp_path: Path) -> None:
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > image.height > 100
     assert not (tmp_path / "psnr_test.png").exists()  # no curve, no plot
+
+
+def make_timings(out: Path, **factors: float) -> None:
+    (out / "timing").mkdir()
+    for row, factor in factors.items():
+        (out / "timing" / f"{row}_0.json").write_text(
+            json.dumps({"flags": FLAGS, "slice": 25, "seconds": [factor] * 4, "baseline": [1.0] * 4})
+        )
+
+
+def test_the_report_of_timings_alone(tmp_path: Path) -> None:
+    make_timings(tmp_path, ultra=1.25, baseline=1.0)
+    (tmp_path / "command.json").write_text('{"command": "c", "commit": "0123", "machine": "Abacus"}')
+    (table,) = ablation.report(tmp_path, measure.Judge())
+    assert table.rows == [{"row": "baseline", "time": "1.000"}, {"row": "ultra", "time": "1.250"}]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert (found["command"], found["commit"], found["machine"]) == ("c", "0123", "Abacus")
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:

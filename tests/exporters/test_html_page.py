@@ -80,7 +80,7 @@ def test_its_pictures_are_the_rasterizers(
 def test_a_thousand_moves_leave_no_fault_and_no_memory(shown: OpenPage) -> None:
     move_sliders(shown, 100, every=10)
     before = shown.heap()
-    assert move_sliders(shown, 1000, every=10) == 5 + 7
+    assert move_sliders(shown, 1000, every=10) == 6 + 7
     assert shown.heap() - before < 1_000_000  # a mesh or a picture kept from each would be a hundred times that
     assert shown.faults == []
 

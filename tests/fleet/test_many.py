@@ -130,7 +130,11 @@ def test_stopped_it_has_saved(fake: Path) -> None:
 
 def test_an_interrupted_driver_waits_until_all_is_saved(fake: Path) -> None:
     one = work(fake, "waits")
-    code = f"from fleet.cluster import *; run_locally([Work{tuple(one)!r}], lambda: None)"
+    # Started by a shell in its background, the tests ignore SIGINT, and so would all that they start.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fleet.cluster import *; "
+        f"run_locally([Work{tuple(one)!r}], lambda: None)"
+    )
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not Path(one.folder, "waiting").exists():
         assert driver.poll() is None
