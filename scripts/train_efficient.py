@@ -32,9 +32,9 @@ from utils.errors import fail, run_script
 
 # Names and what they do; PSNR of novel views and time per iteration against the baseline, as in the README.
 PRESETS = {
-    "balanced": ("Balanced", "ultra, progressive resolution and colour calibration: +2.4 dB, ×1.20 the time"),
-    "ultra": ("Ultra-Efficient", "region loss, smart densification, warm start ...: +2.0 dB, ×1.04 the time"),
-    "quality": ("Quality-First", "more Gaussians and a larger colour network: +2.7 dB, ×1.65 the time"),
+    "balanced": ("Balanced", "ultra, progressive resolution and colour calibration: +2.4 dB, ×1.25 the time"),
+    "ultra": ("Ultra-Efficient", "region loss, smart densification, warm start ...: +2.0 dB, ×1.08 the time"),
+    "quality": ("Quality-First", "more Gaussians and a larger colour network: +2.7 dB, ×1.54 the time"),
     "baseline": ("Baseline", "nothing of that: the time of all others is relative to this"),
     "fast": ("Fast", "ultra for runs of seconds to minutes: a dense start and larger learning rates"),
     "full": ("Full", "what these replace (VGG loss ...), to compare: very slow on a CPU; needs the LPIPS weights"),
